@@ -1,0 +1,332 @@
+//! The messages on a control connection, between the coordinator and a process or a command.
+//!
+//! A frame is a `u32` little-endian length and that many bytes of postcard. The first frame from
+//! either kind of peer is a [`Hello`], which carries the job's token.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
+
+/// The version of these messages. A peer with another version is refused.
+pub const CONTROL_VERSION: u32 = 1;
+
+/// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Environment variables by which the coordinator hands a process its place in the job.
+pub mod environment {
+    /// Address of the control socket: `unix:@NAME` (abstract) or `unix:PATH`.
+    pub const CONTROL: &str = "CKPT_CONTROL";
+    /// The job's token, 64 hexadecimal digits.
+    pub const TOKEN: &str = "CKPT_TOKEN";
+    /// This process's number.
+    pub const PROCESS: &str = "CKPT_PROCESS";
+    /// How many processes the job has.
+    pub const PROCESSES: &str = "CKPT_PROCESSES";
+    /// Number of the inherited file descriptor of the shared memory that holds the rings.
+    pub const SHM_FD: &str = "CKPT_SHM_FD";
+    /// With `--label`: inherited descriptors for the output of each hosted rank, `RANK:OUT:ERR`
+    /// separated by commas. Absent otherwise.
+    pub const OUTPUT_FDS: &str = "CKPT_OUTPUT_FDS";
+}
+
+/// Exit codes of a rank process that the coordinator understands. Anything else is the solver's own.
+pub mod exit {
+    /// The process was told to end (stop, lost coordinator) and did. `EX_TEMPFAIL` of sysexits.h.
+    pub const STOPPED: i32 = 75;
+    /// The process could not start or go on for a reason of the library's own, already reported.
+    /// `EX_SOFTWARE` of sysexits.h.
+    pub const LIBRARY: i32 = 70;
+    /// A rank overflowed its stack; the message is on stderr.
+    pub const STACK_OVERFLOW: i32 = 71;
+    /// A rank panicked; the message is on stderr. The code of Rust's own runtime.
+    pub const PANIC: i32 = 101;
+}
+
+/// The first frame on a connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`CONTROL_VERSION`] of the sender.
+    pub version: u32,
+    /// The job's token, compared in constant time.
+    pub token: [u8; 32],
+    /// Who is calling.
+    pub caller: Caller,
+}
+
+/// Who opens a control connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Caller {
+    /// A process of the job: its number, its pid, what program it runs.
+    Process {
+        /// Its number in the job.
+        process: Process,
+        /// Its process id.
+        pid: u32,
+        /// The program, as mapped.
+        identity: ProgramIdentity,
+    },
+    /// A command (`ckpt status`, `ckpt checkpoint`): one [`Request`] follows, then one [`Response`].
+    Command,
+}
+
+/// What must be equal in every process of a job for a rank's bytes to mean the same (design 3.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramIdentity {
+    /// Every mapped object, the program first.
+    pub objects: Vec<MappedObject>,
+    /// Processor features in use, sorted, as `std::arch` names them.
+    pub processor_features: Vec<String>,
+    /// Address of the main thread's thread-local block.
+    pub thread_local_address: u64,
+    /// The machine's page size, in bytes.
+    pub page_bytes: u32,
+}
+
+/// One mapped object (program, shared library, vdso).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedObject {
+    /// Its path as the dynamic linker tells it; the program's own is empty there and given as `/proc/self/exe`'s target.
+    pub path: String,
+    /// The GNU build id, or a digest of the file where it has none.
+    pub build_id: Vec<u8>,
+    /// The address it is loaded at.
+    pub address: u64,
+}
+
+/// What the coordinator tells a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Directive {
+    /// The answer to an accepted [`Hello`]: the process's part of the job.
+    Assignment(Box<Assignment>),
+    /// The Hello was not accepted; the process prints the reason and ends with [`exit::LIBRARY`].
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// All processes are ready: let the ranks run.
+    Go,
+    /// Take the snapshot with this number.
+    Snapshot {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The snapshot will not be: drop what is staged, stop writing; the coordinator removes the files.
+    Abort {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The snapshot is a checkpoint now.
+    Committed {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The job is complete (every rank finished): exit 0.
+    End,
+    /// Exit at once with [`exit::STOPPED`].
+    Stop,
+    /// Are you there? Answered by [`Report::Alive`] from the control thread.
+    Ping,
+}
+
+/// A process's part of the job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The job.
+    pub job: JobId,
+    /// This start of it.
+    pub incarnation: Incarnation,
+    /// The newest epoch that was announced before this start; the next snapshot's is greater.
+    pub epoch: Epoch,
+    /// The process of each rank, indexed by rank; its length is the number of ranks.
+    pub placement: Vec<Process>,
+    /// How many processes the job has.
+    pub processes: u32,
+    /// Bytes of address space per slot.
+    pub slot_bytes: u64,
+    /// Bytes of address space of a rank's stack.
+    pub stack_bytes: u64,
+    /// The store, an absolute path.
+    pub store: String,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// Start from this checkpoint, or from the beginning.
+    pub restore: Option<Restore>,
+    /// `--strict`: refuse a snapshot where something would not be captured, instead of warning.
+    pub strict: bool,
+    /// Run the conservative pointer scan at the first snapshot (always in tests).
+    pub scan: bool,
+}
+
+/// How the chunks of a checkpoint are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// Stored as they are.
+    None,
+    /// zstd at its level 1.
+    #[default]
+    Fast,
+    /// zstd at this level.
+    Level(i32),
+}
+
+/// A checkpoint to start from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Restore {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The incarnation that wrote it.
+    pub incarnation: Incarnation,
+    /// The file of each rank, indexed by rank.
+    pub files: Vec<StoredFile>,
+}
+
+/// A rank's file in a checkpoint, as stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// The rank.
+    pub rank: Rank,
+    /// The file's path below the store.
+    pub name: String,
+    /// The file's length in bytes.
+    pub file_bytes: u64,
+    /// Digest over the whole file (XXH3-128).
+    pub digest: [u8; 16],
+    /// Bytes of the image before compression (pages, tables, channel state).
+    pub raw_bytes: u64,
+}
+
+/// What a process tells the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// Slots are mapped, images restored, links ready: waiting for [`Directive::Go`].
+    Ready {
+        /// How long restoring took, in microseconds (0 at a start from the beginning).
+        restore_us: u64,
+    },
+    /// An image could not be restored; the coordinator marks the checkpoint and takes the one before.
+    RestoreFailed {
+        /// Whose image.
+        rank: Rank,
+        /// Of which checkpoint.
+        epoch: Epoch,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The answer to [`Directive::Ping`].
+    Alive {
+        /// The hosted ranks that have not entered the engine for long, with the milliseconds since.
+        computing: Vec<(Rank, u64)>,
+    },
+    /// The ranks of this process are captured.
+    Cut {
+        /// For which snapshot.
+        epoch: Epoch,
+        /// How long the ranks stood still, in microseconds.
+        stall_us: u64,
+    },
+    /// Images, tables and channel state of this process are durable.
+    Stored {
+        /// For which snapshot.
+        epoch: Epoch,
+        /// A file for each hosted rank.
+        files: Vec<StoredFile>,
+        /// What was sent and received at the cut, for each opened link.
+        links: Vec<LinkCount>,
+    },
+    /// This process can't take or store the snapshot: it is to be aborted, the job goes on.
+    SnapshotFailed {
+        /// Which.
+        epoch: Epoch,
+        /// What failed, where, why.
+        reason: String,
+    },
+    /// A rank returned from the solver's main.
+    RankFinished {
+        /// The rank.
+        rank: Rank,
+    },
+    /// A rank ended with an error or a panic: the job ends with this code.
+    RankFailed {
+        /// The rank.
+        rank: Rank,
+        /// The exit code that the job passes on.
+        code: i32,
+        /// What the rank said.
+        message: String,
+    },
+    /// Something the user should know that does not end the job.
+    Warning {
+        /// The text, complete.
+        text: String,
+    },
+}
+
+/// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer
+/// before its cut plus what it recorded as channel state after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCount {
+    /// The process at the other end.
+    pub peer: Process,
+    /// Packets sent to it before the cut, in this incarnation.
+    pub sent: u64,
+    /// Packets received from it that belong before its cut, in this incarnation.
+    pub received: u64,
+}
+
+/// What a command asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Take a checkpoint now; the response comes when it is committed or has failed.
+    Checkpoint,
+    /// Tell how the job is.
+    Status,
+}
+
+/// What a command is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// The checkpoint is committed.
+    Committed {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The request could not be done.
+    Failed {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// How the job is.
+    Status(Box<JobStatus>),
+}
+
+/// How a running job is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The job.
+    pub job: JobId,
+    /// This start of it.
+    pub incarnation: Incarnation,
+    /// What the job is doing: `starting`, `restoring`, `running`, `snapshot`, `stopping`.
+    pub phase: String,
+    /// Number of ranks.
+    pub ranks: u32,
+    /// Ranks that returned from the solver's main.
+    pub finished: u32,
+    /// The process id of each process.
+    pub pids: Vec<u32>,
+    /// The process of each rank.
+    pub placement: Vec<Process>,
+    /// Restarts so far.
+    pub restarts: u32,
+    /// The last committed epoch.
+    pub committed: Option<Epoch>,
+    /// The snapshot under way.
+    pub snapshot: Option<Epoch>,
+    /// Ranks that have not reached the engine, with the milliseconds since they last did.
+    pub computing: Vec<(Rank, u64)>,
+    /// Milliseconds until the next snapshot.
+    pub next_ms: Option<u64>,
+    /// Milliseconds since the job's first start of this command.
+    pub elapsed_ms: u64,
+}

@@ -1,0 +1,10 @@
+//! The protocol of the checkpoint and migration layer, as pure state machines.
+//!
+//! Nothing here does I/O, reads a clock or starts a thread. Inputs go in by `handle_*`, outputs come
+//! out by `poll_*`, time is passed in. The same code runs in the product, in the simulator
+//! (`protocol/tests`) and in the model checker.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod ids;
