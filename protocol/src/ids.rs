@@ -68,7 +68,9 @@ impl Process {
 }
 
 /// The identity of a job, drawn at random at its first start and kept for its life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct JobId(pub [u8; 16]);
 
 impl fmt::Display for JobId {
