@@ -182,7 +182,7 @@ pub struct Restore {
 }
 
 /// A rank's file in a checkpoint, as stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StoredFile {
     /// The rank.
     pub rank: Rank,

@@ -7,5 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod coordinator;
 pub mod ids;
+pub mod placement;
 pub mod slots;

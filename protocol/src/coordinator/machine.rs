@@ -1,0 +1,590 @@
+//! The phases of a snapshot, from the decision to take it to its commit or its end.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::collection::{Collected, Collection};
+use crate::control::{LinkCount, StoredFile};
+use crate::ids::{Epoch, Process, Rank};
+
+/// How long to wait before the store is asked again what became of a publishing.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a coordinator must know of the job before it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Number of processes in this incarnation.
+    pub processes: u32,
+    /// The process of each rank.
+    pub placement: Vec<Process>,
+    /// The newest epoch whose number was ever used; the next snapshot's is greater.
+    pub newest: Epoch,
+    /// The newest committed checkpoint.
+    pub committed: Option<Epoch>,
+    /// Time from one snapshot's start to the next one's; `None` for none but those asked for.
+    pub every: Option<Duration>,
+    /// After this long without a cut, the processes that have not reached the engine are named
+    /// ([`Output::Waiting`]), again and again. The snapshot goes on: aborting it would only mean that a job of
+    /// long computations never gets a checkpoint.
+    pub cut_patience: Duration,
+    /// A snapshot is aborted when all have cut and this much later not all have stored.
+    pub store_timeout: Duration,
+}
+
+/// A request for a checkpoint, numbered by the caller, who gets the number back with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What became of an attempt to publish a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Published {
+    /// The manifest is in place and durable.
+    Done,
+    /// It failed before the rename was tried: the checkpoint does not exist and never will.
+    NotTried(String),
+    /// The rename was tried and nobody knows yet what became of it.
+    Unknown(String),
+}
+
+/// What the store says about an epoch whose publishing ended without a clear outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Resolution {
+    /// The manifest is there.
+    Present,
+    /// The manifest is not there.
+    Absent,
+    /// The store can't be read now.
+    Unreadable(String),
+}
+
+/// How the last checkpoint before a stop went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Last {
+    /// It is committed.
+    Committed(Epoch),
+    /// There is none, and why.
+    Failed(String),
+}
+
+/// What the caller is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Make the epoch's number durable (its directory), then call [`Coordinator::handle_prepared`].
+    Prepare {
+        /// The new epoch.
+        epoch: Epoch,
+    },
+    /// Tell every process to take this snapshot.
+    Announce {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// These processes keep the snapshot waiting: tell the user. Nothing else changes.
+    Waiting {
+        /// The snapshot.
+        epoch: Epoch,
+        /// Who has not cut.
+        processes: Vec<Process>,
+    },
+    /// Publish the manifest, then call [`Coordinator::handle_published`].
+    Publish(Box<Collected>),
+    /// Read from the store whether the manifest is there, then call [`Coordinator::handle_resolved`].
+    Resolve {
+        /// Whose manifest.
+        epoch: Epoch,
+    },
+    /// The checkpoint exists: tell every process; older ones may be removed now.
+    Commit {
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The snapshot will not be: tell every process, and the user why.
+    Abort {
+        /// Its epoch.
+        epoch: Epoch,
+        /// What failed, where, why.
+        reason: String,
+        /// Whether its files are to be removed. Not so after a rename that was tried: should the
+        /// manifest turn up later in spite of all, its files must be there.
+        remove: bool,
+    },
+    /// Answer a request for a checkpoint.
+    Answer {
+        /// Which request.
+        request: RequestId,
+        /// The committed epoch, or why there is none.
+        outcome: Result<Epoch, String>,
+    },
+    /// All ranks have finished and no snapshot is open: tell every process that the job is complete.
+    End,
+    /// The last checkpoint was taken, or could not be: stop the job.
+    Stop {
+        /// How it went.
+        last: Last,
+    },
+}
+
+/// What the coordinator is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// No snapshot.
+    Idle,
+    /// The epoch's number is being made durable.
+    Preparing,
+    /// The processes cut and store.
+    Collecting,
+    /// The manifest is being published.
+    Publishing,
+    /// The outcome of the publishing is being read from the store.
+    Resolving,
+}
+
+/// How the coordinator is, for `ckpt status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The snapshot under way.
+    pub snapshot: Option<Epoch>,
+    /// The newest committed checkpoint.
+    pub committed: Option<Epoch>,
+    /// Who has not cut for the snapshot under way.
+    pub not_cut: Vec<Process>,
+    /// When the next snapshot is due.
+    pub next_at: Option<Duration>,
+    /// Ranks that have finished.
+    pub finished: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Snapshot {
+    Preparing,
+    Collecting {
+        parts: Box<Collection>,
+        /// When to name those that have not cut, or, once all have, when to give up.
+        deadline: Duration,
+    },
+    Publishing,
+    Resolving {
+        /// When to ask the store again; `None` while a question is open.
+        again_at: Option<Duration>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Life {
+    Running,
+    /// Termination was asked for; `tries` snapshots may still be started for it.
+    Terminating {
+        tries: u32,
+    },
+    /// A process was lost: nothing new is started, what is open gets decided.
+    Closed,
+    /// `End` or `Stop` was said.
+    Over,
+}
+
+/// The snapshot side of the coordinator. See the module's description.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Coordinator {
+    config: Config,
+    newest: Epoch,
+    committed: Option<Epoch>,
+    life: Life,
+    /// The snapshot under way and its start.
+    current: Option<(Epoch, Duration, Snapshot)>,
+    next_at: Option<Duration>,
+    /// Requests that the snapshot under way answers.
+    serving: Vec<RequestId>,
+    /// Requests that came after the cut may have begun: they want a later one.
+    waiting: Vec<RequestId>,
+    finished: BTreeSet<Rank>,
+    outputs: VecDeque<Output>,
+}
+
+impl Coordinator {
+    /// A coordinator for an incarnation whose ranks have just been let go.
+    #[must_use]
+    pub fn new(config: Config, now: Duration) -> Self {
+        Self {
+            newest: config.newest,
+            committed: config.committed,
+            life: Life::Running,
+            current: None,
+            next_at: config.every.map(|every| now + every),
+            serving: Vec::new(),
+            waiting: Vec::new(),
+            finished: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// The next thing to do, if any. To be called until it returns `None` after every `handle_*`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called next, if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match &self.current {
+            Some((_, _, Snapshot::Collecting { deadline, .. })) => Some(*deadline),
+            Some((_, _, Snapshot::Resolving { again_at })) => *again_at,
+            Some(_) => None,
+            None if self.life == Life::Running => self.next_at,
+            None => None,
+        }
+    }
+
+    /// How things are.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (phase, not_cut) = match &self.current {
+            None => (Phase::Idle, Vec::new()),
+            Some((_, _, Snapshot::Preparing)) => (Phase::Preparing, Vec::new()),
+            Some((_, _, Snapshot::Collecting { parts, .. })) => {
+                (Phase::Collecting, parts.not_cut())
+            }
+            Some((_, _, Snapshot::Publishing)) => (Phase::Publishing, Vec::new()),
+            Some((_, _, Snapshot::Resolving { .. })) => (Phase::Resolving, Vec::new()),
+        };
+        Status {
+            phase,
+            snapshot: self.current.as_ref().map(|(epoch, ..)| *epoch),
+            committed: self.committed,
+            not_cut,
+            next_at: match self.life {
+                Life::Running => self.next_at,
+                _ => None,
+            },
+            finished: u32::try_from(self.finished.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Whether no epoch is undecided: the store's newest checkpoint is final for this incarnation
+    /// once the coordinator was told of a loss ([`Self::handle_lost`]).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// The newest committed checkpoint.
+    #[must_use]
+    pub fn committed(&self) -> Option<Epoch> {
+        self.committed
+    }
+
+    /// Somebody asks for a checkpoint of how things are now.
+    ///
+    /// A snapshot that is already announced may have cut before the request, so it does not answer it.
+    pub fn handle_request(&mut self, now: Duration, request: RequestId) {
+        match (self.life, &self.current) {
+            (Life::Closed | Life::Over, _) => self.outputs.push_back(Output::Answer {
+                request,
+                outcome: Err("the job is ending or about to restart; ask again later".to_owned()),
+            }),
+            (_, Some((_, _, Snapshot::Preparing))) => self.serving.push(request),
+            (_, Some(_)) => self.waiting.push(request),
+            (_, None) => {
+                self.waiting.push(request);
+                self.advance(now);
+            }
+        }
+    }
+
+    /// The job is to stop after a last checkpoint. A snapshot under way serves as that; if it fails,
+    /// one more is tried.
+    pub fn handle_termination(&mut self, now: Duration) {
+        if self.life == Life::Running {
+            let tries = if self.current.is_some() { 1 } else { 2 };
+            self.life = Life::Terminating { tries };
+            self.advance(now);
+        }
+    }
+
+    /// The answer to [`Output::Prepare`].
+    pub fn handle_prepared(&mut self, now: Duration, epoch: Epoch, outcome: Result<(), String>) {
+        let Some((current, _, snapshot @ Snapshot::Preparing)) = &mut self.current else {
+            return;
+        };
+        if *current != epoch {
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                *snapshot = Snapshot::Collecting {
+                    parts: Box::new(Collection::new(
+                        self.config.processes,
+                        self.config.placement.len(),
+                    )),
+                    deadline: now + self.config.cut_patience,
+                };
+                self.outputs.push_back(Output::Announce { epoch });
+            }
+            Err(reason) => self.abort(now, format!("its directory can't be made: {reason}"), true),
+        }
+    }
+
+    /// A process has captured its ranks.
+    pub fn handle_cut(&mut self, now: Duration, process: Process, epoch: Epoch, stall_us: u64) {
+        let store_timeout = self.config.store_timeout;
+        if let Some((parts, deadline)) = self.collecting(epoch) {
+            let before = parts.all_cut();
+            parts.add_cut(process, stall_us);
+            if !before && parts.all_cut() {
+                *deadline = now + store_timeout;
+            }
+        }
+    }
+
+    /// A process's part is durable.
+    pub fn handle_stored(
+        &mut self,
+        now: Duration,
+        process: Process,
+        epoch: Epoch,
+        files: Vec<StoredFile>,
+        links: &[LinkCount],
+    ) {
+        let placement = std::mem::take(&mut self.config.placement);
+        let store_timeout = self.config.store_timeout;
+        let outcome = self.collecting(epoch).map(|(parts, deadline)| {
+            let before = parts.all_cut();
+            let added = parts.add_stored(process, files, links, &placement);
+            if !before && parts.all_cut() {
+                *deadline = now + store_timeout;
+            }
+            added.map(|()| parts.all_stored())
+        });
+        self.config.placement = placement;
+        match outcome {
+            Some(Ok(true)) => self.publish(now),
+            Some(Err(unsound)) => self.abort(now, unsound.to_string(), true),
+            Some(Ok(false)) | None => {}
+        }
+    }
+
+    /// A process can't take or store the snapshot.
+    pub fn handle_failed(&mut self, now: Duration, process: Process, epoch: Epoch, reason: &str) {
+        if self.collecting(epoch).is_some() {
+            self.abort(now, format!("{process}: {reason}"), true);
+        }
+    }
+
+    /// The answer to [`Output::Publish`].
+    pub fn handle_published(&mut self, now: Duration, epoch: Epoch, outcome: Published) {
+        let Some((current, _, snapshot @ Snapshot::Publishing)) = &mut self.current else {
+            return;
+        };
+        if *current != epoch {
+            return;
+        }
+        match outcome {
+            Published::Done => self.commit(now),
+            Published::NotTried(reason) => {
+                self.abort(
+                    now,
+                    format!("the manifest can't be written: {reason}"),
+                    true,
+                );
+            }
+            Published::Unknown(_) => {
+                *snapshot = Snapshot::Resolving { again_at: None };
+                self.outputs.push_back(Output::Resolve { epoch });
+            }
+        }
+    }
+
+    /// The answer to [`Output::Resolve`].
+    pub fn handle_resolved(&mut self, now: Duration, epoch: Epoch, resolution: Resolution) {
+        let Some((current, _, Snapshot::Resolving { again_at })) = &mut self.current else {
+            return;
+        };
+        if *current != epoch {
+            return;
+        }
+        match resolution {
+            Resolution::Present => self.commit(now),
+            Resolution::Absent => {
+                self.abort(
+                    now,
+                    "the manifest's rename did not happen".to_owned(),
+                    false,
+                );
+            }
+            Resolution::Unreadable(_) => *again_at = Some(now + RESOLVE_AGAIN),
+        }
+    }
+
+    /// A rank has returned from the solver's main.
+    pub fn handle_rank_finished(&mut self, now: Duration, rank: Rank) {
+        if rank.index() < self.config.placement.len() {
+            self.finished.insert(rank);
+            if self.all_finished() {
+                if let Some((_, _, Snapshot::Preparing | Snapshot::Collecting { .. })) =
+                    self.current
+                {
+                    self.abort(now, "every rank has finished".to_owned(), true);
+                } else {
+                    self.advance(now);
+                }
+            }
+        }
+    }
+
+    /// A process of this incarnation is lost, or the job ends for another reason: nothing new is
+    /// started. What is still open is aborted, or decided first if its rename was tried
+    /// ([`Self::is_settled`]).
+    pub fn handle_lost(&mut self, now: Duration, reason: &str) {
+        if matches!(self.life, Life::Over | Life::Closed) {
+            return;
+        }
+        self.life = Life::Closed;
+        if let Some((_, _, Snapshot::Preparing | Snapshot::Collecting { .. })) = self.current {
+            self.abort(now, reason.to_owned(), true);
+        }
+        self.refuse_waiting(reason);
+    }
+
+    /// The time of [`Self::poll_timeout`] has come. Harmless if it has not.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        let cut_patience = self.config.cut_patience;
+        match &mut self.current {
+            None => self.advance(now),
+            Some((epoch, _, Snapshot::Collecting { parts, deadline })) if now >= *deadline => {
+                if parts.all_cut() {
+                    let late: Vec<String> =
+                        parts.not_stored().iter().map(Process::to_string).collect();
+                    let reason = format!("not stored in time by {}", late.join(", "));
+                    self.abort(now, reason, true);
+                } else {
+                    *deadline = now + cut_patience;
+                    self.outputs.push_back(Output::Waiting {
+                        epoch: *epoch,
+                        processes: parts.not_cut(),
+                    });
+                }
+            }
+            Some((epoch, _, Snapshot::Resolving { again_at })) if Some(now) >= *again_at => {
+                if again_at.take().is_some() {
+                    self.outputs.push_back(Output::Resolve { epoch: *epoch });
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn all_finished(&self) -> bool {
+        self.finished.len() == self.config.placement.len()
+    }
+
+    fn collecting(&mut self, epoch: Epoch) -> Option<(&mut Collection, &mut Duration)> {
+        match &mut self.current {
+            Some((current, _, Snapshot::Collecting { parts, deadline })) if *current == epoch => {
+                Some((parts, deadline))
+            }
+            _ => None,
+        }
+    }
+
+    fn publish(&mut self, now: Duration) {
+        let Some((epoch, _, snapshot @ Snapshot::Collecting { .. })) = &mut self.current else {
+            return;
+        };
+        let epoch = *epoch;
+        let Snapshot::Collecting { parts, .. } = std::mem::replace(snapshot, Snapshot::Publishing)
+        else {
+            return;
+        };
+        match parts.finish(epoch) {
+            Ok(collected) => self.outputs.push_back(Output::Publish(Box::new(collected))),
+            Err(unsound) => self.abort(now, unsound.to_string(), true),
+        }
+    }
+
+    fn commit(&mut self, now: Duration) {
+        let Some((epoch, started, _)) = self.current.take() else {
+            return;
+        };
+        self.committed = Some(epoch);
+        self.outputs.push_back(Output::Commit { epoch });
+        for request in self.serving.drain(..) {
+            self.outputs.push_back(Output::Answer {
+                request,
+                outcome: Ok(epoch),
+            });
+        }
+        self.next_at = self.config.every.map(|every| started + every);
+        if matches!(self.life, Life::Terminating { .. }) && !self.all_finished() {
+            self.stop(Last::Committed(epoch));
+        } else {
+            self.advance(now);
+        }
+    }
+
+    fn abort(&mut self, now: Duration, reason: String, remove: bool) {
+        let Some((epoch, ..)) = self.current.take() else {
+            return;
+        };
+        for request in self.serving.drain(..) {
+            self.outputs.push_back(Output::Answer {
+                request,
+                outcome: Err(format!("{epoch} was aborted: {reason}")),
+            });
+        }
+        self.outputs.push_back(Output::Abort {
+            epoch,
+            reason: reason.clone(),
+            remove,
+        });
+        self.next_at = self.config.every.map(|every| now + every);
+        if self.life == (Life::Terminating { tries: 0 }) && !self.all_finished() {
+            self.stop(Last::Failed(reason));
+        } else {
+            self.advance(now);
+        }
+    }
+
+    fn stop(&mut self, last: Last) {
+        self.life = Life::Over;
+        self.refuse_waiting("the job is stopping");
+        self.outputs.push_back(Output::Stop { last });
+    }
+
+    fn refuse_waiting(&mut self, reason: &str) {
+        for request in self.waiting.drain(..) {
+            self.outputs.push_back(Output::Answer {
+                request,
+                outcome: Err(reason.to_owned()),
+            });
+        }
+    }
+
+    /// Decides what to do when no snapshot is under way.
+    fn advance(&mut self, now: Duration) {
+        if self.current.is_some() || matches!(self.life, Life::Over | Life::Closed) {
+            return;
+        }
+        if self.all_finished() {
+            self.life = Life::Over;
+            self.refuse_waiting("every rank has finished");
+            self.outputs.push_back(Output::End);
+            return;
+        }
+        if let Life::Terminating { tries } = &mut self.life {
+            *tries = tries.saturating_sub(1);
+            self.start(now);
+        } else if !self.waiting.is_empty() || self.next_at.is_some_and(|at| now >= at) {
+            self.start(now);
+        }
+    }
+
+    fn start(&mut self, now: Duration) {
+        self.newest = self.newest.next();
+        let epoch = self.newest;
+        self.serving.append(&mut self.waiting);
+        self.current = Some((epoch, now, Snapshot::Preparing));
+        self.outputs.push_back(Output::Prepare { epoch });
+    }
+}

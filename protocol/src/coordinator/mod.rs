@@ -1,0 +1,36 @@
+//! The snapshot side of the coordinator: when a snapshot starts, what it waits for, how it ends.
+//!
+//! One [`Coordinator`] lives as long as one start of the job (an incarnation). It knows nothing of
+//! sockets, files or child processes: the caller tells it what happened by `handle_*`, does what
+//! [`Coordinator::poll_output`] says, and calls [`Coordinator::handle_timeout`] when the time that
+//! [`Coordinator::poll_timeout`] names has come. Times are durations since any fixed start.
+//!
+//! A snapshot goes through these phases, and only one snapshot exists at a time:
+//!
+//! ```text
+//!          Prepare            Announce             Publish             Commit
+//!   idle ───────────▶ preparing ───────▶ collecting ───────▶ publishing ───────▶ idle
+//!                         │                   │                │     │
+//!                         │ not prepared      │ failed, lost   │     │ outcome unknown: Resolve
+//!                         ▼                   ▼                │     ▼
+//!                       idle ◀──── Abort ─────┴────────────────┘  resolving ──▶ Commit or Abort
+//!                                       (only if no rename was tried)
+//! ```
+//!
+//! Three rules keep it correct. An epoch's number is made durable (`Prepare`) before anybody hears
+//! of it, so it is never used twice. Nothing is published unless every process has stored its part
+//! and the packet counts of all links agree. Once the rename of the manifest was tried, only the
+//! store can say whether the checkpoint exists ([`Output::Resolve`]).
+//!
+//! [`collection`] holds what one snapshot has gathered so far; [`machine`] the phases.
+
+pub mod collection;
+pub mod machine;
+
+#[cfg(test)]
+mod tests;
+
+pub use collection::{Collected, Unsound};
+pub use machine::{
+    Config, Coordinator, Last, Output, Phase, Published, RequestId, Resolution, Status,
+};
