@@ -264,7 +264,7 @@ pub enum Report {
 
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer
 /// before its cut plus what it recorded as channel state after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LinkCount {
     /// The process at the other end.
     pub peer: Process,

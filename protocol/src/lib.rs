@@ -6,8 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod control;
 pub mod coordinator;
+pub mod dirty;
+pub mod faults;
+pub mod frame;
 pub mod ids;
+pub mod participant;
 pub mod placement;
+pub mod recovery;
 pub mod slots;

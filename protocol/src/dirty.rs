@@ -1,0 +1,243 @@
+//! Which pages a checkpoint must hold: the union of what was written since its parent's cut.
+//!
+//! The kernel tells what was written since the last cut, and forgets it at once (the scan protects the
+//! pages again). An aborted epoch has made it forget pages that no checkpoint holds. So what every cut
+//! found is kept until an epoch of that cut or a later one is committed.
+
+use std::ops::Range;
+
+use crate::faults::{Fault, Faults, Sound};
+use crate::ids::Epoch;
+
+/// A set of pages as ranges of page numbers: sorted, apart from each other, none empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PageSet {
+    ranges: Vec<Range<u64>>,
+}
+
+impl PageSet {
+    /// No page.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The ranges, in order.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.ranges
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
+    }
+
+    /// Whether a page is in the set.
+    #[must_use]
+    pub fn contains(&self, page: u64) -> bool {
+        let after = self.ranges.partition_point(|range| range.start <= page);
+        after > 0 && page < self.ranges[after - 1].end
+    }
+
+    /// Adds all pages of another set.
+    pub fn unite(&mut self, other: &Self) {
+        self.ranges = join(
+            self.ranges
+                .drain(..)
+                .chain(other.ranges.iter().cloned())
+                .collect(),
+        );
+    }
+}
+
+impl FromIterator<Range<u64>> for PageSet {
+    fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
+        Self {
+            ranges: join(ranges.into_iter().collect()),
+        }
+    }
+}
+
+fn join(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| range.start < range.end);
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// What a snapshot of a rank has to hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Since {
+    /// The committed epoch that holds all other pages; `None`: hold the whole image.
+    pub parent: Option<Epoch>,
+    /// The pages that may differ from the parent.
+    pub pages: PageSet,
+}
+
+/// The dirty pages of one rank.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dirty<F: Faults = Sound> {
+    parent: Option<Epoch>,
+    /// What each cut after the parent's has found.
+    cuts: Vec<(Epoch, PageSet)>,
+    faults: F,
+}
+
+impl Dirty {
+    /// A rank that starts from `parent`, or from the beginning.
+    #[must_use]
+    pub fn new(parent: Option<Epoch>) -> Self {
+        Self::with_faults(parent, Sound)
+    }
+}
+
+impl<F: Faults> Dirty<F> {
+    /// Like [`Dirty::new`], with a deliberate mistake: for the tests of the tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_faults(parent: Option<Epoch>, faults: F) -> Self {
+        Self {
+            parent,
+            cuts: Vec::new(),
+            faults,
+        }
+    }
+
+    /// The rank was cut for `epoch`, and `written` was found written since the cut before (or the start),
+    /// whatever became of that one. Tells what this snapshot has to hold.
+    ///
+    /// # Panics
+    /// If a cut of this epoch or a later one was taken before.
+    #[must_use]
+    pub fn cut(&mut self, epoch: Epoch, written: PageSet) -> Since {
+        let last = self.cuts.last().map(|cut| cut.0).max(self.parent);
+        assert!(last < Some(epoch), "{epoch} was cut after {last:?}");
+        self.cuts.push((epoch, written));
+        let mut pages = PageSet::new();
+        for (_, found) in &self.cuts {
+            pages.unite(found);
+        }
+        Since {
+            parent: self.parent,
+            pages,
+        }
+    }
+
+    /// The epoch is a checkpoint: later ones hold only what was written after its cut.
+    pub fn committed(&mut self, epoch: Epoch) {
+        self.cuts.retain(|cut| cut.0 > epoch);
+        self.parent = self.parent.max(Some(epoch));
+    }
+
+    /// The epoch will never be a checkpoint. Its pages stay: nothing else knows of them.
+    pub fn aborted(&mut self, epoch: Epoch) {
+        if self.faults.has(Fault::AbortedPagesForgotten) {
+            self.cuts.retain(|cut| cut.0 != epoch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(ranges: &[Range<u64>]) -> PageSet {
+        ranges.iter().cloned().collect()
+    }
+
+    #[test]
+    fn ranges_join_where_they_touch_or_overlap() {
+        let set = pages(&[8..9, 0..2, 2..4, 3..5, 6..6]);
+        assert_eq!(set.ranges(), [0..5, 8..9]);
+        assert_eq!(set.pages(), 6);
+        assert!(set.contains(4) && !set.contains(5) && set.contains(8) && !set.contains(9));
+    }
+
+    #[test]
+    fn the_first_snapshot_has_no_parent() {
+        let mut dirty = Dirty::new(None);
+        assert_eq!(dirty.cut(Epoch(1), pages(&[0..1])).parent, None);
+    }
+
+    #[test]
+    fn after_a_commit_only_what_was_written_since_is_held() {
+        let mut dirty = Dirty::new(None);
+        let _ = dirty.cut(Epoch(1), pages(&[0..4]));
+        dirty.committed(Epoch(1));
+        let since = dirty.cut(Epoch(2), pages(&[6..7]));
+        assert_eq!(since.parent, Some(Epoch(1)));
+        assert_eq!(since.pages, pages(&[6..7]));
+    }
+
+    #[test]
+    fn an_aborted_epoch_leaves_its_pages_to_the_next() {
+        let mut dirty = Dirty::new(Some(Epoch(1)));
+        let _ = dirty.cut(Epoch(2), pages(&[0..4]));
+        dirty.aborted(Epoch(2));
+        let _ = dirty.cut(Epoch(3), pages(&[2..6]));
+        dirty.aborted(Epoch(3));
+        let since = dirty.cut(Epoch(4), PageSet::new());
+        assert_eq!(since.parent, Some(Epoch(1)));
+        assert_eq!(since.pages, pages(&[0..6]));
+    }
+
+    #[test]
+    fn a_cut_before_the_last_is_decided_builds_on_the_last_known_checkpoint() {
+        let mut dirty = Dirty::new(Some(Epoch(1)));
+        let _ = dirty.cut(Epoch(2), pages(&[0..1]));
+        let since = dirty.cut(Epoch(3), pages(&[4..5]));
+        assert_eq!(since.parent, Some(Epoch(1)));
+        assert_eq!(since.pages, pages(&[0..1, 4..5]));
+        dirty.committed(Epoch(2));
+        dirty.aborted(Epoch(3));
+        let since = dirty.cut(Epoch(4), PageSet::new());
+        assert_eq!(since.parent, Some(Epoch(2)));
+        assert_eq!(since.pages, pages(&[4..5]));
+    }
+
+    proptest::proptest! {
+        /// A page-by-page model: restoring parent plus pages always gives the memory at the cut.
+        #[test]
+        fn parent_and_pages_give_the_memory_of_the_cut(
+            rounds in proptest::collection::vec(
+                (proptest::collection::vec(0_usize..12, 0..6), proptest::bool::ANY), 1..12)
+        ) {
+            let mut memory = [0_u64; 12];
+            let mut dirty = Dirty::new(None);
+            let mut checkpoint: Option<(Epoch, [u64; 12])> = None;
+            for (round, (writes, commit)) in rounds.into_iter().enumerate() {
+                let epoch = Epoch(round as u64 + 1);
+                for &page in &writes {
+                    memory[page] += 1;
+                }
+                let written = writes.iter().map(|&page| page as u64..page as u64 + 1).collect();
+                let since = dirty.cut(epoch, written);
+                proptest::prop_assert_eq!(since.parent, checkpoint.map(|parent| parent.0));
+                if let Some((_, mut restored)) = checkpoint {
+                    for range in since.pages.ranges() {
+                        let range = range.start as usize..range.end as usize;
+                        restored[range.clone()].copy_from_slice(&memory[range]);
+                    }
+                    proptest::prop_assert_eq!(restored, memory);
+                }
+                if commit {
+                    dirty.committed(epoch);
+                    checkpoint = Some((epoch, memory));
+                } else {
+                    dirty.aborted(epoch);
+                }
+            }
+        }
+    }
+}

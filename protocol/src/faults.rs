@@ -1,0 +1,57 @@
+//! Deliberate mistakes, for the tests of the tests.
+//!
+//! A check that has never failed shows nothing. So each state machine that the simulator and the model
+//! check can be built with one of these mistakes in it, and tests assert that the checks catch it. The
+//! machines take the choice as a type: with [`Sound`], which is what the product uses and the default,
+//! every question is answered `false` at compile time and nothing of this is left.
+
+/// A mistake that a state machine can be built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// After a cut, the marker leaves behind the next packet of the link instead of before it.
+    MarkerAfterNextPacket,
+    /// The marker of a link does not end the recording of that link.
+    RecordAfterMarker,
+    /// The first packet of a link is never recorded as channel state.
+    FirstPacketUnrecorded,
+    /// Packets flow on a link as soon as it was asked for, before the answer.
+    OpenWithoutAnswer,
+    /// A link is answered, or taken as answered, at once, although the other side has cut and this
+    /// process has not.
+    OpenBeforeCut,
+    /// A marker that arrives before the cut does not make the process cut first.
+    DeliverBeforeCut,
+    /// Any marker ends the recording of a link, that of an aborted epoch too.
+    LateMarkerCounts,
+    /// The pages that were dirty at the cut of an aborted epoch are forgotten.
+    AbortedPagesForgotten,
+    /// A message that was received before is delivered again when it is sent again.
+    DuplicateDelivered,
+}
+
+/// Whether a state machine has a [`Fault`].
+pub trait Faults: Clone {
+    /// Whether it has this one.
+    fn has(&self, fault: Fault) -> bool;
+}
+
+/// No fault: what the product uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Sound;
+
+impl Faults for Sound {
+    #[inline(always)]
+    fn has(&self, _: Fault) -> bool {
+        false
+    }
+}
+
+/// One chosen fault, or none: for tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Broken(pub Option<Fault>);
+
+impl Faults for Broken {
+    fn has(&self, fault: Fault) -> bool {
+        self.0 == Some(fault)
+    }
+}
