@@ -1,0 +1,642 @@
+//! The states of a job and what moves it from one to the next.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::watch::{Exit, Loss, Watch};
+use crate::control::exit;
+use crate::ids::{Epoch, Process, Rank};
+
+/// The rules of a job's life.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Number of processes per start.
+    pub processes: u32,
+    /// Restarts allowed without a new checkpoint in between.
+    pub max_restarts: u32,
+    /// Time from one ping to the next.
+    pub ping_every: Duration,
+    /// A connected process that is silent this long is lost. Several times [`Self::ping_every`].
+    pub heartbeat_timeout: Duration,
+    /// A process that has not connected this long after its start is lost.
+    pub start_timeout: Duration,
+    /// Time that processes get to end by themselves once told to.
+    pub stop_grace: Duration,
+}
+
+/// What the store offers to start from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Choice {
+    /// This checkpoint, the newest that is not known to be bad.
+    Checkpoint(Epoch),
+    /// No checkpoint was ever committed: from the start of the program.
+    Beginning,
+    /// Checkpoints were committed, but none can be used: why.
+    Nothing(String),
+    /// The store can't be read: why.
+    Unreadable(String),
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Every rank finished.
+    Complete,
+    /// A rank failed by its own doing; its code is passed on.
+    SolverFailed {
+        /// The process it ran in.
+        process: Process,
+        /// The rank, where it is known.
+        rank: Option<Rank>,
+        /// The code it ended with.
+        code: i32,
+        /// What it said.
+        message: String,
+    },
+    /// Stopped as asked; `ckpt restart` goes on.
+    Stopped {
+        /// Why there is no last checkpoint, if there is none.
+        without_last: Option<String>,
+    },
+    /// The program can't be run as a process of the job.
+    CannotStart {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Failed more often than allowed without a new checkpoint.
+    RestartsUsedUp {
+        /// Restarts since the last new checkpoint.
+        restarts: u32,
+        /// The last failure.
+        last: String,
+    },
+    /// There is nothing to go on from.
+    NoCheckpoint {
+        /// Why.
+        reason: String,
+    },
+    /// The library or the store failed in a way that a restart does not mend.
+    Broken {
+        /// What failed, where, why.
+        reason: String,
+    },
+}
+
+/// What the caller is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Find what to start from, then call [`Recovery::handle_chosen`].
+    Choose,
+    /// Begin an incarnation: record it, start the processes, then call
+    /// [`Recovery::handle_started`] or [`Recovery::handle_start_failed`].
+    Start {
+        /// The checkpoint, or `None` for the start of the program.
+        from: Option<Epoch>,
+    },
+    /// Let the ranks run: tell every process `Go`, begin with snapshots.
+    Go,
+    /// Ask every connected process for a sign of life.
+    Ping,
+    /// A file of this checkpoint could not be restored: verify it and call [`Recovery::handle_verified`].
+    Verify {
+        /// The checkpoint.
+        epoch: Epoch,
+    },
+    /// Mark this checkpoint as bad in the store.
+    MarkBad {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A process counts as lost: tell the user.
+    Lost {
+        /// Which.
+        process: Process,
+        /// Why.
+        loss: Loss,
+    },
+    /// This start of the job is over: close the snapshot side, and call [`Recovery::handle_settled`] once
+    /// no epoch is undecided.
+    Close {
+        /// Why.
+        reason: String,
+    },
+    /// Kill every process that lives. Each end is reported by [`Recovery::handle_exited`].
+    Kill,
+    /// Begin the last snapshot; [`Recovery::handle_last_snapshot`] when it is done.
+    LastSnapshot,
+    /// Tell every process `Stop`.
+    Stop,
+    /// Tell every process `End`.
+    End,
+    /// The job is over; nothing follows.
+    Ended(End),
+}
+
+/// What the job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Looking for a checkpoint to start from.
+    Choosing,
+    /// Processes start and, with a checkpoint, restore.
+    Starting,
+    /// The ranks run.
+    Running,
+    /// What is left of a start is being removed.
+    Clearing,
+    /// The last snapshot is under way, or the processes were told to stop.
+    Stopping,
+    /// The ranks have finished, the processes end.
+    Ending,
+    /// Over.
+    Ended,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Choosing,
+    /// The caller starts processes.
+    Launching,
+    /// Processes connect and restore.
+    Starting,
+    Running,
+    /// The last snapshot is under way.
+    LastSnapshot,
+    /// Everybody was told to end; killed at the deadline.
+    Leaving {
+        end: End,
+        deadline: Duration,
+    },
+    /// Everybody is killed. Goes on when all are gone, the snapshot side is settled and the checkpoint in
+    /// doubt is verified.
+    Clearing {
+        end: Option<End>,
+        settled: bool,
+        verifying: bool,
+    },
+    Ended,
+}
+
+/// The recovery side of the coordinator. See the module's description.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Recovery {
+    config: Config,
+    state: State,
+    watch: Watch,
+    /// The checkpoint of the present start.
+    from: Option<Epoch>,
+    /// Starts so far.
+    starts: u32,
+    /// Restarts since the last new checkpoint.
+    in_vain: u32,
+    terminated: bool,
+    next_ping: Duration,
+    /// When time was last told, to notice that the coordinator itself was held up.
+    last_now: Duration,
+    outputs: VecDeque<Output>,
+}
+
+impl Recovery {
+    /// A job that is to be started, or gone on with.
+    #[must_use]
+    pub fn new(config: Config, now: Duration) -> Self {
+        Self {
+            state: State::Choosing,
+            watch: Watch::none(),
+            from: None,
+            starts: 0,
+            in_vain: 0,
+            terminated: false,
+            next_ping: now,
+            last_now: now,
+            outputs: VecDeque::from([Output::Choose]),
+            config,
+        }
+    }
+
+    /// The next thing to do, if any. To be called until it returns `None` after every `handle_*`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called next, if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match &self.state {
+            State::Starting | State::Running | State::LastSnapshot => {
+                let overdue = self
+                    .watch
+                    .next_deadline(self.config.start_timeout, self.config.heartbeat_timeout);
+                Some(overdue.map_or(self.next_ping, |at| at.min(self.next_ping)))
+            }
+            State::Leaving { deadline, .. } => Some(*deadline),
+            State::Choosing | State::Launching | State::Clearing { .. } | State::Ended => None,
+        }
+    }
+
+    /// What the job is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Choosing => Phase::Choosing,
+            State::Launching | State::Starting => Phase::Starting,
+            State::Running => Phase::Running,
+            State::LastSnapshot => Phase::Stopping,
+            State::Leaving {
+                end: End::Complete, ..
+            } => Phase::Ending,
+            State::Leaving { .. } => Phase::Stopping,
+            State::Clearing { .. } => Phase::Clearing,
+            State::Ended => Phase::Ended,
+        }
+    }
+
+    /// The checkpoint that the present start began from.
+    #[must_use]
+    pub fn from(&self) -> Option<Epoch> {
+        self.from
+    }
+
+    /// Restarts so far.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.starts.saturating_sub(1)
+    }
+
+    /// The answer to [`Output::Choose`].
+    pub fn handle_chosen(&mut self, choice: Choice) {
+        if self.state != State::Choosing {
+            return;
+        }
+        match choice {
+            Choice::Checkpoint(epoch) => self.launch(Some(epoch)),
+            Choice::Beginning => self.launch(None),
+            Choice::Nothing(reason) => self.ended(End::NoCheckpoint { reason }),
+            Choice::Unreadable(reason) => self.ended(End::Broken {
+                reason: format!("the store can't be read: {reason}"),
+            }),
+        }
+    }
+
+    /// All processes of [`Output::Start`] are started.
+    pub fn handle_started(&mut self, now: Duration) {
+        if self.state == State::Launching {
+            self.watch = Watch::new(self.config.processes, now);
+            self.next_ping = now + self.config.ping_every;
+            self.last_now = now;
+            self.state = State::Starting;
+            if self.terminated {
+                self.stop_at_once(None);
+            }
+        }
+    }
+
+    /// [`Output::Start`] failed after this many processes were started; no later start can go better.
+    pub fn handle_start_failed(&mut self, now: Duration, started: u32, end: End) {
+        if self.state == State::Launching {
+            self.watch = Watch::new(started, now);
+            self.clear("the job can't be started", Some(end), false);
+        }
+    }
+
+    /// A process has connected and was accepted.
+    pub fn handle_connected(&mut self, now: Duration, process: Process) {
+        self.watch.heard(process, now);
+    }
+
+    /// A process gave a sign of life.
+    pub fn handle_alive(&mut self, now: Duration, process: Process) {
+        self.watch.heard(process, now);
+    }
+
+    /// A process's control connection has closed.
+    pub fn handle_disconnected(&mut self, now: Duration, process: Process) {
+        self.watch.closed(process, now);
+    }
+
+    /// A process has mapped its slots and restored its ranks.
+    pub fn handle_ready(&mut self, now: Duration, process: Process) {
+        self.watch.heard(process, now);
+        if self.state == State::Starting {
+            self.watch.ready(process);
+            if self.watch.all_ready() {
+                self.state = State::Running;
+                self.outputs.push_back(Output::Go);
+            }
+        }
+    }
+
+    /// A process could not restore one of its ranks. Whether the checkpoint is to blame is for the
+    /// store to say; the answer comes by [`Self::handle_verified`].
+    pub fn handle_restore_failed(&mut self, process: Process, reason: &str) {
+        if self.state != State::Starting {
+            return;
+        }
+        let loss = Loss::CannotRestore(reason.to_owned());
+        let Some(epoch) = self.from else {
+            self.lose(process, loss);
+            return;
+        };
+        self.outputs.push_back(Output::Lost { process, loss });
+        self.clear(reason, None, true);
+        self.outputs.push_back(Output::Verify { epoch });
+    }
+
+    /// The answer to [`Output::Verify`]: why the checkpoint is bad, or `Ok` if all its files verify.
+    pub fn handle_verified(&mut self, outcome: Result<(), String>) {
+        let State::Clearing { verifying, end, .. } = &mut self.state else {
+            return;
+        };
+        if !std::mem::replace(verifying, false) {
+            return;
+        }
+        match (outcome, self.from) {
+            (Err(reason), Some(epoch)) => {
+                self.outputs.push_back(Output::MarkBad { epoch, reason });
+            }
+            _ if end.is_none() => {
+                let last = "a process can't restore a checkpoint whose files verify";
+                *end = Self::count_restart(&mut self.in_vain, self.config.max_restarts, last);
+            }
+            _ => {}
+        }
+        self.go_on_when_clear();
+    }
+
+    /// A process ended.
+    pub fn handle_exited(&mut self, process: Process, exited: Exit) {
+        if !self.watch.exited(process) {
+            return;
+        }
+        match self.state {
+            State::Starting | State::Running | State::LastSnapshot => {
+                self.judge_exit(process, exited);
+            }
+            _ => self.go_on_when_clear(),
+        }
+    }
+
+    /// A rank ended with an error or a panic of its own.
+    pub fn handle_rank_failed(&mut self, process: Process, rank: Rank, code: i32, message: String) {
+        if self.is_up() {
+            let reason = format!("{rank} failed with code {code}");
+            let end = End::SolverFailed {
+                process,
+                rank: Some(rank),
+                code,
+                message,
+            };
+            self.clear(&reason, Some(end), false);
+        }
+    }
+
+    /// A new checkpoint is committed: failures before it no longer count.
+    pub fn handle_committed(&mut self) {
+        self.in_vain = 0;
+    }
+
+    /// The snapshot side has no undecided epoch (the answer to [`Output::Close`]).
+    pub fn handle_settled(&mut self) {
+        if let State::Clearing { settled, .. } = &mut self.state {
+            *settled = true;
+            self.go_on_when_clear();
+        }
+    }
+
+    /// Every rank finished and the snapshot side has closed.
+    pub fn handle_complete(&mut self, now: Duration) {
+        if self.is_up() {
+            self.leave(now, Output::End, End::Complete);
+        }
+    }
+
+    /// Somebody wants the job to stop. The first time it gets a last checkpoint if it runs; the second
+    /// time it ends at once.
+    pub fn handle_termination(&mut self) {
+        let again = std::mem::replace(&mut self.terminated, true);
+        match &mut self.state {
+            State::Running => {
+                self.state = State::LastSnapshot;
+                self.outputs.push_back(Output::LastSnapshot);
+            }
+            State::Starting => self.stop_at_once(None),
+            State::LastSnapshot | State::Leaving { .. } if again => {
+                if matches!(
+                    self.state,
+                    State::Leaving {
+                        end: End::Complete,
+                        ..
+                    }
+                ) {
+                    self.clear("told to end at once", Some(End::Complete), false);
+                } else {
+                    self.stop_at_once(Some("told to end at once".to_owned()));
+                }
+            }
+            State::Choosing => self.ended(End::Stopped { without_last: None }),
+            State::Clearing { end, .. } if end.is_none() => {
+                *end = Some(End::Stopped { without_last: None });
+            }
+            _ => {}
+        }
+    }
+
+    /// The answer to [`Output::LastSnapshot`]: why there is no last checkpoint, or `None`.
+    pub fn handle_last_snapshot(&mut self, now: Duration, without_last: Option<String>) {
+        if self.state == State::LastSnapshot {
+            self.leave(now, Output::Stop, End::Stopped { without_last });
+        }
+    }
+
+    /// The time of [`Self::poll_timeout`] has come. Harmless if it has not.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        match &self.state {
+            State::Starting | State::Running | State::LastSnapshot => self.watch_over(now),
+            State::Leaving { end, deadline } if now >= *deadline => {
+                let end = end.clone();
+                self.clear("did not end in time when told to", Some(end), false);
+            }
+            _ => {}
+        }
+        self.last_now = now;
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(
+            self.state,
+            State::Starting | State::Running | State::LastSnapshot
+        )
+    }
+
+    fn watch_over(&mut self, now: Duration) {
+        // Whoever was stopped for longer than two pings has heard nobody, and proves nothing by it.
+        if now.saturating_sub(self.last_now) > 2 * self.config.ping_every {
+            self.watch.forgive(now);
+        }
+        if now >= self.next_ping {
+            self.next_ping = now + self.config.ping_every;
+            self.outputs.push_back(Output::Ping);
+        }
+        let overdue = self.watch.overdue(
+            now,
+            self.config.start_timeout,
+            self.config.heartbeat_timeout,
+        );
+        if let Some((process, loss)) = overdue {
+            self.lose(process, loss);
+        }
+    }
+
+    fn judge_exit(&mut self, process: Process, exited: Exit) {
+        let connected = self.watch.connected(process);
+        let first_start = self.starts == 1 && self.state == State::Starting;
+        match exited {
+            Exit::Code(exit::STOPPED) | Exit::Signal(_) => {
+                self.lose(process, Loss::Exited(exited));
+            }
+            Exit::Code(exit::LIBRARY) if first_start => {
+                let reason = format!("{process} could not start; it has said why");
+                self.clear(
+                    &reason,
+                    Some(End::Broken {
+                        reason: reason.clone(),
+                    }),
+                    false,
+                );
+            }
+            Exit::Code(exit::LIBRARY) => self.lose(process, Loss::Exited(exited)),
+            Exit::Code(_) if !connected && self.state == State::Starting => {
+                let reason = format!(
+                    "{process} {exited} without having connected; is the program built with libckpt, and its main function marked #[libckpt::main]?"
+                );
+                self.clear(
+                    &reason,
+                    Some(End::CannotStart {
+                        reason: reason.clone(),
+                    }),
+                    false,
+                );
+            }
+            Exit::Code(0) => {
+                let reason = format!(
+                    "{process} exited with code 0 before every rank had finished; a rank must return from main instead of calling exit"
+                );
+                self.clear(
+                    &reason,
+                    Some(End::Broken {
+                        reason: reason.clone(),
+                    }),
+                    false,
+                );
+            }
+            Exit::Code(code) => {
+                let message = format!("{process} {exited}");
+                let end = End::SolverFailed {
+                    process,
+                    rank: None,
+                    code,
+                    message: message.clone(),
+                };
+                self.clear(&message, Some(end), false);
+            }
+        }
+        self.go_on_when_clear();
+    }
+
+    fn lose(&mut self, process: Process, loss: Loss) {
+        let reason = format!("{process} {loss}");
+        let end = match (&loss, &self.state) {
+            (Loss::NeverConnected(_), State::Starting) if self.starts == 1 => {
+                Some(End::CannotStart {
+                    reason: format!(
+                        "{reason}; is the program built with libckpt, and its main function marked #[libckpt::main]?"
+                    ),
+                })
+            }
+            (_, State::LastSnapshot) => Some(End::Stopped {
+                without_last: Some(reason.clone()),
+            }),
+            _ => Self::count_restart(&mut self.in_vain, self.config.max_restarts, &reason),
+        };
+        self.outputs.push_back(Output::Lost { process, loss });
+        self.clear(&reason, end, false);
+    }
+
+    /// One more failure: the end, if it is one too many.
+    fn count_restart(in_vain: &mut u32, max_restarts: u32, last: &str) -> Option<End> {
+        if *in_vain >= max_restarts {
+            return Some(End::RestartsUsedUp {
+                restarts: *in_vain,
+                last: last.to_owned(),
+            });
+        }
+        *in_vain += 1;
+        None
+    }
+
+    fn launch(&mut self, from: Option<Epoch>) {
+        self.from = from;
+        self.starts += 1;
+        self.state = State::Launching;
+        self.outputs.push_back(Output::Start { from });
+    }
+
+    fn leave(&mut self, now: Duration, order: Output, end: End) {
+        self.outputs.push_back(order);
+        self.state = State::Leaving {
+            end,
+            deadline: now + self.config.stop_grace,
+        };
+        self.go_on_when_clear();
+    }
+
+    fn stop_at_once(&mut self, without_last: Option<String>) {
+        self.clear(
+            "the job was told to stop",
+            Some(End::Stopped { without_last }),
+            false,
+        );
+    }
+
+    fn clear(&mut self, reason: &str, end: Option<End>, verifying: bool) {
+        self.state = State::Clearing {
+            end,
+            settled: false,
+            verifying,
+        };
+        self.outputs.push_back(Output::Kill);
+        self.outputs.push_back(Output::Close {
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn go_on_when_clear(&mut self) {
+        if self.watch.any_lives() {
+            return;
+        }
+        match &self.state {
+            State::Leaving { end, .. } => {
+                let end = end.clone();
+                self.ended(end);
+            }
+            State::Clearing {
+                end,
+                settled: true,
+                verifying: false,
+            } => match end.clone() {
+                Some(end) => self.ended(end),
+                None => {
+                    self.state = State::Choosing;
+                    self.outputs.push_back(Output::Choose);
+                }
+            },
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, end: End) {
+        self.state = State::Ended;
+        self.outputs.push_back(Output::Ended(end));
+    }
+}

@@ -1,0 +1,34 @@
+//! The life of a job over its starts: what is begun from, who is watched, when it is begun again.
+//!
+//! One [`Recovery`] lives as long as the `ckpt` command that runs the job. Like
+//! [`crate::coordinator`] it does nothing itself: events go in by `handle_*`, orders come out of
+//! [`Recovery::poll_output`].
+//!
+//! ```text
+//!            Choose          Start            Hello from all          Ready from all: Go
+//!  choosing ────────▶ starting ────▶ (restoring in each process) ──────────────▶ running
+//!     ▲                  │                      │                                  │  │  │
+//!     │                  └── lost ──────────────┴─────────────┬──────── lost ──────┘  │  │
+//!     │ all gone, snapshot decided                            ▼                       │  │
+//!     └───────────────────────────────────────────────── clearing (Kill)              │  │
+//!                                                             │ no restart left, solver│  │
+//!                                                             ▼ failed                 │  │
+//!                       ended ◀── all gone ── ending (End) ◀──────── complete ─────────┘  │
+//!                         ▲                                                               │
+//!                         └─────── all gone ── stopping (Stop) ◀── termination ───────────┘
+//! ```
+//!
+//! A restart needs two things first: no process of the old start lives (two incarnations must never
+//! compute side by side on one machine), and no snapshot is undecided (the newest checkpoint must be
+//! final). A job may be restarted [`Config::max_restarts`] times without a new checkpoint in between.
+//!
+//! [`machine`] holds the states, [`watch`] who of the processes lives and when it was last heard.
+
+pub mod machine;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use machine::{Choice, Config, End, Output, Phase, Recovery};
+pub use watch::{Exit, Loss};

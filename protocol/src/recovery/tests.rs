@@ -1,0 +1,428 @@
+use std::time::Duration;
+
+use super::*;
+use crate::control::exit;
+use crate::ids::{Epoch, Process, Rank};
+
+const KILLED: Exit = Exit::Signal(9);
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn config() -> Config {
+    Config {
+        processes: 2,
+        max_restarts: 2,
+        ping_every: ms(100),
+        heartbeat_timeout: ms(500),
+        start_timeout: ms(1000),
+        stop_grace: ms(300),
+    }
+}
+
+/// Everything the machine wants done, in order.
+fn outputs(job: &mut Recovery) -> Vec<Output> {
+    std::iter::from_fn(|| job.poll_output()).collect()
+}
+
+/// A job whose two processes run, started from what `choice` says.
+fn running(choice: Choice) -> Recovery {
+    let mut job = Recovery::new(config(), ms(0));
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+    bring_up(&mut job, choice, ms(0));
+    job
+}
+
+fn bring_up(job: &mut Recovery, choice: Choice, now: Duration) {
+    job.handle_chosen(choice);
+    assert!(matches!(outputs(job)[..], [Output::Start { .. }]));
+    job.handle_started(now);
+    for process in [Process(0), Process(1)] {
+        job.handle_connected(now, process);
+        assert_eq!(outputs(job), []);
+        job.handle_ready(now, process);
+    }
+    assert_eq!(outputs(job), [Output::Go]);
+    assert_eq!(job.phase(), Phase::Running);
+}
+
+/// Ends both processes and settles the snapshot side.
+fn clear_away(job: &mut Recovery) {
+    job.handle_exited(Process(0), KILLED);
+    job.handle_exited(Process(1), KILLED);
+    job.handle_settled();
+}
+
+fn has_kill(outputs: &[Output]) -> bool {
+    outputs.contains(&Output::Kill)
+}
+
+fn ended(job: &mut Recovery) -> End {
+    match outputs(job).pop() {
+        Some(Output::Ended(end)) => end,
+        other => panic!("the job has not ended, the last output is {other:?}"),
+    }
+}
+
+#[test]
+fn a_fresh_job_starts_from_the_beginning_and_goes_when_all_are_ready() {
+    let job = running(Choice::Beginning);
+    assert_eq!(job.from(), None);
+    assert_eq!(job.restarts(), 0);
+}
+
+#[test]
+fn a_killed_process_brings_a_restart_from_the_newest_checkpoint() {
+    let mut job = running(Choice::Beginning);
+    job.handle_exited(Process(1), KILLED);
+    assert_eq!(
+        outputs(&mut job),
+        [
+            Output::Lost {
+                process: Process(1),
+                loss: Loss::Exited(KILLED)
+            },
+            Output::Kill,
+            Output::Close {
+                reason: "process 1 was ended by signal 9".to_owned()
+            },
+        ]
+    );
+    job.handle_exited(Process(0), KILLED);
+    assert_eq!(outputs(&mut job), [], "a snapshot may still be undecided");
+    job.handle_settled();
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+    bring_up(&mut job, Choice::Checkpoint(Epoch(7)), ms(10));
+    assert_eq!(job.from(), Some(Epoch(7)));
+    assert_eq!(job.restarts(), 1);
+}
+
+#[test]
+fn nothing_starts_while_a_process_of_the_old_start_lives() {
+    let mut job = running(Choice::Beginning);
+    job.handle_exited(Process(1), KILLED);
+    job.handle_settled();
+    assert!(has_kill(&outputs(&mut job)));
+    assert_eq!(job.phase(), Phase::Clearing);
+    job.handle_exited(Process(0), KILLED);
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+}
+
+#[test]
+fn a_process_that_answers_no_ping_is_lost_after_the_heartbeat_timeout() {
+    let mut job = running(Choice::Beginning);
+    for tick in 1..5 {
+        let now = ms(tick * 100);
+        assert_eq!(job.poll_timeout(), Some(now));
+        job.handle_timeout(now);
+        assert_eq!(outputs(&mut job), [Output::Ping]);
+        job.handle_alive(now, Process(0));
+    }
+    job.handle_timeout(ms(500));
+    let told = outputs(&mut job);
+    assert!(has_kill(&told));
+    assert!(told.contains(&Output::Lost {
+        process: Process(1),
+        loss: Loss::Silent(ms(500))
+    }));
+}
+
+#[test]
+fn a_coordinator_that_was_itself_held_up_blames_nobody() {
+    let mut job = running(Choice::Beginning);
+    job.handle_timeout(ms(100));
+    job.handle_timeout(ms(60_000));
+    assert!(!has_kill(&outputs(&mut job)));
+    assert_eq!(job.phase(), Phase::Running);
+    job.handle_timeout(ms(60_200));
+    job.handle_timeout(ms(60_400));
+    job.handle_timeout(ms(60_500));
+    assert!(has_kill(&outputs(&mut job)), "from then on silence counts");
+}
+
+#[test]
+fn a_closed_connection_is_a_loss_unless_the_end_of_the_process_tells_more() {
+    let mut job = running(Choice::Beginning);
+    job.handle_disconnected(ms(10), Process(0));
+    assert_eq!(outputs(&mut job), []);
+    let deadline = job.poll_timeout().unwrap();
+    for tick in 1..=6 {
+        job.handle_alive(ms(tick * 100), Process(1));
+        job.handle_timeout(ms(tick * 100));
+    }
+    assert!(deadline <= ms(600));
+    assert!(outputs(&mut job).contains(&Output::Lost {
+        process: Process(0),
+        loss: Loss::Disconnected
+    }));
+
+    let mut job = running(Choice::Beginning);
+    job.handle_disconnected(ms(10), Process(0));
+    job.handle_exited(Process(0), Exit::Signal(11));
+    assert!(outputs(&mut job).contains(&Output::Lost {
+        process: Process(0),
+        loss: Loss::Exited(Exit::Signal(11))
+    }));
+}
+
+#[test]
+fn the_job_ends_when_it_fails_once_more_than_allowed_without_a_checkpoint() {
+    let mut job = running(Choice::Beginning);
+    for _ in 0..2 {
+        job.handle_exited(Process(0), KILLED);
+        clear_away(&mut job);
+        assert_eq!(outputs(&mut job).pop(), Some(Output::Choose));
+        bring_up(&mut job, Choice::Beginning, ms(0));
+    }
+    job.handle_exited(Process(0), KILLED);
+    clear_away(&mut job);
+    assert_eq!(
+        ended(&mut job),
+        End::RestartsUsedUp {
+            restarts: 2,
+            last: "process 0 was ended by signal 9".to_owned()
+        }
+    );
+}
+
+#[test]
+fn a_new_checkpoint_gives_the_whole_budget_of_restarts_back() {
+    let mut job = running(Choice::Beginning);
+    for _ in 0..20 {
+        job.handle_committed();
+        job.handle_exited(Process(0), KILLED);
+        clear_away(&mut job);
+        assert_eq!(outputs(&mut job).pop(), Some(Output::Choose));
+        bring_up(&mut job, Choice::Checkpoint(Epoch(1)), ms(0));
+    }
+    assert_eq!(job.restarts(), 20);
+}
+
+#[test]
+fn a_checkpoint_that_does_not_verify_is_marked_and_the_one_before_is_taken() {
+    let mut job = Recovery::new(config(), ms(0));
+    outputs(&mut job);
+    job.handle_chosen(Choice::Checkpoint(Epoch(9)));
+    job.handle_started(ms(0));
+    outputs(&mut job);
+    job.handle_restore_failed(Process(1), "chunk 3: checksum differs");
+    let told = outputs(&mut job);
+    assert!(has_kill(&told));
+    assert_eq!(told.last(), Some(&Output::Verify { epoch: Epoch(9) }));
+    clear_away(&mut job);
+    assert_eq!(
+        outputs(&mut job),
+        [],
+        "the store has not said yet what is wrong"
+    );
+    job.handle_verified(Err("chunk 3: checksum differs".to_owned()));
+    assert_eq!(
+        outputs(&mut job),
+        [
+            Output::MarkBad {
+                epoch: Epoch(9),
+                reason: "chunk 3: checksum differs".to_owned()
+            },
+            Output::Choose
+        ]
+    );
+    bring_up(&mut job, Choice::Checkpoint(Epoch(8)), ms(5));
+}
+
+#[test]
+fn a_sound_checkpoint_is_never_marked_for_a_restore_that_failed_otherwise() {
+    let mut job = Recovery::new(config(), ms(0));
+    for attempt in 0..3 {
+        assert_eq!(outputs(&mut job).pop(), Some(Output::Choose));
+        job.handle_chosen(Choice::Checkpoint(Epoch(9)));
+        job.handle_started(ms(0));
+        job.handle_restore_failed(Process(1), "no memory");
+        outputs(&mut job);
+        job.handle_verified(Ok(()));
+        clear_away(&mut job);
+        if attempt == 2 {
+            assert!(matches!(ended(&mut job), End::RestartsUsedUp { .. }));
+        }
+    }
+}
+
+#[test]
+fn all_checkpoints_bad_is_an_end_and_never_a_silent_start_from_zero() {
+    let mut job = Recovery::new(config(), ms(0));
+    outputs(&mut job);
+    job.handle_chosen(Choice::Nothing("epoch 1 is marked bad".to_owned()));
+    assert!(matches!(ended(&mut job), End::NoCheckpoint { .. }));
+}
+
+#[test]
+fn a_failing_rank_ends_the_job_with_its_code() {
+    let mut job = running(Choice::Beginning);
+    job.handle_rank_failed(Process(1), Rank(3), 12, "diverged".to_owned());
+    job.handle_exited(Process(1), Exit::Code(12));
+    job.handle_exited(Process(0), KILLED);
+    job.handle_settled();
+    assert_eq!(
+        ended(&mut job),
+        End::SolverFailed {
+            process: Process(1),
+            rank: Some(Rank(3)),
+            code: 12,
+            message: "diverged".to_owned()
+        }
+    );
+}
+
+#[test]
+fn a_solver_that_calls_exit_ends_the_job_with_that_code() {
+    let mut job = running(Choice::Beginning);
+    job.handle_exited(Process(0), Exit::Code(3));
+    clear_away(&mut job);
+    assert!(matches!(
+        ended(&mut job),
+        End::SolverFailed {
+            code: 3,
+            rank: None,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn exit_code_zero_before_the_end_is_no_success() {
+    let mut job = running(Choice::Beginning);
+    job.handle_exited(Process(0), Exit::Code(0));
+    clear_away(&mut job);
+    assert!(matches!(ended(&mut job), End::Broken { .. }));
+}
+
+#[test]
+fn a_process_that_believes_its_coordinator_lost_is_restarted() {
+    let mut job = running(Choice::Beginning);
+    job.handle_exited(Process(0), Exit::Code(exit::STOPPED));
+    clear_away(&mut job);
+    assert_eq!(outputs(&mut job).pop(), Some(Output::Choose));
+}
+
+#[test]
+fn a_program_without_the_library_is_an_end_with_advice() {
+    for silent in [false, true] {
+        let mut job = Recovery::new(config(), ms(0));
+        job.handle_chosen(Choice::Beginning);
+        job.handle_started(ms(0));
+        outputs(&mut job);
+        if silent {
+            for tick in 1..=10 {
+                job.handle_timeout(ms(tick * 100));
+            }
+        } else {
+            job.handle_exited(Process(0), Exit::Code(0));
+        }
+        clear_away(&mut job);
+        let End::CannotStart { reason } = ended(&mut job) else {
+            panic!("the job did not end as one that can't start");
+        };
+        assert!(reason.contains("#[libckpt::main]"), "{reason}");
+    }
+}
+
+#[test]
+fn a_failed_start_waits_for_those_that_were_started() {
+    let mut job = Recovery::new(config(), ms(0));
+    job.handle_chosen(Choice::Beginning);
+    outputs(&mut job);
+    let end = End::CannotStart {
+        reason: "no such file".to_owned(),
+    };
+    job.handle_start_failed(ms(0), 1, end.clone());
+    assert!(has_kill(&outputs(&mut job)));
+    job.handle_settled();
+    assert_eq!(outputs(&mut job), []);
+    job.handle_exited(Process(0), KILLED);
+    assert_eq!(ended(&mut job), end);
+}
+
+#[test]
+fn a_complete_job_ends_once_its_processes_have() {
+    let mut job = running(Choice::Beginning);
+    job.handle_complete(ms(50));
+    assert_eq!(outputs(&mut job), [Output::End]);
+    job.handle_exited(Process(0), Exit::Code(0));
+    assert_eq!(outputs(&mut job), []);
+    job.handle_exited(Process(1), Exit::Code(0));
+    assert_eq!(ended(&mut job), End::Complete);
+}
+
+#[test]
+fn a_process_killed_after_the_end_was_announced_spoils_nothing() {
+    let mut job = running(Choice::Beginning);
+    job.handle_complete(ms(50));
+    job.handle_exited(Process(0), KILLED);
+    job.handle_exited(Process(1), Exit::Code(0));
+    assert_eq!(ended(&mut job), End::Complete);
+}
+
+#[test]
+fn a_process_that_does_not_end_when_told_is_killed_after_the_grace() {
+    let mut job = running(Choice::Beginning);
+    job.handle_complete(ms(50));
+    outputs(&mut job);
+    assert_eq!(job.poll_timeout(), Some(ms(350)));
+    job.handle_timeout(ms(350));
+    assert!(has_kill(&outputs(&mut job)));
+    clear_away(&mut job);
+    assert_eq!(ended(&mut job), End::Complete);
+}
+
+#[test]
+fn a_stop_takes_a_last_snapshot_and_then_stops_everybody() {
+    let mut job = running(Choice::Beginning);
+    job.handle_termination();
+    assert_eq!(outputs(&mut job), [Output::LastSnapshot]);
+    job.handle_last_snapshot(ms(80), None);
+    assert_eq!(outputs(&mut job), [Output::Stop]);
+    job.handle_exited(Process(0), Exit::Code(exit::STOPPED));
+    job.handle_exited(Process(1), Exit::Code(exit::STOPPED));
+    assert_eq!(ended(&mut job), End::Stopped { without_last: None });
+}
+
+#[test]
+fn a_second_stop_kills_at_once() {
+    let mut job = running(Choice::Beginning);
+    job.handle_termination();
+    outputs(&mut job);
+    job.handle_termination();
+    assert!(has_kill(&outputs(&mut job)));
+    clear_away(&mut job);
+    assert!(matches!(ended(&mut job), End::Stopped { .. }));
+}
+
+#[test]
+fn a_process_lost_during_the_last_snapshot_is_not_started_again() {
+    let mut job = running(Choice::Beginning);
+    job.handle_termination();
+    job.handle_exited(Process(0), KILLED);
+    clear_away(&mut job);
+    assert!(matches!(
+        ended(&mut job),
+        End::Stopped {
+            without_last: Some(_)
+        }
+    ));
+}
+
+#[test]
+fn a_stop_while_processes_start_or_are_cleared_away_is_a_stop() {
+    let mut starting = Recovery::new(config(), ms(0));
+    starting.handle_chosen(Choice::Beginning);
+    starting.handle_termination();
+    starting.handle_started(ms(0));
+    clear_away(&mut starting);
+    assert!(matches!(ended(&mut starting), End::Stopped { .. }));
+
+    let mut clearing = running(Choice::Beginning);
+    clearing.handle_exited(Process(0), KILLED);
+    clearing.handle_termination();
+    clear_away(&mut clearing);
+    assert!(matches!(ended(&mut clearing), End::Stopped { .. }));
+}
