@@ -1,0 +1,159 @@
+//! The engine: messages between ranks, on the links between their processes.
+//!
+//! One per process, owned by the thread that runs the ranks. Solver calls arrive in rank context by
+//! [`ops`] and are carried out in process context. Nothing of the engine may be borrowed across
+//! [`libckpt_rank::slot::suspend`]: a rank that is suspended may go on in another process, where the
+//! engine lies elsewhere. So every call is a loop of short visits ([`visit`]) and suspensions.
+//!
+//! - `packet`: the bytes of a packet.
+//! - `tables`, `request`: a rank's message tables, kept with its image.
+//! - `core`: matching, sequencing, queues, recording; no transport.
+//! - `progress`: links in, queues out, bulk reads.
+//! - `ops`: what a rank may ask.
+//! - `cut`: capturing and restoring what the engine holds of a rank.
+
+pub(crate) mod core;
+pub(crate) mod cut;
+pub(crate) mod ops;
+pub(crate) mod packet;
+pub(crate) mod progress;
+pub(crate) mod request;
+pub(crate) mod tables;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use libckpt_rank::context;
+use libckpt_transport::Transport;
+use protocol::control::LinkCount;
+use protocol::ids::Epoch;
+
+pub(crate) use self::core::Core;
+pub use self::ops::{wtime, yield_now};
+pub(crate) use self::ops::*;
+pub(crate) use self::request::{Envelope, RequestId};
+
+/// Something that must not be. The process ends: going on could corrupt the job.
+#[derive(Debug)]
+pub(crate) struct Fatal(String);
+
+impl Fatal {
+    pub(crate) fn new(what: impl fmt::Display) -> Self {
+        Self(what.to_string())
+    }
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the control thread and the engine tell each other without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct Attention {
+    /// A directive waits: the ranks' thread looks at its inbox at the next visit.
+    pub(crate) directive: AtomicBool,
+    /// Counts visits to the engine; stands still while a rank computes.
+    pub(crate) visits: AtomicU64,
+    /// Number of the rank that runs; [`NO_RANK`] while none does.
+    pub(crate) running: AtomicU64,
+    /// The ranks' thread waits for packets, on behalf of whatever rank.
+    pub(crate) idle: AtomicBool,
+}
+
+/// In [`Attention::running`].
+pub(crate) const NO_RANK: u64 = u64::MAX;
+
+/// The engine of this process.
+pub(crate) struct Engine {
+    pub(crate) core: Core,
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) attention: Arc<Attention>,
+    pub(crate) started: Instant,
+    /// Set where going on is impossible; the scheduler ends the process.
+    pub(crate) fatal: Option<Fatal>,
+    /// Index into `core.hosted` of the rank that runs.
+    pub(crate) running: usize,
+    /// Why ranks ended, for the scheduler to report.
+    pub(crate) ended: Vec<(usize, crate::runtime::Ending)>,
+    /// What the protocol has decided about a snapshot, for the scheduler to act on.
+    pub(crate) snapshot_events: Vec<SnapshotEvent>,
+    /// More processes than processors.
+    pub(crate) crowded: bool,
+    visits: u64,
+}
+
+/// What the protocol has decided about the snapshot under way.
+#[derive(Debug)]
+pub(crate) enum SnapshotEvent {
+    /// Every marker is in: the channel state is complete.
+    ChannelsComplete { epoch: Epoch, links: Vec<LinkCount> },
+    /// The snapshot will not be.
+    Discard { epoch: Epoch },
+}
+
+/// The longest sleep without a look around. Nothing depends on it: every packet and directive wakes.
+const IDLE_LONGEST: Duration = Duration::from_millis(500);
+
+thread_local! {
+    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
+}
+
+impl Engine {
+    pub(crate) fn new(core: Core, transport: Box<dyn Transport>, attention: Arc<Attention>) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            crowded: core.outbound.len() > processors,
+            core,
+            transport,
+            attention,
+            started: Instant::now(),
+            fatal: None,
+            running: 0,
+            ended: Vec::new(),
+            snapshot_events: Vec::new(),
+            visits: 0,
+        }
+    }
+
+    /// Makes this the engine of the calling thread.
+    pub(crate) fn install(self) {
+        ENGINE.with(|engine| *engine.borrow_mut() = Some(self));
+    }
+
+    /// Waits until a packet comes, there is room on a link, or a directive.
+    #[inline]
+    pub(crate) fn idle(&mut self) {
+        self.attention.idle.store(true, Ordering::Relaxed);
+        self.transport.idle(IDLE_LONGEST);
+        self.attention.idle.store(false, Ordering::Relaxed);
+    }
+
+    /// True where the ranks' thread has something to do that only the scheduler can: a directive, a cut,
+    /// the end. A rank that waits suspends itself then.
+    #[inline]
+    pub(crate) fn scheduler_wanted(&self) -> bool {
+        self.attention.directive.load(Ordering::Relaxed)
+            || !self.snapshot_events.is_empty()
+            || self.core.participant.cut_wanted().is_some()
+            || self.fatal.is_some()
+    }
+}
+
+/// A short visit to the engine, in process context. `None` on a thread that has none.
+#[inline]
+pub(crate) fn visit<R>(f: impl FnOnce(&mut Engine) -> R) -> Option<R> {
+    context::in_process(|| {
+        ENGINE.with(|engine| {
+            let mut engine = engine.borrow_mut();
+            let engine = engine.as_mut()?;
+            engine.visits += 1;
+            engine.attention.visits.store(engine.visits, Ordering::Relaxed);
+            Some(f(engine))
+        })
+    })
+}

@@ -1,0 +1,221 @@
+//! Moving packets: from the links into the tables, from the queues onto the links, and bulk reads.
+
+use libckpt_transport::{BulkError, BulkSource};
+use protocol::ids::{Process, Rank};
+use protocol::participant::{Gate, Output};
+use zerocopy::IntoBytes;
+
+use super::core::{packet_bytes, with_parts};
+use super::packet::{HEADER_BYTES, Header, Kind, Label, Place};
+use super::tables::Recorded;
+use super::{Engine, Fatal};
+
+/// Packets that one call takes at the most before the ranks get their turn.
+const PACKETS_PER_TURN: usize = 64;
+
+impl Engine {
+    /// Takes packets that are there and sends what is queued. True if anything moved.
+    ///
+    /// Stops at once where a cut is wanted: no further packet may be taken before it.
+    pub(crate) fn progress(&mut self) -> bool {
+        match self.try_progress() {
+            Ok(moved) => moved,
+            Err(fatal) => {
+                self.fatal = Some(fatal);
+                false
+            }
+        }
+    }
+
+    fn try_progress(&mut self) -> Result<bool, Fatal> {
+        let mut moved = false;
+        for _ in 0..PACKETS_PER_TURN {
+            if self.core.participant.cut_wanted().is_some() || !self.take_packet()? {
+                break;
+            }
+            moved = true;
+        }
+        self.settle()?;
+        Ok(moved)
+    }
+
+    /// Takes at most one packet.
+    #[inline]
+    fn take_packet(&mut self) -> Result<bool, Fatal> {
+        let core = &mut self.core;
+        let mut result = Ok(());
+        let taken = self
+            .transport
+            .poll(&mut |peer, packet| result = core.handle_packet(peer, packet))
+            .map_err(Fatal::new)?;
+        result?;
+        Ok(taken)
+    }
+
+    /// Does what packets and calls have left to do: bulk reads, protocol outputs, queues.
+    pub(crate) fn settle(&mut self) -> Result<(), Fatal> {
+        while let Some((index, key)) = self.core.reads.pop() {
+            self.read(index, key)?;
+        }
+        self.pump_protocol();
+        if !self.core.waiting.is_empty() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Hands the protocol's outputs on. The end of a snapshot's channel state is left for the scheduler.
+    pub(crate) fn pump_protocol(&mut self) {
+        while let Some(output) = self.core.participant.poll_output() {
+            match output {
+                Output::SendLink { peer, control } => {
+                    self.core.outbound[peer.index()].control.push_back(control);
+                    self.core.list(peer);
+                }
+                Output::LinkOpened { peer } => self.core.list(peer),
+                Output::ChannelsComplete { epoch, links } => {
+                    self.snapshot_events.push(super::SnapshotEvent::ChannelsComplete { epoch, links });
+                }
+                Output::Discard { epoch } => {
+                    self.snapshot_events.push(super::SnapshotEvent::Discard { epoch });
+                }
+            }
+        }
+    }
+
+    /// Reads the bytes of an announced message from where they lie.
+    fn read(&mut self, index: usize, key: (Rank, u64)) -> Result<(), Fatal> {
+        let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) else { return Ok(()) };
+        let label = transfer.label;
+        #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
+        let bytes = label.bytes as usize;
+        let home = self.core.placement[label.source.index()];
+        if home == self.core.me {
+            let into = transfer.into;
+            let sender = self.core.index_of(label.source).expect("a rank placed here is hosted here");
+            let unacked = self.core.hosted[sender].tables.unacked.get(&(label.destination, label.sequence));
+            let Some(unacked) = unacked else {
+                return Err(Fatal::new(format!("{} does not have the message that it announced", label.source)));
+            };
+            into.fill(0, &unacked.from.as_slice()[..bytes]);
+            self.core.finish_transfer(index, key);
+            return Ok(());
+        }
+        let Some(place) = transfer.place else {
+            self.pull(home, label);
+            return Ok(());
+        };
+        let source = BulkSource { process: place.process(), address: place.address() };
+        let outcome = self.transport.bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
+        match outcome {
+            Ok(()) => self.core.finish_transfer(index, key),
+            Err(BulkError::Forbidden { .. }) => self.pull(home, label),
+            // The sender's process is gone: the coordinator notices and restarts the job.
+            Err(BulkError::Gone { .. }) => {}
+            Err(error) => return Err(Fatal::new(error)),
+        }
+        Ok(())
+    }
+
+    fn pull(&mut self, home: Process, label: Label) {
+        self.core.outbound[home.index()].pulls.push_back(label);
+        self.core.list(home);
+    }
+
+    /// Sends what is queued, as far as the links have room.
+    fn flush(&mut self) -> Result<(), Fatal> {
+        let peers = std::mem::take(&mut self.core.waiting);
+        for peer in peers {
+            self.core.outbound[peer.index()].listed = false;
+            self.flush_to(peer)?;
+            if !self.core.outbound[peer.index()].is_empty() {
+                self.core.list(peer);
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_to(&mut self, peer: Process) -> Result<(), Fatal> {
+        let stamp = self.core.stamp();
+        while let Some(control) = self.core.outbound[peer.index()].control.front().copied() {
+            let header = Header::of_control(control, stamp);
+            if !self.transport.try_send(peer, &[header.as_bytes()]).map_err(Fatal::new)? {
+                return Ok(());
+            }
+            self.core.outbound[peer.index()].control.pop_front();
+        }
+        while let Some(packet) = self.core.outbound[peer.index()].data.pop_front() {
+            let sent = match self.core.participant.send_gate(peer) {
+                Gate::Open => self.put(peer, &packet)?,
+                Gate::Wait => false,
+            };
+            let outbound = &mut self.core.outbound[peer.index()];
+            if !sent {
+                outbound.data.push_front(packet);
+                break;
+            }
+            outbound.data_bytes -= packet_bytes(&packet);
+            self.core.participant.data_sent(peer);
+        }
+        while let Some(label) = self.core.outbound[peer.index()].pulls.front().copied() {
+            let header = Header::new(Kind::Pull, &label, stamp);
+            if !self.transport.try_send(peer, &[header.as_bytes()]).map_err(Fatal::new)? {
+                return Ok(());
+            }
+            self.core.outbound[peer.index()].pulls.pop_front();
+        }
+        self.stream_to(peer)
+    }
+
+    /// Puts a packet of a rank on its link, if there is room.
+    fn put(&mut self, peer: Process, packet: &Recorded) -> Result<bool, Fatal> {
+        let Self { core, transport, .. } = self;
+        let place = |label: &Label| core.place_of(label);
+        with_parts(packet, core.stamp(), place, |parts| transport.try_send(peer, parts)).map_err(Fatal::new)
+    }
+
+    /// Sends pieces of the messages that a process has asked for.
+    fn stream_to(&mut self, peer: Process) -> Result<(), Fatal> {
+        let stamp = self.core.stamp();
+        let piece_bytes = self.transport.packet_bytes_max() - HEADER_BYTES;
+        while let Some((label, offset)) = self.core.outbound[peer.index()].streams.front().copied() {
+            let unacked = self
+                .core
+                .index_of(label.source)
+                .and_then(|index| self.core.hosted[index].tables.unacked.get(&(label.destination, label.sequence)));
+            let Some(unacked) = unacked else {
+                // Acknowledged meanwhile: nobody waits for the rest.
+                self.core.outbound[peer.index()].streams.pop_front();
+                continue;
+            };
+            let bytes = unacked.from.as_slice();
+            #[allow(clippy::cast_possible_truncation)] // an offset into a slice
+            let at = offset as usize;
+            let piece = &bytes[at..bytes.len().min(at + piece_bytes)];
+            let header = Header::new(Kind::Fragment, &label, stamp).with_number(offset);
+            if !self.transport.try_send(peer, &[header.as_bytes(), piece]).map_err(Fatal::new)? {
+                return Ok(());
+            }
+            let end = at + piece.len();
+            let done = end == bytes.len();
+            let streams = &mut self.core.outbound[peer.index()].streams;
+            if done {
+                streams.pop_front();
+            } else if let Some(front) = streams.front_mut() {
+                front.1 = end as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl super::Core {
+    /// Where an announced message of a rank of this process lies.
+    pub(crate) fn place_of(&self, label: &Label) -> Place {
+        let address = self
+            .index_of(label.source)
+            .and_then(|index| self.hosted[index].tables.unacked.get(&(label.destination, label.sequence)))
+            .map_or(0, |unacked| unacked.from.address());
+        Place::new(self.me, address)
+    }
+}

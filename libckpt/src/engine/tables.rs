@@ -1,0 +1,194 @@
+//! The message tables of one rank: the part of its state that lies outside its slot.
+//!
+//! Everything here is kept with the rank's image at a cut, by serde, and read again by the process that
+//! restores the rank. Nothing is keyed by process or link. What only means something inside this process
+//! (where an announced message lies) is left out and bound anew by the re-announcement.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use libckpt_rank::buffer::{RankBytes, RankBytesMut};
+use protocol::channel::{Incoming, Outgoing};
+use protocol::ids::Rank;
+use serde::{Deserialize, Serialize};
+
+use super::packet::{Label, Place};
+use super::request::{RequestId, Requests};
+
+/// A message that has arrived, whole or announced.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Arrived {
+    pub(crate) label: Label,
+    pub(crate) body: Body,
+}
+
+/// What of a message has arrived.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Its announcement. The place is forgotten by a restore, and bound anew by the re-announcement.
+    Announced(#[serde(skip)] Option<Place>),
+}
+
+/// A receive that waits for its message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Posted {
+    pub(crate) request: RequestId,
+    pub(crate) source: Option<Rank>,
+    pub(crate) context: u64,
+    pub(crate) tag: Option<i32>,
+    pub(crate) into: RankBytesMut,
+}
+
+/// A message that was announced and is not acknowledged: it belongs to the sender.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Unacked {
+    pub(crate) label: Label,
+    pub(crate) from: RankBytes,
+    pub(crate) request: RequestId,
+}
+
+/// An announced message that has met its receive, and whose bytes are still to come.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Transfer {
+    pub(crate) label: Label,
+    pub(crate) into: RankBytesMut,
+    pub(crate) request: RequestId,
+    /// Bytes that have come by fragments.
+    #[serde(skip)]
+    pub(crate) received_bytes: u64,
+    /// Where the message lies; unknown after a restore until it is announced again.
+    #[serde(skip)]
+    pub(crate) place: Option<Place>,
+}
+
+/// A packet kept as channel state, or one that its sender had not yet put on a link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Recorded {
+    /// A whole message.
+    Eager(Label, Vec<u8>),
+    /// The announcement of a message; its place means nothing in another process.
+    Announce(Label),
+    /// An acknowledgment from the label's destination to its source.
+    Ack(Label),
+}
+
+/// The message tables of one rank.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Tables {
+    pub(crate) requests: Requests,
+    /// Receives in the order in which they were posted.
+    pub(crate) posted: Vec<Posted>,
+    /// Messages that no receive has asked for, in the order of their arrival.
+    pub(crate) unexpected: VecDeque<Arrived>,
+    /// Messages taken out of matching by a matched probe, by their number.
+    pub(crate) probed: BTreeMap<u64, Arrived>,
+    pub(crate) probes: u64,
+    /// Indexed by source rank; grows to the highest that was heard of.
+    incoming: Vec<Incoming<Recorded>>,
+    /// Indexed by destination rank; grows to the highest that was sent to.
+    outgoing: Vec<Outgoing>,
+    /// By destination and sequence number.
+    pub(crate) unacked: BTreeMap<(Rank, u64), Unacked>,
+    /// By source and sequence number.
+    pub(crate) transfers: BTreeMap<(Rank, u64), Transfer>,
+    /// Packets that were not on a link at the cut, in order. Empty but in an image.
+    pub(crate) unsent: Vec<Recorded>,
+    /// The rank has returned from the solver's main.
+    pub(crate) finished: bool,
+    /// Seconds that `wtime` had counted at the cut.
+    pub(crate) wtime_s: f64,
+}
+
+impl Tables {
+    pub(crate) fn new() -> Self {
+        Self {
+            requests: Requests::default(),
+            posted: Vec::new(),
+            unexpected: VecDeque::new(),
+            probed: BTreeMap::new(),
+            probes: 0,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            unacked: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            unsent: Vec::new(),
+            finished: false,
+            wtime_s: 0.0,
+        }
+    }
+
+    /// The channel from a rank to this one.
+    #[inline]
+    pub(crate) fn incoming(&mut self, source: Rank) -> &mut Incoming<Recorded> {
+        if source.index() >= self.incoming.len() {
+            self.incoming.resize_with(source.index() + 1, Incoming::default);
+        }
+        &mut self.incoming[source.index()]
+    }
+
+    /// The number of the next message to a rank.
+    #[inline]
+    pub(crate) fn next_sequence(&mut self, destination: Rank) -> u64 {
+        if destination.index() >= self.outgoing.len() {
+            self.outgoing.resize_with(destination.index() + 1, Outgoing::default);
+        }
+        self.outgoing[destination.index()].take()
+    }
+
+    /// Takes the first posted receive that matches a message (MPI 4.1, 3.5 "order").
+    #[inline]
+    pub(crate) fn take_posted(&mut self, label: &Label) -> Option<Posted> {
+        let at = self.posted.iter().position(|posted| {
+            posted.context == label.context
+                && posted.source.is_none_or(|source| source == label.source)
+                && posted.tag.is_none_or(|tag| tag == label.tag)
+        })?;
+        Some(self.posted.remove(at))
+    }
+
+    /// Where in `unexpected` the first message that a receive or probe asks for stands.
+    #[inline]
+    pub(crate) fn find_unexpected(&self, source: Option<Rank>, context: u64, tag: Option<i32>) -> Option<usize> {
+        self.unexpected.iter().position(|arrived| {
+            arrived.label.context == context
+                && source.is_none_or(|source| source == arrived.label.source)
+                && tag.is_none_or(|tag| tag == arrived.label.tag)
+        })
+    }
+
+    /// Binds a message that is announced again to the place where it now lies. Tells which entry it found.
+    pub(crate) fn rebind(&mut self, label: &Label, place: Option<Place>) -> Rebound {
+        let same = |arrived: &Arrived| {
+            arrived.label.source == label.source && arrived.label.sequence == label.sequence
+        };
+        let waiting = self
+            .unexpected
+            .iter_mut()
+            .chain(self.probed.values_mut())
+            .find(|arrived| same(arrived) && matches!(arrived.body, Body::Announced(_)));
+        if let Some(arrived) = waiting {
+            arrived.body = Body::Announced(place);
+            return Rebound::Waiting;
+        }
+        match self.transfers.get_mut(&(label.source, label.sequence)) {
+            Some(transfer) => {
+                transfer.place = place;
+                transfer.received_bytes = 0;
+                Rebound::Transfer
+            }
+            None => Rebound::Complete,
+        }
+    }
+}
+
+/// What a message that is announced again was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rebound {
+    /// No receive has asked for it.
+    Waiting,
+    /// Its receive waits for the bytes.
+    Transfer,
+    /// It was received; the acknowledgment is to be sent again.
+    Complete,
+}

@@ -1,0 +1,281 @@
+//! The life of a process of the job: start, join, restore, run, end.
+//!
+//! - `control`: the connection to the coordinator.
+//! - `restore`: images and tables out of a checkpoint.
+//! - `schedule`: the loop that runs the ranks.
+//! - `snapshot`: the cut, and storing what it captured.
+//! - `ending`: how a rank ends.
+//! - `output`: whose output a line is.
+
+mod control;
+mod ending;
+mod output;
+mod restore;
+mod schedule;
+mod snapshot;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use libckpt_rank::slot::Slot;
+use libckpt_rank::{context, identity, startup};
+use libckpt_transport::{Transport, alone::Alone, shm};
+use protocol::control::{Assignment, Directive, Report, environment, exit};
+use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
+
+use self::control::Control;
+pub use self::ending::{Ending, ExitStatus, Termination};
+use self::output::Output;
+use self::schedule::Scheduler;
+use self::snapshot::Snapshots;
+use crate::comm::World;
+use crate::engine::packet::HEADER_BYTES;
+use crate::engine::{Attention, Core, Engine, visit};
+use crate::error::StartError;
+
+/// How many ranks a program that runs alone has; for trying things out.
+const STANDALONE_RANKS: &str = "CKPT_STANDALONE_RANKS";
+
+/// Messages of at most so many bytes are sent eagerly: copied into the ring and out of it. Longer ones
+/// are read by the receiver from the sender's memory, which copies once but costs a system call and an
+/// acknowledgment. docs/performance.md has the figures.
+const EAGER_BYTES_MAX: usize = 16 << 10;
+
+/// Runs a solver: the calling process becomes a process of the job, and each of its ranks calls `solver`.
+///
+/// What `#[libckpt::main]` expands to. Does not return while the job runs well: the process ends with it.
+/// Must be called on the main thread, before any other thread is started. The program's global allocator
+/// must be [`crate::rank::Allocator`].
+pub fn run<T: Termination + 'static>(solver: fn(World) -> T) -> ExitCode {
+    match start(solver) {
+        Ok(scheduler) => scheduler.run(),
+        Err(error) => {
+            eprintln!("libckpt: {error}");
+            ExitCode::from(u8::try_from(exit::LIBRARY).expect("an exit code fits a byte"))
+        }
+    }
+}
+
+fn start<T: Termination + 'static>(solver: fn(World) -> T) -> Result<Scheduler, StartError> {
+    startup::prepare()?;
+    name_ranks_in_panics();
+    let job = match std::env::var(environment::CONTROL) {
+        Ok(address) => Job::join(&address)?,
+        Err(_) => Job::alone()?,
+    };
+    job.start(solver)
+}
+
+/// A process's part of a job, before its ranks exist.
+struct Job {
+    process: Process,
+    assignment: Assignment,
+    transport: Box<dyn Transport>,
+    attention: Arc<Attention>,
+    control: Option<(Control, Receiver<Directive>)>,
+}
+
+impl Job {
+    /// Takes part in the job of the coordinator at `address`.
+    fn join(address: &str) -> Result<Self, StartError> {
+        startup::die_with_parent()?;
+        let token = hexadecimal(&variable(environment::TOKEN)?)
+            .ok_or_else(|| malformed(environment::TOKEN, "not 64 hexadecimal digits"))?;
+        let process = Process(number(environment::PROCESS)?);
+        let processes: u32 = number(environment::PROCESSES)?;
+        let identity = identity::program_identity().map_err(|error| StartError::Identity(error.to_string()))?;
+        let joined = control::join(address, token, process, identity)?;
+        let assignment = joined.assignment.clone();
+        let transport: Box<dyn Transport> = if processes == 1 {
+            Box::new(Alone::new(process))
+        } else {
+            let descriptor = startup::inherited_descriptor(number(environment::SHM_FD)?)
+                .map_err(|error| malformed(environment::SHM_FD, &error.to_string()))?;
+            Box::new(shm::attach(descriptor, process, processes)?)
+        };
+        let attention = Arc::new(Attention::default());
+        let (control, inbox) = Control::start(joined, attention.clone(), transport.waker())?;
+        Ok(Self { process, assignment, transport, attention, control: Some((control, inbox)) })
+    }
+
+    /// A job of this process alone, without checkpoints.
+    fn alone() -> Result<Self, StartError> {
+        let ranks = match std::env::var(STANDALONE_RANKS) {
+            Ok(_) => number(STANDALONE_RANKS)?,
+            Err(_) => 1,
+        };
+        eprintln!("libckpt: started without `ckpt run`: no checkpoints are taken");
+        let process = Process(0);
+        let assignment = Assignment {
+            incarnation: Incarnation(1),
+            placement: vec![process; usize::try_from(ranks).unwrap_or(usize::MAX)],
+            processes: 1,
+            slot_bytes: SlotLayout::fitting_slot_bytes(ranks),
+            stack_bytes: STACK_BYTES_DEFAULT,
+            ..Assignment::default()
+        };
+        Ok(Self {
+            process,
+            assignment,
+            transport: Box::new(Alone::new(process)),
+            attention: Arc::new(Attention::default()),
+            control: None,
+        })
+    }
+
+    fn start<T: Termination + 'static>(self, solver: fn(World) -> T) -> Result<Scheduler, StartError> {
+        let Self { process, assignment, transport, attention, control } = self;
+        let ranks = u32::try_from(assignment.placement.len())
+            .map_err(|_| StartError::Internal("more ranks than can be numbered".to_owned()))?;
+        let layout = SlotLayout::new(ranks, assignment.slot_bytes, assignment.stack_bytes)?;
+        let eager_bytes_max = EAGER_BYTES_MAX.min(transport.packet_bytes_max() - HEADER_BYTES);
+        let core = Core::new(
+            process,
+            u32::try_from(assignment.incarnation.0 & u64::from(u32::MAX)).expect("masked"),
+            assignment.epoch,
+            assignment.placement.clone(),
+            assignment.processes,
+            eager_bytes_max,
+        );
+        let hosted: Vec<Rank> = core.hosted.iter().map(|hosted| hosted.rank).collect();
+        Engine::new(core, transport, attention).install();
+        let output = Output::from_environment()?;
+
+        let (slots, restore_us) = match &assignment.restore {
+            None => (fresh_slots(layout, &hosted, solver)?, 0),
+            Some(restore) => match restore::restore(&assignment, restore, layout, &hosted) {
+                Ok(restored) => restored,
+                Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
+            },
+        };
+        context::host_ranks(&slots);
+
+        let snapshots = match &control {
+            Some((control, inbox)) => {
+                let snapshots = Snapshots::start(&assignment, control.clone())?;
+                control.report(Report::Ready { restore_us });
+                wait_for_go(inbox)?;
+                Some(snapshots)
+            }
+            None => None,
+        };
+        visit(|engine| {
+            engine.started = std::time::Instant::now();
+            for index in 0..engine.core.hosted.len() {
+                if engine.core.hosted[index].tables.finished {
+                    engine.core.hosted[index].scheduled = true;
+                    engine.ended.push((index, Ending::Finished));
+                } else {
+                    engine.core.wake(index);
+                }
+            }
+        });
+        Ok(Scheduler { slots, control, snapshots, output })
+    }
+}
+
+fn fresh_slots<T: Termination + 'static>(
+    layout: SlotLayout,
+    hosted: &[Rank],
+    solver: fn(World) -> T,
+) -> Result<Vec<Slot>, StartError> {
+    hosted
+        .iter()
+        .map(|rank| {
+            let mut slot = Slot::create(layout, *rank)?;
+            slot.start(move || live(solver));
+            Ok(slot)
+        })
+        .collect()
+}
+
+/// The life of a rank, on its own stack.
+fn live<T: Termination>(solver: fn(World) -> T) {
+    let ending = match catch_unwind(AssertUnwindSafe(|| solver(World::world()).ending())) {
+        Ok(ending) => ending,
+        Err(_) => ending::panicked(),
+    };
+    visit(move |engine| {
+        let index = engine.running;
+        engine.core.hosted[index].tables.finished = true;
+        engine.ended.push((index, own(ending)));
+    });
+}
+
+/// A copy whose memory is the process's: an ending is made by the rank and read by the process.
+fn own(ending: Ending) -> Ending {
+    ending.clone()
+}
+
+/// Tells the coordinator that a checkpoint can't be restored, and ends the process.
+fn give_up(control: Option<&(Control, Receiver<Directive>)>, epoch: Epoch, failure: &restore::Failure) -> ! {
+    if let Some((control, _)) = control {
+        control.report(Report::RestoreFailed { rank: failure.rank, epoch, reason: failure.reason.clone() });
+        control.flush();
+    }
+    std::process::exit(exit::LIBRARY)
+}
+
+fn wait_for_go(inbox: &Receiver<Directive>) -> Result<(), StartError> {
+    match inbox.recv() {
+        Ok(Directive::Go) => Ok(()),
+        Ok(Directive::End) => std::process::exit(0),
+        Ok(other) => Err(StartError::Internal(format!("expected to be told to go, not {other:?}"))),
+        // The control thread ends the process.
+        Err(_) => loop {
+            std::thread::park();
+        },
+    }
+}
+
+/// Makes panics name their rank.
+fn name_ranks_in_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if let Some(rank) = context::current_rank() {
+            eprintln!("libckpt: {rank} panicked:");
+        }
+        default(info);
+    }));
+}
+
+fn malformed(name: &'static str, reason: &str) -> StartError {
+    StartError::Environment { name, reason: reason.to_owned() }
+}
+
+fn variable(name: &'static str) -> Result<String, StartError> {
+    std::env::var(name).map_err(|error| malformed(name, &error.to_string()))
+}
+
+fn number<N: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str) -> Result<N, StartError> {
+    variable(name)?.parse().map_err(|error: N::Err| malformed(name, &format!("not a number: {error}")))
+}
+
+fn hexadecimal(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut token = [0; 32];
+    for (byte, pair) in token.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_64_hexadecimal_digits() {
+        assert_eq!(hexadecimal(&"0a".repeat(32)), Some([10; 32]));
+        assert_eq!(hexadecimal(&"0a".repeat(31)), None);
+        assert_eq!(hexadecimal(&"0g".repeat(32)), None);
+        assert_eq!(hexadecimal(&"é".repeat(32)), None);
+    }
+}

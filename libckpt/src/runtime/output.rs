@@ -1,0 +1,70 @@
+//! Whose output a line is, where that was asked (`--label`).
+//!
+//! The coordinator then hands a pipe for each rank. A process with several ranks points its standard
+//! output and error at the running rank's pipes before each turn.
+
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use libckpt_rank::startup::inherited_descriptor;
+use protocol::control::environment;
+use protocol::ids::Rank;
+
+use crate::error::StartError;
+
+/// The outputs of the ranks of this process.
+pub(crate) struct Output {
+    /// Empty where lines are not labelled.
+    pipes: Vec<(Rank, OwnedFd, OwnedFd)>,
+    current: Option<Rank>,
+}
+
+impl Output {
+    /// Reads what the coordinator handed over.
+    ///
+    /// # Errors
+    /// When the variable is malformed or names no open descriptor.
+    pub(crate) fn from_environment() -> Result<Self, StartError> {
+        let mut pipes = Vec::new();
+        if let Ok(text) = std::env::var(environment::OUTPUT_FDS) {
+            for part in text.split(',').filter(|part| !part.is_empty()) {
+                let malformed = |reason: String| StartError::Environment { name: environment::OUTPUT_FDS, reason };
+                let mut numbers = part.split(':').map(str::parse::<i32>);
+                let (Some(Ok(rank)), Some(Ok(out)), Some(Ok(err)), None) =
+                    (numbers.next(), numbers.next(), numbers.next(), numbers.next())
+                else {
+                    return Err(malformed(format!("{part:?} is not RANK:OUT:ERR")));
+                };
+                let rank = u32::try_from(rank).map_err(|_| malformed(format!("{part:?} has a negative rank")))?;
+                let open = |fd| inherited_descriptor(fd).map_err(|error| malformed(error.to_string()));
+                pipes.push((Rank(rank), open(out)?, open(err)?));
+            }
+        }
+        Ok(Self { pipes, current: None })
+    }
+
+    /// Makes standard output and error those of a rank.
+    #[inline]
+    pub(crate) fn switch_to(&mut self, rank: Rank) {
+        if self.pipes.is_empty() || self.current == Some(rank) {
+            return;
+        }
+        self.switch(rank);
+    }
+
+    #[cold]
+    fn switch(&mut self, rank: Rank) {
+        use std::os::fd::AsFd;
+        let _ = std::io::stdout().flush();
+        if let Some((_, out, err)) = self.pipes.iter().find(|(of, _, _)| *of == rank) {
+            let point = |at: fn(BorrowedFd<'_>) -> nix::Result<()>, to: &OwnedFd| {
+                if let Err(error) = at(to.as_fd()) {
+                    tracing::warn!(%rank, %error, "its output can't be told apart");
+                }
+            };
+            point(|to| nix::unistd::dup2_stdout(to), out);
+            point(|to| nix::unistd::dup2_stderr(to), err);
+            self.current = Some(rank);
+        }
+    }
+}

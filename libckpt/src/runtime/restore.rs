@@ -1,0 +1,95 @@
+//! Restoring the ranks of this process out of a checkpoint.
+//!
+//! Each rank's file is checked and its chunks are decompressed straight into the slot, by as many library
+//! threads as there are processors to the process. Then the message tables and the channel state go back
+//! into the engine.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use libckpt_rank::context::library_scope;
+use libckpt_rank::restore::RestoringSlot;
+use libckpt_rank::slot::Slot;
+use protocol::control::{Assignment, Restore};
+use protocol::ids::Rank;
+use protocol::slots::SlotLayout;
+use store::{DiskStorage, FileKey, RankFile, Scratch, SectionKind};
+
+use crate::engine::visit;
+
+/// Why a rank can't be restored.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) rank: Rank,
+    pub(crate) reason: String,
+}
+
+/// Restores all hosted ranks. Gives their slots, and how long it took in microseconds.
+pub(crate) fn restore(
+    assignment: &Assignment,
+    restore: &Restore,
+    layout: SlotLayout,
+    hosted: &[Rank],
+) -> Result<(Vec<Slot>, u64), Failure> {
+    let begin = Instant::now();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (processors / assignment.processes.max(1) as usize).max(1);
+    let mut slots = Vec::with_capacity(hosted.len());
+    let mut sections = Vec::with_capacity(hosted.len());
+    for &rank in hosted {
+        let failed = |reason: String| Failure { rank, reason };
+        let (slot, tables, channel) =
+            restore_rank(assignment, restore, layout, rank, threads).map_err(failed)?;
+        slots.push(slot);
+        sections.push((tables, channel));
+    }
+    visit(|engine| engine.restore(sections))
+        .expect("the ranks' thread has the engine")
+        .map_err(|(rank, reason)| Failure { rank, reason })?;
+    Ok((slots, u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn restore_rank(
+    assignment: &Assignment,
+    restore: &Restore,
+    layout: SlotLayout,
+    rank: Rank,
+    threads: usize,
+) -> Result<(Slot, Vec<u8>, Vec<u8>), String> {
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    let stored = restore
+        .files
+        .get(rank.index())
+        .filter(|stored| stored.rank == rank)
+        .ok_or_else(|| format!("{} has no file for {rank}", restore.epoch))?;
+    let key = FileKey { job: assignment.job, incarnation: restore.incarnation, epoch: restore.epoch, rank };
+    let storage = DiskStorage::open(Path::new(&assignment.store)).map_err(|error| said(&error))?;
+    let file = RankFile::open(&storage, stored, key).map_err(|error| said(&error))?;
+    let slot = RestoringSlot::create(layout, rank).map_err(|error| said(&error))?;
+
+    let next = AtomicUsize::new(0);
+    let place_chunks = || -> Result<(), String> {
+        let mut scratch = Scratch::default();
+        loop {
+            let chunk = next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= file.chunk_count() {
+                return Ok(());
+            }
+            let mut placed = Ok(());
+            file.read_chunk(chunk, &mut scratch, |page, bytes| {
+                if placed.is_ok() {
+                    placed = slot.place(page, bytes);
+                }
+            })
+            .map_err(|error| said(&error))?;
+            placed.map_err(|error| said(&error))?;
+        }
+    };
+    library_scope(threads, &place_chunks).into_iter().collect::<Result<(), String>>()?;
+
+    let tables = file.section(SectionKind::Tables).map_err(|error| said(&error))?;
+    let channel = file.section(SectionKind::Channel).map_err(|error| said(&error))?;
+    let slot = slot.finish().map_err(|error| said(&error))?;
+    Ok((slot, tables, channel))
+}

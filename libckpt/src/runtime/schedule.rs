@@ -1,0 +1,191 @@
+//! The scheduler: runs the ranks of this process in turn, and does between their turns what needs all of
+//! them to stand still.
+
+use std::io::Write;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+
+use libckpt_rank::slot::{Resumed, Slot};
+use protocol::control::{Directive, Report, exit};
+use protocol::ids::Rank;
+
+use super::Ending;
+use super::control::{Control, ENDING};
+use super::output::Output;
+use super::snapshot::Snapshots;
+use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, visit};
+
+/// The ranks of this process and what drives them.
+pub(crate) struct Scheduler {
+    /// In the order of the engine's `hosted`.
+    pub(crate) slots: Vec<Slot>,
+    /// How to reach the coordinator; `None` for a program that runs alone.
+    pub(crate) control: Option<(Control, Receiver<Directive>)>,
+    pub(crate) snapshots: Option<Snapshots>,
+    pub(crate) output: Output,
+}
+
+/// What the scheduler does next.
+enum Next {
+    Run(usize),
+    Cut(protocol::ids::Epoch),
+    Look,
+    Idle,
+}
+
+impl Scheduler {
+    /// Runs until the job ends, and ends the process.
+    pub(crate) fn run(mut self) -> ! {
+        loop {
+            match in_engine(Self::next) {
+                Next::Run(index) => self.resume(index),
+                Next::Cut(epoch) => self.cut(epoch),
+                Next::Look => self.look(),
+                Next::Idle => in_engine(Engine::idle),
+            }
+        }
+    }
+
+    fn next(engine: &mut Engine) -> Next {
+        let moved = engine.progress();
+        if engine.fatal.is_some()
+            || !engine.ended.is_empty()
+            || !engine.snapshot_events.is_empty()
+            || engine.attention.directive.load(Ordering::Relaxed)
+        {
+            return Next::Look;
+        }
+        if let Some(epoch) = engine.core.participant.cut_wanted() {
+            return Next::Cut(epoch);
+        }
+        if let Some(index) = engine.core.ready.pop_front() {
+            engine.running = index;
+            let rank = engine.core.hosted[index].rank;
+            engine.attention.running.store(u64::from(rank.0), Ordering::Relaxed);
+            return Next::Run(index);
+        }
+        if moved { Next::Look } else { Next::Idle }
+    }
+
+    fn resume(&mut self, index: usize) {
+        let rank = self.slots[index].rank();
+        self.output.switch_to(rank);
+        let resumed = self.slots[index].resume();
+        in_engine(|engine| {
+            engine.attention.running.store(NO_RANK, Ordering::Relaxed);
+            if resumed == Resumed::Finished {
+                // Never to be run again, whatever still arrives for it.
+                engine.core.hosted[index].scheduled = true;
+            }
+        });
+    }
+
+    /// Handles what came while ranks ran.
+    fn look(&mut self) {
+        let (fatal, ended, events) = in_engine(|engine| {
+            engine.attention.directive.store(false, Ordering::SeqCst);
+            (engine.fatal.take(), std::mem::take(&mut engine.ended), std::mem::take(&mut engine.snapshot_events))
+        });
+        if let Some(fatal) = fatal {
+            self.die(&fatal);
+        }
+        for (index, ending) in ended {
+            self.report_ending(self.slots[index].rank(), ending);
+        }
+        for event in events {
+            if let Some(snapshots) = &mut self.snapshots {
+                match event {
+                    SnapshotEvent::ChannelsComplete { epoch, links } => snapshots.channels_complete(epoch, links),
+                    SnapshotEvent::Discard { epoch } => snapshots.discard(epoch),
+                }
+            }
+        }
+        self.take_directives();
+    }
+
+    fn take_directives(&mut self) {
+        let directives: Vec<_> = match &self.control {
+            Some((_, inbox)) => inbox.try_iter().collect(),
+            None => Vec::new(),
+        };
+        for directive in directives {
+            let result = in_engine(|engine| -> Result<(), Fatal> {
+                let participant = &mut engine.core.participant;
+                match directive {
+                    Directive::Snapshot { epoch } => participant.handle_snapshot(epoch),
+                    Directive::Abort { epoch } => participant.handle_abort(epoch),
+                    Directive::Committed { epoch } => participant.handle_committed(epoch).map_err(Fatal::new)?,
+                    Directive::End => end(0),
+                    Directive::Go
+                    | Directive::Stop
+                    | Directive::Ping
+                    | Directive::Assignment(_)
+                    | Directive::Refused { .. } => {
+                        return Err(Fatal::new(format!("an unexpected directive: {directive:?}")));
+                    }
+                }
+                engine.settle()
+            });
+            if let Err(fatal) = result {
+                self.die(&fatal);
+            }
+        }
+    }
+
+    fn cut(&mut self, epoch: protocol::ids::Epoch) {
+        let Some(snapshots) = &mut self.snapshots else {
+            self.die(&Fatal::new("a snapshot without a store"));
+        };
+        if let Err(fatal) = snapshots.cut(epoch, &self.slots) {
+            self.die(&fatal);
+        }
+    }
+
+    fn report_ending(&mut self, rank: Rank, ending: Ending) {
+        match (&self.control, ending) {
+            (Some((control, _)), Ending::Finished) => control.report(Report::RankFinished { rank }),
+            (Some((control, _)), Ending::Failed { code, message }) => {
+                say_why(rank, &message);
+                control.report(Report::RankFailed { rank, code, message });
+            }
+            (None, Ending::Finished) => {
+                let all = in_engine(|engine| engine.core.hosted.iter().all(|hosted| hosted.tables.finished));
+                if all {
+                    end(0);
+                }
+            }
+            (None, Ending::Failed { code, message }) => {
+                say_why(rank, &message);
+                end(code);
+            }
+        }
+    }
+
+    /// Ends the process because going on could corrupt the job.
+    fn die(&self, fatal: &Fatal) -> ! {
+        eprintln!("libckpt: internal error, please report it: {fatal}");
+        if let Some((control, _)) = &self.control {
+            control.report(Report::Warning { text: fatal.to_string() });
+            control.flush();
+        }
+        end(exit::LIBRARY)
+    }
+}
+
+fn say_why(rank: Rank, message: &str) {
+    if !message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{rank}: {message}");
+    }
+}
+
+/// Ends the process, with all output written.
+fn end(code: i32) -> ! {
+    ENDING.store(true, Ordering::SeqCst);
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stderr().flush();
+    std::process::exit(code)
+}
+
+fn in_engine<R>(f: impl FnOnce(&mut Engine) -> R) -> R {
+    visit(f).expect("the ranks' thread has the engine")
+}

@@ -1,0 +1,244 @@
+//! Snapshots of this process: the cut, and storing what it captured while the ranks go on.
+//!
+//! The cut copies the ranks' images aside and encodes their message tables, with all ranks standing still.
+//! A library thread compresses, verifies and writes the copies at once; when every marker has come, the
+//! channel state is added, the files are made durable, and the coordinator is told.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use libckpt_rank::capture::{Captured, Staging};
+use libckpt_rank::context::library_thread;
+use libckpt_rank::slot::Slot;
+use protocol::control::{Assignment, Compression, LinkCount, Report, StoredFile};
+use protocol::ids::{Epoch, Incarnation, JobId, Rank};
+use store::{DiskStorage, FileKey, RankFileWriter, SectionKind};
+
+use super::control::Control;
+use crate::engine::{Fatal, visit};
+use crate::error::StartError;
+
+/// The snapshots of this process.
+pub(crate) struct Snapshots {
+    control: Control,
+    jobs: Sender<Job>,
+    returned: Receiver<Staging>,
+    /// Not in use by the writer.
+    staging: Option<Staging>,
+    /// Snapshots up to this epoch are not to be written any further.
+    discarded: Arc<AtomicU64>,
+    /// The snapshot that the writer has, until its channel state is complete.
+    writing: Option<Epoch>,
+}
+
+/// One rank as captured at a cut.
+struct CapturedRank {
+    rank: Rank,
+    image: Captured,
+    tables: Vec<u8>,
+}
+
+enum Job {
+    Write { epoch: Epoch, ranks: Vec<CapturedRank>, staging: Staging },
+    Finish { epoch: Epoch, channels: Vec<Vec<u8>>, links: Vec<LinkCount> },
+}
+
+impl Snapshots {
+    /// Starts the writer.
+    ///
+    /// # Errors
+    /// When the store can't be opened or the thread can't be started.
+    pub(crate) fn start(assignment: &Assignment, control: Control) -> Result<Self, StartError> {
+        let path = Path::new(&assignment.store);
+        let failed = |reason: String| StartError::Store { path: path.to_owned(), reason };
+        let storage = DiskStorage::open(path).map_err(|error| failed(error.to_string()))?;
+        let (jobs, inbox) = channel();
+        let (give_back, returned) = channel();
+        let discarded = Arc::new(AtomicU64::new(0));
+        let writer = Writer {
+            storage,
+            job: assignment.job,
+            incarnation: assignment.incarnation,
+            compression: assignment.compression,
+            control: control.clone(),
+            discarded: discarded.clone(),
+            give_back,
+            open: None,
+        };
+        library_thread("ckpt-writer", move || writer.run(&inbox)).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { control, jobs, returned, staging: Some(Staging::new()), discarded, writing: None })
+    }
+
+    /// Captures all ranks. They are suspended.
+    ///
+    /// # Errors
+    /// Only what must end the process; a capture that is refused is reported and aborts the snapshot.
+    pub(crate) fn cut(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<(), Fatal> {
+        let begin = Instant::now();
+        // What a rank has printed belongs before the cut, and must not be lost with this process.
+        let _ = std::io::stdout().flush();
+        let captured = self.capture(slots)?;
+        visit(|engine| engine.begin_recording(epoch)).expect("the ranks' thread has the engine")?;
+        let stall_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        match captured {
+            Ok((ranks, staging)) => {
+                self.control.report(Report::Cut { epoch, stall_us });
+                self.writing = Some(epoch);
+                self.jobs.send(Job::Write { epoch, ranks, staging }).map_err(|_| writer_gone())
+            }
+            Err(reason) => {
+                self.control.report(Report::SnapshotFailed { epoch, reason });
+                Ok(())
+            }
+        }
+    }
+
+    fn capture(&mut self, slots: &[Slot]) -> Result<Result<(Vec<CapturedRank>, Staging), String>, Fatal> {
+        let staging = self.staging.take().or_else(|| self.returned.try_recv().ok());
+        let Some(mut staging) = staging else {
+            return Ok(Err("the snapshot before is still being written; the store's disk is too slow for this \
+                           interval, choose a longer --every"
+                .to_owned()));
+        };
+        staging.clear();
+        let mut ranks = Vec::with_capacity(slots.len());
+        for (index, slot) in slots.iter().enumerate() {
+            match slot.capture(&mut staging) {
+                Ok(image) => {
+                    let tables = visit(|engine| engine.capture_tables(index)).expect("the ranks' thread has it")?;
+                    ranks.push(CapturedRank { rank: slot.rank(), image, tables });
+                }
+                Err(error) => {
+                    self.staging = Some(staging);
+                    return Ok(Err(error.to_string()));
+                }
+            }
+        }
+        Ok(Ok((ranks, staging)))
+    }
+
+    /// Every marker has come.
+    pub(crate) fn channels_complete(&mut self, epoch: Epoch, links: Vec<LinkCount>) {
+        if self.writing != Some(epoch) {
+            // The capture was refused; the abort is on its way.
+            visit(|engine| engine.discard_recording(epoch));
+            return;
+        }
+        self.writing = None;
+        let channels = visit(|engine| engine.take_channels(epoch)).expect("the ranks' thread has the engine");
+        match channels {
+            Ok(channels) => {
+                let _ = self.jobs.send(Job::Finish { epoch, channels, links });
+            }
+            Err(fatal) => self.control.report(Report::SnapshotFailed { epoch, reason: fatal.to_string() }),
+        }
+    }
+
+    /// The snapshot will not be.
+    pub(crate) fn discard(&mut self, epoch: Epoch) {
+        self.discarded.fetch_max(epoch.0, Ordering::SeqCst);
+        visit(|engine| engine.discard_recording(epoch));
+        if self.writing == Some(epoch) {
+            self.writing = None;
+            // The writer looks up from waiting for the channel state.
+            let _ = self.jobs.send(Job::Finish { epoch, channels: Vec::new(), links: Vec::new() });
+        }
+    }
+}
+
+fn writer_gone() -> Fatal {
+    Fatal::new("the writer thread has ended")
+}
+
+/// The library thread that stores what was captured.
+struct Writer {
+    storage: DiskStorage,
+    job: JobId,
+    incarnation: Incarnation,
+    compression: Compression,
+    control: Control,
+    discarded: Arc<AtomicU64>,
+    give_back: Sender<Staging>,
+    /// Files that lack their channel state only.
+    open: Option<(Epoch, Vec<RankFileWriter>)>,
+}
+
+impl Writer {
+    fn run(mut self, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Write { epoch, ranks, staging } => {
+                    let written = self.write(epoch, &ranks, &staging);
+                    // Whoever waits for it is gone only at the end of the process.
+                    let _ = self.give_back.send(staging);
+                    self.open = self.keep_or_report(epoch, written).flatten().map(|files| (epoch, files));
+                }
+                Job::Finish { epoch, channels, links } => {
+                    let Some((_, files)) = self.open.take_if(|(open, _)| *open == epoch) else { continue };
+                    if self.is_discarded(epoch) {
+                        continue;
+                    }
+                    let finished = finish(files, &channels);
+                    if let Some(files) = self.keep_or_report(epoch, finished) {
+                        self.control.report(Report::Stored { epoch, files, links });
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_discarded(&self, epoch: Epoch) -> bool {
+        self.discarded.load(Ordering::SeqCst) >= epoch.0
+    }
+
+    fn keep_or_report<T>(&self, epoch: Epoch, result: store::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                if !self.is_discarded(epoch) {
+                    self.control.report(Report::SnapshotFailed { epoch, reason: error.to_string() });
+                }
+                None
+            }
+        }
+    }
+
+    /// Writes images and tables. `None` when the snapshot was given up meanwhile.
+    fn write(
+        &self,
+        epoch: Epoch,
+        ranks: &[CapturedRank],
+        staging: &Staging,
+    ) -> store::Result<Option<Vec<RankFileWriter>>> {
+        let mut files = Vec::with_capacity(ranks.len());
+        for captured in ranks {
+            let key =
+                FileKey { job: self.job, incarnation: self.incarnation, epoch, rank: captured.rank };
+            let mut file = RankFileWriter::create(&self.storage, key, self.compression)?;
+            for (pages, bytes) in captured.image.runs(staging) {
+                if self.is_discarded(epoch) {
+                    return Ok(None);
+                }
+                file.pages(pages, bytes)?;
+            }
+            file.section(SectionKind::Tables, &captured.tables)?;
+            files.push(file);
+        }
+        Ok(Some(files))
+    }
+}
+
+fn finish(files: Vec<RankFileWriter>, channels: &[Vec<u8>]) -> store::Result<Vec<StoredFile>> {
+    files
+        .into_iter()
+        .zip(channels)
+        .map(|(mut file, channel)| {
+            file.section(SectionKind::Channel, channel)?;
+            file.finish()
+        })
+        .collect()
+}
