@@ -1,0 +1,297 @@
+//! The back end for small blocks: the `dlmalloc` crate over memory of the slot.
+//!
+//! Its memory is one segment at the start of the heap that grows like a process's break. Should that
+//! part of the address space ever be full, it takes segments among the large runs.
+
+use std::ops::Range;
+
+use dlmalloc::{Allocator, Dlmalloc};
+
+use super::class::BLOCK_ALIGN;
+use super::pages::{self, PAGE_BYTES, page_up};
+use super::runs::{ENTRY_BYTES, Runs, UNIT_BYTES};
+
+/// Memory above the break that is always kept, in bytes; a share of what is below comes on top of it.
+const WARM_BYTES: usize = 16 << 20;
+
+/// The share of the memory below the break that may be kept above it: one in so many.
+const WARM_SHARE: usize = 4;
+
+/// Smallest segment taken among the large runs, in bytes.
+const SEGMENT_BYTES_MIN: usize = 8 << 20;
+
+/// Flag of segments taken among the large runs: they are not joined with the break's, nor given back.
+const SEGMENT_FLAG: u32 = 1;
+
+/// Where the back end's memory ends, and how much of it was touched.
+#[repr(C)]
+struct Break {
+    start: usize,
+    top: usize,
+    /// What is above was never touched, or given back.
+    touched: usize,
+    limit: usize,
+}
+
+/// The memory of a heap: what both the back end and the large runs are made of.
+#[repr(C)]
+pub(super) struct Space {
+    small: Break,
+    pub(super) runs: Runs,
+}
+
+impl Space {
+    /// Memory from `small` for the back end, and runs.
+    pub(super) fn new(small: Range<usize>, runs: Runs) -> Self {
+        Self {
+            small: Break {
+                start: small.start,
+                top: small.start,
+                touched: small.start,
+                limit: small.end,
+            },
+            runs,
+        }
+    }
+
+    /// The ranges that an image must hold.
+    pub(super) fn live_ranges(&self, mut each: impl FnMut(Range<usize>)) {
+        let small = self.small.start..page_up(self.small.top);
+        if !small.is_empty() {
+            each(small);
+        }
+        self.runs.live_ranges(each);
+    }
+
+    /// Bytes of memory that the back end has taken or keeps, and that runs have taken or keep.
+    pub(super) fn mapped_bytes(&self) -> usize {
+        self.small.touched - self.small.start
+            + self.runs.live_mapped_bytes()
+            + self.runs.warm_bytes()
+    }
+
+    /// Bytes of memory kept although nothing lives there.
+    pub(super) fn warm_bytes(&self) -> usize {
+        self.small.touched - self.small.top + self.runs.warm_bytes()
+    }
+
+    /// Gives back all memory in which nothing lives.
+    pub(super) fn discard_warm(&mut self) {
+        self.discard_above(self.small.top);
+        self.runs.discard_warm();
+    }
+
+    /// To be called where this came with an image: what is not in an image is zeros.
+    pub(super) fn restored(&mut self) {
+        self.small.touched = self.small.top;
+        self.runs.restored();
+    }
+
+    fn extend(&mut self, bytes: usize) -> (*mut u8, usize, u32) {
+        let small = &mut self.small;
+        if bytes <= small.limit - small.top {
+            let at = small.top;
+            small.top += bytes;
+            small.touched = small.touched.max(small.top);
+            return (at as *mut u8, bytes, 0);
+        }
+        match self
+            .runs
+            .allocate_segment(bytes.max(SEGMENT_BYTES_MIN))
+            // A small slot may have room for the request only.
+            .or_else(|| self.runs.allocate_segment(bytes))
+        {
+            Some(segment) => (segment.start as *mut u8, segment.len(), SEGMENT_FLAG << 1),
+            None => (std::ptr::null_mut(), 0, 0),
+        }
+    }
+
+    fn shorten(&mut self, base: usize, old_bytes: usize, bytes: usize) -> bool {
+        let small = &mut self.small;
+        if base != small.start || base + old_bytes != small.top {
+            return false;
+        }
+        small.top = base + bytes;
+        let keep = WARM_BYTES + bytes / WARM_SHARE;
+        if small.touched - small.top > 2 * keep {
+            self.discard_above(self.small.top + keep);
+        }
+        true
+    }
+
+    fn discard_above(&mut self, kept: usize) {
+        let kept = page_up(kept);
+        let touched = page_up(self.small.touched);
+        if kept < touched {
+            // SAFETY: pages of the heap above the back end's break.
+            unsafe { pages::discard(kept..touched) };
+            self.small.touched = kept;
+        }
+    }
+}
+
+/// What `dlmalloc` takes its memory from.
+#[repr(C)]
+pub(super) struct Segments {
+    /// Beside the back end, in the slot's header.
+    space: *mut Space,
+}
+
+// SAFETY: used under the heap's lock only.
+unsafe impl Send for Segments {}
+
+// SAFETY: segments are memory of the heap that nothing else uses, for as long as the heap exists.
+unsafe impl Allocator for Segments {
+    fn alloc(&self, bytes: usize) -> (*mut u8, usize, u32) {
+        // SAFETY: the space lies beside the back end and is borrowed by nobody while that runs.
+        unsafe { (*self.space).extend(bytes) }
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+
+    fn free_part(&self, base: *mut u8, old_bytes: usize, bytes: usize) -> bool {
+        // SAFETY: as in `alloc`.
+        unsafe { (*self.space).shorten(base.addr(), old_bytes, bytes) }
+    }
+
+    fn free(&self, _: *mut u8, _: usize) -> bool {
+        false
+    }
+
+    fn can_release_part(&self, flags: u32) -> bool {
+        flags & SEGMENT_FLAG == 0
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        false
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE_BYTES
+    }
+}
+
+/// What the heap's lock protects.
+#[repr(C)]
+pub(super) struct Back {
+    small: Dlmalloc<Segments>,
+    pub(super) space: Space,
+    /// Bytes of small blocks that are out of the back end's hands.
+    small_bytes: usize,
+}
+
+impl Back {
+    /// A back end that will lie at `at`, over `space`.
+    pub(super) fn new(at: *mut Back, space: Space) -> Self {
+        // SAFETY: only an address is computed.
+        let beside = unsafe { &raw mut (*at).space };
+        let mut small = Dlmalloc::new_with_allocator(Segments { space: beside });
+        // No segment is ever given back as a whole.
+        small.set_max_release_check_rate(0);
+        Self {
+            small,
+            space,
+            small_bytes: 0,
+        }
+    }
+
+    /// A block; null if there is no room.
+    pub(super) fn allocate(&mut self, bytes: usize, align: usize) -> *mut u8 {
+        // SAFETY: any size and alignment will do.
+        let block = unsafe {
+            if align <= BLOCK_ALIGN {
+                self.small.c_malloc(bytes)
+            } else {
+                self.small.c_memalign(align, bytes)
+            }
+        };
+        if !block.is_null() {
+            self.small_bytes += bytes;
+        }
+        block
+    }
+
+    /// Frees a block.
+    ///
+    /// # Safety
+    /// It was allocated here with this size, and is not used any more.
+    pub(super) unsafe fn free(&mut self, block: *mut u8, bytes: usize) {
+        self.small_bytes -= bytes;
+        // Not `free`, which panics, and a panic allocates, when the size is not what it was.
+        // SAFETY: by the contract above.
+        unsafe { self.small.c_free(block) };
+    }
+
+    /// Makes a block longer or shorter; null, with nothing changed, if there is no room. Not for
+    /// alignments above [`BLOCK_ALIGN`].
+    ///
+    /// # Safety
+    /// It was allocated here with this size, and nobody uses it meanwhile.
+    pub(super) unsafe fn reallocate(
+        &mut self,
+        block: *mut u8,
+        old_bytes: usize,
+        bytes: usize,
+    ) -> *mut u8 {
+        // SAFETY: by the contract above.
+        let block = unsafe { self.small.c_realloc(block, bytes) };
+        if !block.is_null() {
+            self.small_bytes = self.small_bytes - old_bytes + bytes;
+        }
+        block
+    }
+
+    /// Bytes of small blocks that are out of the back end's hands.
+    pub(super) fn small_bytes(&self) -> usize {
+        self.small_bytes
+    }
+}
+
+/// Where the parts of a heap lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// The table of the runs.
+    pub(super) table: usize,
+    /// The back end's memory.
+    pub(super) small: usize,
+    /// The first unit of the runs.
+    pub(super) origin: usize,
+    /// Number of units.
+    pub(super) units: u32,
+    /// From here on huge pages pay off.
+    pub(super) huge: usize,
+    /// End of the heap.
+    pub(super) end: usize,
+}
+
+/// The back end's share of the address space: one in so many. It can take more among the runs.
+const SMALL_SHARE: usize = 8;
+
+/// Memory at the start of the heap in small pages, so that a rank with little data costs little.
+const SMALL_PAGES_BYTES: usize = 2 << 20;
+
+impl Parts {
+    /// The parts of a heap in `bytes` bytes at `base`.
+    pub(super) fn of(base: usize, bytes: usize) -> Self {
+        let table = page_up(base);
+        let end = (base + bytes) & !(PAGE_BYTES - 1);
+        let most = (end - table) / UNIT_BYTES;
+        let small = page_up(table + most * ENTRY_BYTES);
+        let origin = (small + (end - small) / SMALL_SHARE)
+            .next_multiple_of(UNIT_BYTES)
+            .min(end);
+        let units = (end - origin) / UNIT_BYTES;
+        Self {
+            table,
+            small,
+            origin,
+            units: u32::try_from(units).unwrap_or(u32::MAX - 1),
+            huge: (small + SMALL_PAGES_BYTES)
+                .next_multiple_of(UNIT_BYTES)
+                .min(end),
+            end,
+        }
+    }
+}
