@@ -12,6 +12,7 @@ pub mod coordinator;
 pub mod dirty;
 pub mod faults;
 pub mod frame;
+pub mod identity;
 pub mod ids;
 pub mod participant;
 pub mod placement;

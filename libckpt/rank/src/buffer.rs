@@ -1,0 +1,304 @@
+//! A rank's memory, named by address: buffers of operations that go on after the call that began them.
+//!
+//! An immediate receive fills a buffer while the rank does something else, and a checkpoint in between
+//! brings it back in another process. A borrow can't express that; these types hold address and length
+//! instead, and are stored with the rank's message tables.
+//!
+//! # Contract
+//!
+//! What the types can't say, whoever uses them has to keep:
+//!
+//! - The memory that a buffer was made from stays borrowed, in the rank's code, until the buffer is
+//!   dropped for good: shared for [`RankBytes`], exclusively for [`RankBytesMut`]. (The request scope of
+//!   the communication layer does that: it does not return to the rank before its requests are
+//!   complete or withdrawn.)
+//! - A buffer is used while its rank is stopped or inside the library, on the thread that resumes
+//!   ranks, and one [`RankBytesMut`] at a time.
+//! - An address that comes back from a store is used only with the image that it was stored with
+//!   ([`StoredBuffer::rebind`] asks for the slot for that reason).
+//!
+//! Checked at run time: that a buffer lies in memory that moves with the rank (or, for reading, in the
+//! program's own constants, which are at the same address in every process), never in the slot's header
+//! or guards, and that its slot is mapped in this process whenever it is used. Breaking the contract can
+//! garble a rank's memory, but never touches the library's.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use protocol::ids::Rank;
+use serde::{Deserialize, Serialize};
+
+use crate::context::{current_rank, in_process};
+use crate::hosted;
+use crate::identity;
+use crate::layout::Regions;
+use crate::slot::Slot;
+
+/// Why memory can't be a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BufferError {
+    /// The memory is not the rank's.
+    #[error(
+        "a message buffer of {rank} at {address:#x} ({bytes} bytes) does not lie in the rank's memory; \
+         use memory that the rank itself allocated, not a static, another rank's, or the stack of a \
+         thread that it started"
+    )]
+    NotRankMemory {
+        /// The rank.
+        rank: Rank,
+        /// First address of the memory.
+        address: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// No rank runs on this thread.
+    #[error(
+        "a message buffer was made where no rank runs; ranks communicate on their own stack only"
+    )]
+    NoRank,
+}
+
+/// A buffer as it is stored: address and length, to be bound to a restored slot again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredBuffer {
+    address: u64,
+    bytes: u64,
+}
+
+impl StoredBuffer {
+    /// The buffer for reading, in a slot restored from the image that this was stored with.
+    ///
+    /// # Errors
+    /// The range is not one that a buffer of this rank can have.
+    pub fn rebind(self, slot: &Slot) -> Result<RankBytes, BufferError> {
+        RankBytes::checked(slot.rank(), self.address, self.bytes)
+    }
+
+    /// The buffer for writing, in a slot restored from the image that this was stored with.
+    ///
+    /// # Errors
+    /// The range is not one that a writable buffer of this rank can have.
+    pub fn rebind_mut(self, slot: &Slot) -> Result<RankBytesMut, BufferError> {
+        RankBytesMut::checked(slot.rank(), self.address, self.bytes)
+    }
+}
+
+/// A rank's memory for reading. See the module for the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankBytes {
+    rank: Rank,
+    address: u64,
+    bytes: u64,
+}
+
+impl RankBytes {
+    /// The memory behind a slice of the rank that runs on this thread (also inside
+    /// [`in_process`](crate::in_process)). Constants of the program will do, too.
+    ///
+    /// # Errors
+    /// The slice is neither the rank's nor the program's.
+    #[inline]
+    pub fn new(slice: &[u8]) -> Result<Self, BufferError> {
+        let rank = current_rank().ok_or(BufferError::NoRank)?;
+        Self::checked(
+            rank,
+            slice.as_ptr().expose_provenance() as u64,
+            slice.len() as u64,
+        )
+    }
+
+    #[inline]
+    fn checked(rank: Rank, address: u64, bytes: u64) -> Result<Self, BufferError> {
+        if bytes == 0 || is_in_slot(rank, address, bytes) || is_in_program(address, bytes) {
+            Ok(Self {
+                rank,
+                address,
+                bytes,
+            })
+        } else {
+            Err(BufferError::NotRankMemory {
+                rank,
+                address,
+                bytes,
+            })
+        }
+    }
+
+    /// The bytes. Kept no longer than until the rank runs again.
+    ///
+    /// # Panics
+    /// When the rank is not hosted in this process (any more).
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        if self.bytes == 0 {
+            return &[];
+        }
+        assert_hosted(self.rank);
+        // SAFETY: the range was checked to lie in the slot, which is mapped, or in the program; it was a
+        // slice, and stays borrowed by the contract above.
+        unsafe {
+            std::slice::from_raw_parts(
+                std::ptr::with_exposed_provenance(self.address as usize),
+                self.bytes as usize,
+            )
+        }
+    }
+
+    /// First address, for a transport that reads it from another process.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Is it of length 0?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// As it is stored.
+    #[must_use]
+    pub fn stored(&self) -> StoredBuffer {
+        StoredBuffer {
+            address: self.address,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// A rank's memory for writing. See the module for the contract.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RankBytesMut {
+    rank: Rank,
+    address: u64,
+    bytes: u64,
+}
+
+impl RankBytesMut {
+    /// The memory behind a slice of the rank that runs on this thread (also inside
+    /// [`in_process`](crate::in_process)).
+    ///
+    /// # Errors
+    /// The slice is not the rank's.
+    #[inline]
+    pub fn new(slice: &mut [u8]) -> Result<Self, BufferError> {
+        let rank = current_rank().ok_or(BufferError::NoRank)?;
+        let address = slice.as_mut_ptr().expose_provenance() as u64;
+        Self::checked(rank, address, slice.len() as u64)
+    }
+
+    #[inline]
+    fn checked(rank: Rank, address: u64, bytes: u64) -> Result<Self, BufferError> {
+        if bytes == 0 || is_in_slot(rank, address, bytes) {
+            Ok(Self {
+                rank,
+                address,
+                bytes,
+            })
+        } else {
+            Err(BufferError::NotRankMemory {
+                rank,
+                address,
+                bytes,
+            })
+        }
+    }
+
+    /// The bytes, to be written. Kept no longer than until the rank runs again.
+    ///
+    /// # Panics
+    /// When the rank is not hosted in this process (any more).
+    #[inline]
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.bytes == 0 {
+            return &mut [];
+        }
+        assert_hosted(self.rank);
+        // SAFETY: the range was checked to lie in the slot, which is mapped; it was an exclusive slice,
+        // and stays borrowed by the contract above.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                std::ptr::with_exposed_provenance_mut(self.address as usize),
+                self.bytes as usize,
+            )
+        }
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Panics
+    /// When they do not fit, or the rank is not hosted in this process (any more).
+    pub fn fill(&mut self, offset: usize, bytes: &[u8]) {
+        self.as_mut_slice()[offset..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// First address, for a transport that fills it by a system call.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Is it of length 0?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// As it is stored.
+    #[must_use]
+    pub fn stored(&self) -> StoredBuffer {
+        StoredBuffer {
+            address: self.address,
+            bytes: self.bytes,
+        }
+    }
+}
+
+#[inline]
+fn assert_hosted(rank: Rank) {
+    assert!(
+        hosted::is_hosted(rank),
+        "a buffer of {rank} was used in a process that does not host it"
+    );
+}
+
+/// Does the range lie on the rank's stack or in its heap?
+#[inline]
+fn is_in_slot(rank: Rank, address: u64, bytes: u64) -> bool {
+    let Some(header) = hosted::header(rank) else {
+        return false;
+    };
+    let Some(start) = address.checked_sub(header.addr() as u64) else {
+        return false;
+    };
+    let Some(end) = start.checked_add(bytes) else {
+        return false;
+    };
+    start >= Regions::guard().end && end <= hosted::slot_bytes() - Regions::END_GUARD_BYTES
+}
+
+/// Does the range lie in the program or a library, whose constants are the same in every process?
+fn is_in_program(address: u64, bytes: u64) -> bool {
+    static RANGES: OnceLock<Vec<Range<usize>>> = OnceLock::new();
+    let ranges = in_process(|| RANGES.get_or_init(identity::mapped_ranges));
+    let (Ok(start), Ok(bytes)) = (usize::try_from(address), usize::try_from(bytes)) else {
+        return false;
+    };
+    ranges
+        .iter()
+        .any(|range| range.start <= start && start <= range.end && bytes <= range.end - start)
+}

@@ -1,0 +1,232 @@
+//! Which pages of an address range exist, so that a capture reads no untouched memory.
+//!
+//! The `PAGEMAP_SCAN` ioctl tells it as ranges and skips holes (Linux 6.7, Documentation/admin-guide/mm/
+//! pagemap.rst); without it, `/proc/self/pagemap` has a word per page. Both work without privilege.
+//! Where neither can be had, every page counts as existing: slower, never wrong.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::layout::PAGE_BYTES;
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const _: () = assert!(size_of::<PageRegion>() == 24);
+const _: () = assert!(size_of::<ScanArgument>() == 96);
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+const _: () = assert!(
+    PAGEMAP_SCAN
+        == (3 << 30
+            | (size_of::<ScanArgument>() as libc::c_ulong) << 16
+            | (b'f' as libc::c_ulong) << 8
+            | 16)
+);
+
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// The shared page of zeros, which a read of an untouched page maps.
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+/// Ranges asked for at once.
+const REGIONS: usize = 512;
+
+/// Bits of a word of `/proc/self/pagemap`: in memory, or in swap.
+const WORD_EXISTS: u64 = 1 << 63 | 1 << 62;
+
+/// The parts of the ranges (whole pages) that exist, in the same order; neighbours are joined.
+pub(super) fn present(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    static SCAN_FAILED: AtomicBool = AtomicBool::new(false);
+    let mut found = Found::default();
+    let Some(pagemap) = pagemap() else {
+        ranges.iter().for_each(|range| found.push(range.clone()));
+        return found.0;
+    };
+    for range in ranges {
+        if !SCAN_FAILED.load(Ordering::Relaxed) {
+            if scan(pagemap.as_raw_fd(), range.clone(), &mut found).is_ok() {
+                continue;
+            }
+            SCAN_FAILED.store(true, Ordering::Relaxed);
+        }
+        if read(pagemap, range.clone(), &mut found).is_err() {
+            found.push(range.clone());
+        }
+    }
+    found.0
+}
+
+fn pagemap() -> Option<&'static File> {
+    static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
+    PAGEMAP
+        .get_or_init(|| File::open("/proc/self/pagemap").ok())
+        .as_ref()
+}
+
+/// Ranges as they are found.
+#[derive(Default)]
+struct Found(Vec<Range<usize>>);
+
+impl Found {
+    fn push(&mut self, range: Range<usize>) {
+        match self.0.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.0.push(range),
+        }
+    }
+}
+
+/// By the ioctl. Where it fails half-way, `found` keeps what it had before.
+fn scan(pagemap: RawFd, range: Range<usize>, found: &mut Found) -> io::Result<()> {
+    let mut regions = [PageRegion::default(); REGIONS];
+    let before = found.0.len();
+    let last_end = found.0.last().map(|last| last.end);
+    let mut start = range.start as u64;
+    while start < range.end as u64 {
+        let mut argument = ScanArgument {
+            size: size_of::<ScanArgument>() as u64,
+            flags: 0,
+            start,
+            end: range.end as u64,
+            walk_end: 0,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: REGIONS as u64,
+            max_pages: 0,
+            category_inverted: PAGE_IS_PFNZERO,
+            category_mask: PAGE_IS_PFNZERO,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+        };
+        // SAFETY: the argument and the array that it names live through the call and are as long as told.
+        let count = unsafe { libc::ioctl(pagemap, PAGEMAP_SCAN, &raw mut argument) };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            found.0.truncate(before);
+            if let (Some(last), Some(end)) = (found.0.last_mut(), last_end) {
+                last.end = end;
+            }
+            return Err(error);
+        }
+        for region in &regions[..count as usize] {
+            found.push(region.start as usize..region.end as usize);
+        }
+        start = argument.walk_end;
+    }
+    Ok(())
+}
+
+/// By the file, a word per page.
+fn read(pagemap: &File, range: Range<usize>, found: &mut Found) -> io::Result<()> {
+    let mut words = [0_u8; 8 * 512];
+    let mut page = range.start / PAGE_BYTES;
+    let end = range.end / PAGE_BYTES;
+    while page < end {
+        let wanted = (end - page).min(words.len() / 8);
+        pagemap.read_exact_at(&mut words[..wanted * 8], page as u64 * 8)?;
+        for word in words[..wanted * 8].as_chunks::<8>().0 {
+            if u64::from_ne_bytes(*word) & WORD_EXISTS != 0 {
+                found.push(page * PAGE_BYTES..(page + 1) * PAGE_BYTES);
+            }
+            page += 1;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mapping of so many pages, never touched.
+    fn map(pages: usize) -> Range<usize> {
+        // SAFETY: a new anonymous mapping, left to the end of the test process.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                pages * PAGE_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        at as usize..at as usize + pages * PAGE_BYTES
+    }
+
+    fn touch(range: &Range<usize>, page: usize) {
+        // SAFETY: inside the mapping.
+        unsafe { *((range.start + page * PAGE_BYTES) as *mut u8) = 1 };
+    }
+
+    fn pages(range: &Range<usize>, found: &[Range<usize>]) -> Vec<Range<usize>> {
+        let page = |address| (address - range.start) / PAGE_BYTES;
+        found
+            .iter()
+            .map(|run| page(run.start)..page(run.end))
+            .collect()
+    }
+
+    #[test]
+    fn only_written_pages_exist() {
+        let range = map(4096);
+        for page in [0, 1, 2, 700, 4095] {
+            touch(&range, page);
+        }
+        // SAFETY: inside the mapping. Reading maps the page of zeros.
+        std::hint::black_box(unsafe { *((range.start + 50 * PAGE_BYTES) as *const u8) });
+        let found = present(std::slice::from_ref(&range));
+        assert_eq!(pages(&range, &found), [0..3, 700..701, 4095..4096]);
+    }
+
+    #[test]
+    fn the_file_tells_the_same_as_the_ioctl() {
+        let range = map(2000);
+        for page in (0..2000).filter(|page| page % 7 < 3) {
+            touch(&range, page);
+        }
+        let mut by_file = Found::default();
+        read(pagemap().unwrap(), range.clone(), &mut by_file).unwrap();
+        assert_eq!(present(&[range]), by_file.0);
+    }
+
+    #[test]
+    fn a_failed_scan_leaves_what_was_found_before() {
+        let mut found = Found(vec![0..PAGE_BYTES]);
+        assert!(scan(-1, 0..PAGE_BYTES, &mut found).is_err());
+        assert_eq!(found.0, [0..PAGE_BYTES]);
+    }
+}
