@@ -29,6 +29,21 @@ pub enum Fault {
     DuplicateDelivered,
 }
 
+impl Fault {
+    /// Every mistake there is.
+    pub const ALL: [Self; 9] = [
+        Self::MarkerAfterNextPacket,
+        Self::RecordAfterMarker,
+        Self::FirstPacketUnrecorded,
+        Self::OpenWithoutAnswer,
+        Self::OpenBeforeCut,
+        Self::DeliverBeforeCut,
+        Self::LateMarkerCounts,
+        Self::AbortedPagesForgotten,
+        Self::DuplicateDelivered,
+    ];
+}
+
 /// Whether a state machine has a [`Fault`].
 pub trait Faults: Clone {
     /// Whether it has this one.

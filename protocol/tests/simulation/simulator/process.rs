@@ -1,0 +1,422 @@
+//! A process: hosts ranks, drives the participant, keeps what is not yet on a link.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use protocol::control::{Assignment, Directive, LinkCount, Report};
+use protocol::dirty::{Dirty, PageSet};
+use protocol::faults::{Broken, Fault, Faults};
+use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::participant::{Arrival, Gate, LinkControl, Output, Participant};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::rank::{Address, Packet, Progress, RankState, Tables};
+use super::ring::{OnLink, Ring};
+use super::script::{Memory, Script};
+use super::store::{Image, Store};
+use super::trouble::Options;
+use super::{Checked, Violation};
+
+/// The links of all processes, by incarnation, sender, receiver.
+pub type Rings = BTreeMap<(Incarnation, Process, Process), Ring>;
+
+/// What a process may reach while it acts.
+pub struct Context<'a> {
+    pub now: Duration,
+    pub rng: &'a mut ChaCha8Rng,
+    pub script: &'a Script,
+    pub options: &'a Options,
+    pub rings: &'a mut Rings,
+    /// The other processes that live, for reading their memory.
+    pub others: &'a BTreeMap<(Incarnation, Process), Hosted>,
+    /// Reports to the coordinator.
+    pub reports: Vec<Report>,
+    /// Epochs of which the channels are complete: to be stored.
+    pub to_store: Vec<Epoch>,
+}
+
+/// What waits for one link.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    control: VecDeque<LinkControl>,
+    packets: VecDeque<Packet>,
+}
+
+/// A snapshot's part of this process, in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Staged {
+    pub images: BTreeMap<Rank, Image>,
+    pub links: Vec<LinkCount>,
+}
+
+/// A process.
+#[derive(Clone, Debug)]
+pub struct Hosted {
+    pub me: Process,
+    pub incarnation: Incarnation,
+    /// It was told `Go`.
+    pub running: bool,
+    /// It does nothing any more, but lives (`SIGSTOP`).
+    pub hung: bool,
+    pub staged: BTreeMap<Epoch, Staged>,
+    pub mailbox: VecDeque<Directive>,
+    pub ranks: BTreeMap<Rank, RankState>,
+    participant: Participant<Broken>,
+    dirty: BTreeMap<Rank, Dirty<Broken>>,
+    placement: Vec<Process>,
+    links: BTreeMap<Process, Waiting>,
+    reported: Vec<Rank>,
+    faults: Broken,
+}
+
+impl Hosted {
+    /// A process that has just been started.
+    pub fn new(me: Process, incarnation: Incarnation, faults: Broken) -> Self {
+        Self {
+            me,
+            incarnation,
+            running: false,
+            hung: false,
+            staged: BTreeMap::new(),
+            mailbox: VecDeque::new(),
+            ranks: BTreeMap::new(),
+            participant: Participant::with_faults(me, Epoch(0), faults),
+            dirty: BTreeMap::new(),
+            placement: Vec::new(),
+            links: BTreeMap::new(),
+            reported: Vec::new(),
+            faults,
+        }
+    }
+
+    /// Takes its part of the job: begins or restores its ranks.
+    pub fn restore(&mut self, part: &Assignment, store: &Store) -> Result<(), (Rank, String)> {
+        self.placement.clone_from(&part.placement);
+        self.participant = Participant::with_faults(self.me, part.epoch, self.faults);
+        let home = Address {
+            incarnation: self.incarnation,
+            process: self.me,
+        };
+        let from = part.restore.as_ref().map(|restore| restore.epoch);
+        let mine = (0..).map(Rank).zip(&part.placement);
+        let mut channel = Vec::new();
+        for (rank, _) in mine.filter(|(_, host)| **host == self.me) {
+            self.dirty
+                .insert(rank, Dirty::with_faults(from, self.faults));
+            let mut state = RankState::new(
+                rank,
+                Tables::default(),
+                &Memory::default(),
+                home,
+                self.faults,
+            );
+            if let Some(epoch) = from {
+                let (image, memory) = store
+                    .restore(epoch, rank)
+                    .map_err(|reason| (rank, reason))?;
+                state = RankState::new(rank, image.tables, &memory, home, self.faults);
+                // What was queued goes out again; announcements are made anew.
+                let is_kept = |packet: &Packet| {
+                    packet.sequence().is_none_or(|number| {
+                        !state.tables.unacked.contains_key(&(packet.to, number))
+                    })
+                };
+                state.out = image.unsent.into_iter().filter(is_kept).collect();
+                channel.extend(image.channel);
+                state.announce_again();
+            }
+            self.ranks.insert(rank, state);
+        }
+        for mut packet in channel {
+            packet.forget_address();
+            let rank = self
+                .ranks
+                .get_mut(&packet.to)
+                .expect("it came with this rank");
+            rank.accept(packet)
+                .map_err(|violation| (rank.me, violation.0))?;
+        }
+        Ok(())
+    }
+
+    /// One turn of the engine: a few things in a random order.
+    pub fn enter(&mut self, context: &mut Context) -> Checked {
+        while let Some(directive) = self.mailbox.pop_front() {
+            self.obey(directive)?;
+            self.settle(context)?;
+        }
+        for _ in 0..context.rng.random_range(1..5) {
+            match context.rng.random_range(0..3) {
+                0 => self.poll(context)?,
+                1 => self.run(context)?,
+                _ => self.flush(context)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, directive: Directive) -> Checked {
+        match directive {
+            Directive::Snapshot { epoch } => self.participant.handle_snapshot(epoch),
+            Directive::Abort { epoch } => {
+                self.participant.handle_abort(epoch);
+                self.dirty
+                    .values_mut()
+                    .for_each(|dirty| dirty.aborted(epoch));
+            }
+            Directive::Committed { epoch } => {
+                self.staged.remove(&epoch);
+                self.dirty
+                    .values_mut()
+                    .for_each(|dirty| dirty.committed(epoch));
+                self.participant
+                    .handle_committed(epoch)
+                    .map_err(|error| Violation(error.to_string()))?;
+            }
+            Directive::Go => self.running = true,
+            other => unreachable!("{other:?} is not for the engine"),
+        }
+        Ok(())
+    }
+
+    /// Cuts if that is wanted, and does what the participant says.
+    fn settle(&mut self, context: &mut Context) -> Checked {
+        if let Some(epoch) = self.participant.cut_wanted() {
+            self.capture(epoch);
+            self.participant
+                .cut_taken(epoch)
+                .map_err(|error| Violation(error.to_string()))?;
+            context.reports.push(Report::Cut { epoch, stall_us: 1 });
+        }
+        while let Some(output) = self.participant.poll_output() {
+            match output {
+                Output::SendLink { peer, control } => {
+                    self.links
+                        .entry(peer)
+                        .or_default()
+                        .control
+                        .push_back(control);
+                }
+                Output::LinkOpened { .. } => {}
+                Output::ChannelsComplete { epoch, links } => {
+                    let staged = self.staged.entry(epoch).or_default();
+                    staged.links = links;
+                    context.to_store.push(epoch);
+                }
+                Output::Discard { epoch } => {
+                    self.staged.remove(&epoch);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self, epoch: Epoch) {
+        let mut staged = Staged::default();
+        for (&rank, state) in &mut self.ranks {
+            let written: PageSet = std::mem::take(&mut state.written)
+                .into_iter()
+                .map(|page| page..page + 1)
+                .collect();
+            let dirty = self
+                .dirty
+                .get_mut(&rank)
+                .expect("every rank has its dirty set");
+            let since = dirty.cut(epoch, written);
+            let all = since.parent.is_none();
+            let pages = (0..).zip(state.pages);
+            let of_rank = |packet: &&Packet| packet.from == rank;
+            let waiting = self.links.values().flat_map(|link| &link.packets);
+            let image = Image {
+                rank,
+                tables: state.tables.clone(),
+                parent: since.parent,
+                pages: pages
+                    .filter(|(page, _)| all || since.pages.contains(*page))
+                    .collect(),
+                unsent: waiting.chain(&state.out).filter(of_rank).cloned().collect(),
+                channel: Vec::new(),
+            };
+            staged.images.insert(rank, image);
+        }
+        self.staged.insert(epoch, staged);
+    }
+
+    /// Takes a few packets from the links.
+    fn poll(&mut self, context: &mut Context) -> Checked {
+        let peers: Vec<Process> = context
+            .rings
+            .range((self.incarnation, Process(0), Process(0))..)
+            .map(|(&(_, from, to), _)| (from, to))
+            .filter(|link| link.1 == self.me)
+            .map(|link| link.0)
+            .collect();
+        if peers.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..context.rng.random_range(1..5) {
+            let peer = peers[context.rng.random_range(0..peers.len())];
+            let ring = context.rings.get_mut(&(self.incarnation, peer, self.me));
+            match ring.and_then(|ring| ring.take(context.now)) {
+                None => {}
+                Some(OnLink::Control(control)) => {
+                    self.participant
+                        .handle_link(peer, control)
+                        .map_err(|error| Violation(error.to_string()))?;
+                    if self.faults.has(Fault::DeliverBeforeCut) && context.rng.random_bool(0.8) {
+                        continue;
+                    }
+                    self.settle(context)?;
+                }
+                Some(OnLink::Data(packet)) => self.arrive(peer, packet)?,
+            }
+        }
+        self.settle(context)
+    }
+
+    fn arrive(&mut self, peer: Process, packet: Packet) -> Checked {
+        let arrival = self
+            .participant
+            .handle_data(peer)
+            .map_err(|error| Violation(error.to_string()))?;
+        if let Arrival::Record { epoch } = arrival {
+            let staged = self
+                .staged
+                .get_mut(&epoch)
+                .expect("what is recorded was cut");
+            let image = staged
+                .images
+                .get_mut(&packet.to)
+                .expect("packets come to hosted ranks");
+            image.channel.push(packet.clone());
+        }
+        let rank = self
+            .ranks
+            .get_mut(&packet.to)
+            .expect("packets come to hosted ranks");
+        *rank.tables.taken.entry(packet.from).or_default() += 1;
+        rank.accept(packet)
+    }
+
+    /// Lets the ranks run a little.
+    fn run(&mut self, context: &mut Context) -> Checked {
+        let ranks: Vec<Rank> = self.ranks.keys().copied().collect();
+        for rank in ranks {
+            for _ in 0..context.rng.random_range(0..4) {
+                let mut state = self.ranks.remove(&rank).expect("it is hosted here");
+                let mut read = |from: Rank, to: Rank, number: u64, address: Address| {
+                    self.read(from, to, number, address, context)
+                };
+                let progress = state.run(context.script, &mut read);
+                self.ranks.insert(rank, state);
+                self.route(rank)?;
+                if progress? != Progress::Stepped {
+                    break;
+                }
+            }
+            let finished = self.ranks[&rank].is_finished(context.script);
+            if finished && !self.reported.contains(&rank) {
+                self.reported.push(rank);
+                context.reports.push(Report::RankFinished { rank });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads an announced message from the memory of its sender.
+    fn read(
+        &self,
+        from: Rank,
+        to: Rank,
+        number: u64,
+        address: Address,
+        context: &Context,
+    ) -> Checked<Option<u64>> {
+        if address.incarnation != self.incarnation {
+            return super::violated("an address of an earlier incarnation was used");
+        }
+        let host = if address.process == self.me {
+            self
+        } else {
+            match context.others.get(&(address.incarnation, address.process)) {
+                Some(host) => host,
+                None => return Ok(None),
+            }
+        };
+        let Some(sender) = host.ranks.get(&from) else {
+            return super::violated(format!("{from} is not at the address that it announced"));
+        };
+        match sender.tables.unacked.get(&(to, number)) {
+            Some(message) => Ok(Some(message.payload)),
+            None => super::violated(format!("{from} has let go of message {number} too early")),
+        }
+    }
+
+    /// Gives the packets that a rank has made to their ranks or links.
+    fn route(&mut self, rank: Rank) -> Checked {
+        let mut from = vec![rank];
+        while let Some(rank) = from.pop() {
+            while let Some(packet) = self
+                .ranks
+                .get_mut(&rank)
+                .and_then(|rank| rank.out.pop_front())
+            {
+                let host = self.placement[packet.to.index()];
+                if host == self.me {
+                    let to = packet.to;
+                    self.ranks
+                        .get_mut(&to)
+                        .expect("it is hosted here")
+                        .accept(packet)?;
+                    from.push(to);
+                } else {
+                    self.links
+                        .entry(host)
+                        .or_default()
+                        .packets
+                        .push_back(packet);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what waits on the links, control packets first.
+    fn flush(&mut self, context: &mut Context) -> Checked {
+        let ranks: Vec<Rank> = self.ranks.keys().copied().collect();
+        for rank in ranks {
+            self.route(rank)?;
+        }
+        let peers: Vec<Process> = self.links.keys().copied().collect();
+        for peer in peers {
+            for _ in 0..context.rng.random_range(0..4) {
+                let ring = context
+                    .rings
+                    .entry((self.incarnation, self.me, peer))
+                    .or_default();
+                if ring.length() >= context.options.ring_packets {
+                    break;
+                }
+                let delay = context.options.link_delay.draw(context.rng);
+                let waiting = self.links.entry(peer).or_default();
+                if let Some(control) = waiting.control.pop_front() {
+                    ring.put(context.now, delay, &OnLink::Control(control));
+                    continue;
+                }
+                if waiting.packets.is_empty() {
+                    break;
+                }
+                if self.participant.send_gate(peer) == Gate::Open {
+                    let packet = waiting.packets.pop_front().expect("there is one");
+                    ring.put(context.now, delay, &OnLink::Data(packet.clone()));
+                    let rank = self.ranks.get_mut(&packet.from).expect("it is hosted here");
+                    *rank.tables.put.entry(packet.to).or_default() += 1;
+                    self.participant.data_sent(peer);
+                }
+                self.settle(context)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! How a run is drawn from its seed: sizes, delays, and how much trouble there is.
+
+use std::time::Duration;
+
+use protocol::faults::{Broken, Fault};
+use rand::{Rng, RngExt};
+
+/// A delay that is mostly short and sometimes long.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    pub usual_us: u64,
+    pub longest_us: u64,
+}
+
+impl Spread {
+    fn of(rng: &mut impl Rng, most_us: u64) -> Self {
+        let usual_us = rng.random_range(1..=most_us);
+        Self {
+            usual_us,
+            longest_us: usual_us * rng.random_range(1..30),
+        }
+    }
+
+    /// Draws a delay.
+    pub fn draw(self, rng: &mut impl Rng) -> Duration {
+        let most = if rng.random_bool(0.05) {
+            self.longest_us
+        } else {
+            self.usual_us
+        };
+        Duration::from_micros(rng.random_range(0..=most))
+    }
+}
+
+/// Everything about a run that is not drawn on the way.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub ranks: u32,
+    pub processes_most: u32,
+    pub messages: u32,
+    /// Which part of the messages is announced.
+    pub announced: f64,
+    pub ring_packets: usize,
+    pub turn: Spread,
+    pub link_delay: Spread,
+    pub control_delay: Spread,
+    pub store_delay: Spread,
+    pub every: Duration,
+    pub keep: usize,
+    /// How many kills, hangs and bit flips there may be.
+    pub troubles: u32,
+    /// How probable one is at any event.
+    pub trouble: f64,
+    /// How probable the failure of a storage operation is.
+    pub storage_trouble: f64,
+    /// A deliberate mistake, to be caught.
+    pub fault: Broken,
+}
+
+impl Options {
+    /// Draws a run.
+    pub fn draw(rng: &mut impl Rng, fault: Option<Fault>) -> Self {
+        let calm = rng.random_bool(0.2);
+        Self {
+            ranks: rng.random_range(1..=6),
+            processes_most: rng.random_range(1..=5),
+            messages: rng.random_range(10..150),
+            announced: rng.random_range(0.0..0.6),
+            ring_packets: rng.random_range(1..8),
+            turn: Spread::of(rng, 200),
+            link_delay: Spread::of(rng, 300),
+            control_delay: Spread::of(rng, 500),
+            store_delay: Spread::of(rng, 1000),
+            every: Duration::from_micros(rng.random_range(200..8000)),
+            keep: rng.random_range(1..4),
+            troubles: if calm { 0 } else { rng.random_range(0..8) },
+            trouble: rng.random_range(0.0001..0.003),
+            storage_trouble: if calm {
+                0.0
+            } else {
+                rng.random_range(0.0..0.1)
+            },
+            fault: Broken(fault),
+        }
+    }
+}

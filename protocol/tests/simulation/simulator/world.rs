@@ -1,0 +1,462 @@
+//! The events of a run in the order of time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use protocol::control::{Assignment, Directive, Report as Word, exit};
+use protocol::faults::Fault;
+use protocol::frame::{self, Decoder};
+use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::recovery::Exit;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::command::{Command, Task};
+use super::process::{Context, Hosted, Rings};
+use super::script::Script;
+use super::store::Store;
+use super::trouble::Options;
+use super::{Checked, violated};
+
+/// A run that takes longer than this in its own time is stuck: something was lost.
+const STUCK: Duration = Duration::from_secs(20);
+
+/// What happened in a run, in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub commits: u64,
+    pub aborts: u64,
+    pub starts: u64,
+    pub restarts_elsewhere: u64,
+    pub channel_packets: u64,
+    pub kept_messages: u64,
+    pub process_kills: u64,
+    pub command_kills: u64,
+    pub kills_after_rename: u64,
+    pub unclear_renames: u64,
+    pub bad_checkpoints: u64,
+    pub finished_ranks_captured: u64,
+    /// All checkpoints were damaged, and the job ended with that.
+    pub nothing_left: u64,
+    pub events: u64,
+}
+
+impl Report {
+    /// Adds the numbers of another run.
+    pub fn add(&mut self, other: &Self) {
+        self.commits += other.commits;
+        self.aborts += other.aborts;
+        self.starts += other.starts;
+        self.restarts_elsewhere += other.restarts_elsewhere;
+        self.channel_packets += other.channel_packets;
+        self.kept_messages += other.kept_messages;
+        self.process_kills += other.process_kills;
+        self.command_kills += other.command_kills;
+        self.kills_after_rename += other.kills_after_rename;
+        self.unclear_renames += other.unclear_renames;
+        self.bad_checkpoints += other.bad_checkpoints;
+        self.finished_ranks_captured += other.finished_ranks_captured;
+        self.nothing_left += other.nothing_left;
+        self.events += other.events;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// A process enters its engine.
+    Turn(Incarnation, Process),
+    /// Bytes reach a process's control thread.
+    ToProcess(Incarnation, Process, Vec<u8>),
+    /// Bytes reach the command.
+    ToCommand(u64, Incarnation, Process, Vec<u8>),
+    Connect(u64, Incarnation, Process),
+    Restored(Incarnation, Process, Box<Assignment>),
+    /// A process's writer is through with an epoch.
+    Written(Incarnation, Process, Epoch),
+    Exited(u64, Incarnation, Process, Exit),
+    /// A process notices that its coordinator is gone.
+    Orphaned(Incarnation, Process),
+    Tick(u64),
+    Task(u64, Task),
+    NewCommand,
+}
+
+/// A run.
+pub struct World {
+    pub(super) now: Duration,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) options: Options,
+    pub(super) script: Script,
+    pub(super) store: Store,
+    pub(super) hosted: BTreeMap<(Incarnation, Process), Hosted>,
+    rings: Rings,
+    decoders: BTreeMap<(Incarnation, Process), Decoder>,
+    /// When the last bytes on a control connection arrive, by direction.
+    last_arrival: BTreeMap<(Incarnation, Process, bool), Duration>,
+    queue: BTreeMap<(Duration, u64), Event>,
+    queued: u64,
+    /// The tick that is queued, by command.
+    next_tick: Option<(u64, Duration)>,
+    pub(super) command: Option<Command>,
+    /// Number of the present command; events for others are dropped.
+    pub(super) command_id: u64,
+    pub(super) troubles_left: u32,
+    /// A stored byte was flipped: files may fail to restore.
+    pub(super) damaged: bool,
+    pub(super) over: bool,
+    pub(super) report: Report,
+}
+
+/// Runs the job that a seed stands for, with a deliberate mistake or none.
+///
+/// # Errors
+/// What must never happen, in words.
+pub fn simulate(seed: u64, fault: Option<Fault>) -> Checked<Report> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let options = Options::draw(&mut rng, fault);
+    let script = Script::draw(&mut rng, options.ranks, options.messages, options.announced);
+    let mut world = World {
+        now: Duration::ZERO,
+        rng,
+        troubles_left: options.troubles,
+        options,
+        script,
+        store: Store::default(),
+        hosted: BTreeMap::new(),
+        rings: BTreeMap::new(),
+        decoders: BTreeMap::new(),
+        last_arrival: BTreeMap::new(),
+        queue: BTreeMap::new(),
+        queued: 0,
+        next_tick: None,
+        command: None,
+        command_id: 0,
+        damaged: false,
+        over: false,
+        report: Report::default(),
+    };
+    world.after(Duration::ZERO, Event::NewCommand);
+    while !world.over {
+        let Some(((at, _), event)) = world.queue.pop_first() else {
+            return violated("nothing happens any more, and the job is not complete");
+        };
+        if at > STUCK {
+            return violated("the job is stuck: a message or a marker was lost");
+        }
+        world.now = at;
+        world.report.events += 1;
+        world.happen(event)?;
+        world.perform()?;
+        world.trouble()?;
+    }
+    Ok(world.report)
+}
+
+impl World {
+    pub(super) fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// Tells the command the time then, unless that is planned already for earlier.
+    pub(super) fn tick_after(&mut self, delay: Duration) {
+        let at = self.now + delay;
+        let planned = self.next_tick.filter(|tick| tick.0 == self.command_id);
+        if planned.is_none_or(|tick| tick.1 <= self.now || tick.1 > at) {
+            self.next_tick = Some((self.command_id, at));
+            self.at(at, Event::Tick(self.command_id));
+        }
+    }
+
+    fn at(&mut self, at: Duration, event: Event) {
+        self.queued += 1;
+        self.queue.insert((at, self.queued), event);
+    }
+
+    /// When bytes sent now on a control connection arrive: after those sent before.
+    fn arrival(
+        &mut self,
+        incarnation: Incarnation,
+        process: Process,
+        to_process: bool,
+    ) -> Duration {
+        let at = self.now + self.options.control_delay.draw(&mut self.rng);
+        let last = self
+            .last_arrival
+            .entry((incarnation, process, to_process))
+            .or_default();
+        *last = at.max(*last);
+        *last
+    }
+
+    pub(super) fn send(&mut self, process: Process, bytes: Vec<u8>) {
+        let Some(incarnation) = self
+            .command
+            .as_ref()
+            .and_then(|command| command.incarnation)
+        else {
+            return;
+        };
+        let at = self.arrival(incarnation, process, true);
+        self.at(at, Event::ToProcess(incarnation, process, bytes));
+    }
+
+    fn say(&mut self, incarnation: Incarnation, process: Process, word: &Word) {
+        let mut bytes = Vec::new();
+        frame::encode(word, &mut bytes).expect("reports are short");
+        let at = self.arrival(incarnation, process, false);
+        let id = self.command_id;
+        self.at(at, Event::ToCommand(id, incarnation, process, bytes));
+    }
+
+    /// The command, if it is this one, and where a process is concerned, of this incarnation.
+    fn command(&mut self, id: u64, incarnation: Option<Incarnation>) -> Option<&mut Command> {
+        let of_it =
+            |command: &&mut Command| incarnation.is_none() || command.incarnation == incarnation;
+        self.command
+            .as_mut()
+            .filter(|_| id == self.command_id)
+            .filter(of_it)
+    }
+
+    fn happen(&mut self, event: Event) -> Checked {
+        let now = self.now;
+        match event {
+            Event::Turn(incarnation, process) => self.turn(incarnation, process)?,
+            Event::ToProcess(incarnation, process, bytes) => {
+                self.hear(incarnation, process, &bytes)?;
+            }
+            Event::ToCommand(id, incarnation, process, bytes) => {
+                if let Some(command) = self.command(id, Some(incarnation)) {
+                    command.hear(now, process, &bytes);
+                }
+            }
+            Event::Connect(id, incarnation, process) => self.connect(id, incarnation, process),
+            Event::Restored(incarnation, process, part) => {
+                self.restored(incarnation, process, &part)?;
+            }
+            Event::Written(incarnation, process, epoch) => {
+                self.written(incarnation, process, epoch);
+            }
+            Event::Exited(id, incarnation, process, exit) => {
+                if let Some(command) = self.command(id, Some(incarnation)) {
+                    command.exited(now, process, exit);
+                }
+            }
+            Event::Orphaned(incarnation, process) => {
+                self.hosted.remove(&(incarnation, process));
+            }
+            Event::Tick(id) => {
+                if let Some(command) = self.command(id, None) {
+                    command.tick(now);
+                }
+            }
+            Event::Task(id, task) => self.complete(id, task)?,
+            Event::NewCommand => {
+                self.command_id += 1;
+                let processes = self.rng.random_range(1..=self.options.processes_most);
+                let every = self.options.every;
+                self.command = Some(Command::new(now, processes, every));
+                self.command.as_mut().expect("just made").act(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, id: u64, incarnation: Incarnation, process: Process) {
+        let (now, epoch) = (self.now, self.store.newest);
+        if !self.hosted.contains_key(&(incarnation, process)) {
+            return;
+        }
+        let Some(command) = self.command(id, Some(incarnation)) else {
+            return;
+        };
+        command.connected(now, process);
+        let restore = command
+            .recovery
+            .from()
+            .map(|epoch| protocol::control::Restore {
+                epoch,
+                incarnation,
+                files: Vec::new(),
+            });
+        let part = Assignment {
+            incarnation,
+            epoch,
+            placement: command.placement.clone(),
+            processes: command.processes,
+            restore,
+            ..Assignment::default()
+        };
+        command.tell(process, &Directive::Assignment(Box::new(part)));
+    }
+
+    /// A process of this incarnation comes to life.
+    pub(super) fn spawn(&mut self, incarnation: Incarnation, process: Process) {
+        let hosted = Hosted::new(process, incarnation, self.options.fault);
+        self.hosted.insert((incarnation, process), hosted);
+        self.decoders.insert((incarnation, process), Decoder::new());
+        let delay = self.options.control_delay.draw(&mut self.rng);
+        self.after(delay, Event::Connect(self.command_id, incarnation, process));
+        self.after(delay, Event::Turn(incarnation, process));
+    }
+
+    /// A process ends.
+    pub(super) fn end(&mut self, incarnation: Incarnation, process: Process, exit: Exit) {
+        if self.hosted.remove(&(incarnation, process)).is_some() {
+            let delay = self.options.control_delay.draw(&mut self.rng);
+            self.after(
+                delay,
+                Event::Exited(self.command_id, incarnation, process, exit),
+            );
+        }
+    }
+
+    fn turn(&mut self, incarnation: Incarnation, process: Process) -> Checked {
+        let Some(mut hosted) = self.hosted.remove(&(incarnation, process)) else {
+            return Ok(());
+        };
+        let mut context = Context {
+            now: self.now,
+            rng: &mut self.rng,
+            script: &self.script,
+            options: &self.options,
+            rings: &mut self.rings,
+            others: &self.hosted,
+            reports: Vec::new(),
+            to_store: Vec::new(),
+        };
+        let running = hosted.running || hosted.mailbox.front() == Some(&Directive::Go);
+        let outcome = if running && !hosted.hung {
+            hosted.enter(&mut context)
+        } else {
+            Ok(())
+        };
+        let (words, to_store) = (context.reports, context.to_store);
+        self.hosted.insert((incarnation, process), hosted);
+        outcome?;
+        for word in words {
+            self.say(incarnation, process, &word);
+        }
+        for epoch in to_store {
+            let delay = self.options.store_delay.draw(&mut self.rng);
+            self.after(delay, Event::Written(incarnation, process, epoch));
+        }
+        let delay = self.options.turn.draw(&mut self.rng) + Duration::from_micros(1);
+        self.after(delay, Event::Turn(incarnation, process));
+        Ok(())
+    }
+
+    /// The control thread of a process.
+    fn hear(&mut self, incarnation: Incarnation, process: Process, bytes: &[u8]) -> Checked {
+        let key = (incarnation, process);
+        let Some(hosted) = self.hosted.get_mut(&key).filter(|hosted| !hosted.hung) else {
+            return Ok(());
+        };
+        let decoder = self.decoders.entry(key).or_default();
+        decoder.feed(bytes);
+        while let Some(directive) = decoder.next().expect("the coordinator sends whole frames") {
+            match directive {
+                Directive::Ping => {
+                    let alive = Word::Alive { computing: vec![] };
+                    self.say(incarnation, process, &alive);
+                    return Ok(());
+                }
+                Directive::Assignment(part) => {
+                    let delay = self.options.store_delay.draw(&mut self.rng);
+                    self.after(delay, Event::Restored(incarnation, process, part));
+                    return Ok(());
+                }
+                Directive::Stop => {
+                    self.end(incarnation, process, Exit::Code(exit::STOPPED));
+                    return Ok(());
+                }
+                Directive::End => {
+                    if !hosted
+                        .ranks
+                        .values()
+                        .all(|rank| rank.is_finished(&self.script))
+                    {
+                        return violated("the end was announced before every rank had finished");
+                    }
+                    self.end(incarnation, process, Exit::Code(0));
+                    return Ok(());
+                }
+                directive => hosted.mailbox.push_back(directive),
+            }
+        }
+        Ok(())
+    }
+
+    fn restored(
+        &mut self,
+        incarnation: Incarnation,
+        process: Process,
+        part: &Assignment,
+    ) -> Checked {
+        let Some(hosted) = self.hosted.get_mut(&(incarnation, process)) else {
+            return Ok(());
+        };
+        let word = match hosted.restore(part, &self.store) {
+            Ok(()) => {
+                for rank in hosted.ranks.values() {
+                    if rank.memory() != *self.script.memory(rank.me, rank.tables.pc) {
+                        return violated(format!("{} was restored with wrong memory", rank.me));
+                    }
+                }
+                Word::Ready { restore_us: 1 }
+            }
+            Err((rank, reason)) if self.damaged => Word::RestoreFailed {
+                rank,
+                epoch: part
+                    .restore
+                    .as_ref()
+                    .map_or(Epoch(0), |restore| restore.epoch),
+                reason,
+            },
+            Err((rank, reason)) => return violated(format!("{rank} can't be restored: {reason}")),
+        };
+        self.say(incarnation, process, &word);
+        Ok(())
+    }
+
+    /// The writer thread of a process has come to its end with an epoch.
+    fn written(&mut self, incarnation: Incarnation, process: Process, epoch: Epoch) {
+        let Some(hosted) = self
+            .hosted
+            .get(&(incarnation, process))
+            .filter(|it| !it.hung)
+        else {
+            return;
+        };
+        let Some(staged) = hosted.staged.get(&epoch).cloned() else {
+            return;
+        };
+        let fails = self.rng.random_bool(self.options.storage_trouble);
+        let mut files = Vec::new();
+        for (rank, image) in staged.images {
+            if fails {
+                self.store.tear(epoch, incarnation, rank);
+            } else {
+                files.push(self.store.write(epoch, incarnation, image));
+            }
+        }
+        let word = if fails {
+            Word::SnapshotFailed {
+                epoch,
+                reason: "no space left on device".to_owned(),
+            }
+        } else {
+            Word::Stored {
+                epoch,
+                files,
+                links: staged.links,
+            }
+        };
+        self.say(incarnation, process, &word);
+    }
+
+    /// Ranks of the job.
+    pub(super) fn ranks(&self) -> impl Iterator<Item = Rank> + use<> {
+        (0..self.script.ranks()).map(Rank)
+    }
+}
