@@ -75,7 +75,12 @@ pub enum End {
         /// Why.
         reason: String,
     },
-    /// The library or the store failed in a way that a restart does not mend.
+    /// The store can't be used; once it is mended, `ckpt restart` goes on.
+    StoreFailed {
+        /// What failed, where, why.
+        reason: String,
+    },
+    /// The library failed in a way that a restart does not mend.
     Broken {
         /// What failed, where, why.
         reason: String,
@@ -273,9 +278,7 @@ impl Recovery {
             Choice::Checkpoint(epoch) => self.launch(Some(epoch)),
             Choice::Beginning => self.launch(None),
             Choice::Nothing(reason) => self.ended(End::NoCheckpoint { reason }),
-            Choice::Unreadable(reason) => self.ended(End::Broken {
-                reason: format!("the store can't be read: {reason}"),
-            }),
+            Choice::Unreadable(reason) => self.ended(End::StoreFailed { reason }),
         }
     }
 
@@ -297,6 +300,15 @@ impl Recovery {
         if self.state == State::Launching {
             self.watch = Watch::new(started, now);
             self.clear("the job can't be started", Some(end), false);
+        }
+    }
+
+    /// The caller found out that no restart can help, as when the program is not the one that wrote the
+    /// checkpoint.
+    pub fn handle_hopeless(&mut self, reason: &str, end: End) {
+        if self.is_up() {
+            self.clear(reason, Some(end), false);
+            self.go_on_when_clear();
         }
     }
 

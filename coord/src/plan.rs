@@ -1,0 +1,56 @@
+//! What is to be run and how: everything a coordinator is told by its caller.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use protocol::control::Compression;
+
+use crate::child::spawn::Program;
+
+/// A job to run, all questions decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Number of ranks.
+    pub ranks: u32,
+    /// Number of processes, at most [`Self::ranks`].
+    pub processes: u32,
+    /// What each process runs.
+    pub program: Program,
+    /// Address space of a slot, in bytes.
+    pub slot_bytes: u64,
+    /// Address space of a rank's stack, in bytes.
+    pub stack_bytes: u64,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// Refuse a snapshot where something would not be captured.
+    pub strict: bool,
+    /// Time from one snapshot to the next; `None` for none but those asked for.
+    pub every: Option<Duration>,
+    /// How many checkpoints are kept, at least 1.
+    pub keep: u32,
+    /// Restarts allowed without a new checkpoint in between.
+    pub max_restarts: u32,
+    /// A process that gives no sign of life for this long is lost.
+    pub heartbeat_timeout: Duration,
+    /// Mark output lines with their rank.
+    pub label: bool,
+    /// File to which events are appended.
+    pub events: Option<PathBuf>,
+}
+
+/// Time that a process has to connect after its start.
+pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that processes have to end by themselves when told to.
+pub const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// Time without a cut after which the processes that keep a snapshot waiting are named.
+pub const CUT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time that storing may take once all have cut. A hung file system shows by this alone.
+pub const STORE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Signs of life asked for in each [`Plan::heartbeat_timeout`].
+pub const PINGS_PER_TIMEOUT: u32 = 5;

@@ -1,0 +1,295 @@
+//! The running job: its state, and the loop that everything happens in.
+
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use protocol::control::{Directive, JobStatus, Response};
+use protocol::coordinator::{self, Coordinator, RequestId};
+use protocol::ids::{Epoch, JobId};
+use protocol::recovery::{End, Output, Phase, Recovery};
+
+use super::peers::Peers;
+use super::start::Start;
+use super::teller::Teller;
+use crate::address::Address;
+use crate::clock;
+use crate::error::Error;
+use crate::event::{Committed, Event};
+use crate::outcome::Outcome;
+use crate::plan::Plan;
+use crate::poller::{Poller, Ready};
+use crate::signals::Signals;
+use crate::storeroom::{Chosen, StoreRoom};
+use crate::token::Token;
+
+/// What the snapshot under way has cost so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) announced: Duration,
+    pub(super) figures: Committed,
+}
+
+/// A job being run.
+pub(super) struct Job<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) job: JobId,
+    pub(super) address: Address,
+    pub(super) token: Token,
+    pub(super) listener: UnixListener,
+    pub(super) poller: Poller,
+    pub(super) signals: Signals,
+    /// The present start. Before the store: its processes are gone before the store's lock is given back.
+    pub(super) start: Start,
+    pub(super) store: StoreRoom,
+    pub(super) teller: Teller<'a>,
+    pub(super) recovery: Recovery,
+    /// The snapshot side, while ranks run and until its last epoch is decided.
+    pub(super) coordinator: Option<Coordinator>,
+    /// The recovery side waits for the snapshot side to settle.
+    pub(super) closing: bool,
+    /// What the store offered to start from.
+    pub(super) chosen: Option<Chosen>,
+    pub(super) peers: Peers,
+    /// Requests that came while no ranks ran.
+    pub(super) held: Vec<RequestId>,
+    pub(super) cost: Cost,
+    pub(super) committed: Option<Epoch>,
+    /// Epochs whose files were removed on abort; late writers may have made some since.
+    pub(super) aborted: Vec<Epoch>,
+    pub(super) began: Duration,
+    pub(super) next_tick: Duration,
+    pub(super) outcome: Option<Outcome>,
+}
+
+impl Job<'_> {
+    /// Runs to the end.
+    pub(super) fn run(mut self) -> Result<Outcome, Error> {
+        self.poller
+            .add(&self.listener, Ready::Listener)
+            .and_then(|()| self.poller.add(&self.signals, Ready::Signal))
+            .and_then(|()| self.poller.add(self.store.as_fd(), Ready::Store))
+            .map_err(Error::system("watch the control socket"))?;
+        self.carry_out();
+        loop {
+            if let Some(outcome) = self.outcome.take() {
+                self.finish(&outcome);
+                return Ok(outcome);
+            }
+            let timeout = self
+                .next_deadline()
+                .map(|deadline| deadline.saturating_sub(clock::now()));
+            let all_ready = self
+                .poller
+                .wait(timeout)
+                .map_err(Error::system("wait for events"))?;
+            for ready in all_ready {
+                self.handle(ready)?;
+                self.carry_out();
+            }
+            self.handle_time();
+            self.carry_out();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let machines = [
+            self.recovery.poll_timeout(),
+            self.coordinator
+                .as_ref()
+                .and_then(Coordinator::poll_timeout),
+            self.peers.next_deadline(),
+        ];
+        let tick = self.teller.tick_every().map(|_| self.next_tick);
+        machines.into_iter().chain([tick]).flatten().min()
+    }
+
+    fn handle(&mut self, ready: Ready) -> Result<(), Error> {
+        match ready {
+            Ready::Listener => self
+                .peers
+                .accept(&self.listener, &self.poller, clock::now())
+                .map_err(Error::system("accept a caller"))?,
+            Ready::Signal => {
+                while let Some(signal) = self.signals.next() {
+                    self.teller.tell(&Event::Stopping {
+                        signal: signal.to_string(),
+                    });
+                    self.recovery.handle_termination();
+                }
+            }
+            Ready::Store => {
+                while let Some(answer) = self.store.next_answer() {
+                    self.handle_answer(answer);
+                    self.carry_out();
+                }
+            }
+            Ready::Child(process) => self.handle_child(process)?,
+            Ready::Connection(number) => self.handle_connection(number),
+        }
+        Ok(())
+    }
+
+    fn handle_time(&mut self) {
+        let now = clock::now();
+        self.recovery.handle_timeout(now);
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.handle_timeout(now);
+        }
+        self.peers.expire(now, &self.poller);
+        if let Some(every) = self.teller.tick_every()
+            && now >= self.next_tick
+        {
+            self.next_tick = now + every;
+            let status = self.status();
+            self.teller.tick(&status);
+        }
+    }
+
+    /// Does what the machines want, until they want nothing more.
+    pub(super) fn carry_out(&mut self) {
+        loop {
+            if let Some(output) = self.coordinator.as_mut().and_then(Coordinator::poll_output) {
+                self.obey_coordinator(output);
+            } else if self.closing && self.is_settled() {
+                self.closing = false;
+                self.coordinator = None;
+                self.recovery.handle_settled();
+            } else if let Some(output) = self.recovery.poll_output() {
+                self.obey_recovery(output);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.coordinator
+            .as_ref()
+            .is_none_or(Coordinator::is_settled)
+    }
+
+    fn obey_recovery(&mut self, output: Output) {
+        match output {
+            Output::Choose => self.store.choose(),
+            Output::Start { from } => self.begin_start(from),
+            Output::Go => self.go(),
+            Output::Ping => self.peers.tell_all(&Directive::Ping, &self.poller),
+            Output::Verify { epoch } => self.store.verify(epoch),
+            Output::MarkBad { epoch, reason } => {
+                self.teller.tell(&Event::Bad {
+                    epoch: epoch.0,
+                    reason: reason.clone(),
+                });
+                self.store.mark_bad(epoch, reason);
+            }
+            Output::Lost { process, loss } => self.teller.tell(&Event::Lost {
+                process: process.0,
+                pid: self.start.pid(process),
+                reason: loss.to_string(),
+            }),
+            Output::Close { reason } => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_lost(clock::now(), &reason);
+                }
+                self.closing = true;
+            }
+            Output::Kill => self.start.kill(),
+            Output::LastSnapshot => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_termination(clock::now());
+                }
+            }
+            Output::Stop => self.peers.tell_all(&Directive::Stop, &self.poller),
+            Output::End => self.peers.tell_all(&Directive::End, &self.poller),
+            Output::Ended(end) => {
+                self.outcome = Some(Outcome {
+                    end,
+                    committed: self.committed,
+                    restarts: self.recovery.restarts(),
+                });
+            }
+        }
+    }
+
+    /// All are ready: the ranks run, and snapshots may be taken.
+    fn go(&mut self) {
+        let now = clock::now();
+        self.peers.tell_all(&Directive::Go, &self.poller);
+        self.teller.tell(&Event::Go {
+            incarnation: self.start.incarnation().0,
+            epoch: self.recovery.from().map(|epoch| epoch.0),
+        });
+        let config = coordinator::Config {
+            processes: self.plan.processes,
+            placement: self.start.placement().to_vec(),
+            newest: self.start.newest(),
+            committed: self.committed,
+            every: self.plan.every,
+            cut_patience: crate::plan::CUT_PATIENCE,
+            store_timeout: crate::plan::STORE_TIMEOUT,
+        };
+        let mut coordinator = Coordinator::new(config, now);
+        for request in self.held.drain(..) {
+            coordinator.handle_request(now, request);
+        }
+        self.coordinator = Some(coordinator);
+    }
+
+    /// Answers who still waits and says how it ended.
+    fn finish(&mut self, outcome: &Outcome) {
+        for request in self.held.drain(..) {
+            let reason = format!("the job is over: {}", outcome.message());
+            let response = Response::Failed { reason };
+            self.peers
+                .answer(number_of(request), &response, &self.poller);
+        }
+        if outcome.end == End::Complete {
+            self.store.complete();
+        }
+        self.teller.tell(&Event::End {
+            outcome: outcome.name().to_owned(),
+            message: outcome.message(),
+            code: outcome.code(),
+        });
+    }
+
+    /// How the job is now.
+    pub(super) fn status(&self) -> JobStatus {
+        let now = clock::now();
+        let snapshots = self.coordinator.as_ref().map(Coordinator::status);
+        let snapshot = snapshots.as_ref().and_then(|status| status.snapshot);
+        let phase = match self.recovery.phase() {
+            Phase::Running if snapshot.is_some() => "snapshot",
+            Phase::Running => "running",
+            Phase::Stopping | Phase::Ending | Phase::Ended => "stopping",
+            Phase::Choosing | Phase::Clearing if self.recovery.restarts() == 0 => "starting",
+            Phase::Starting if self.recovery.from().is_none() => "starting",
+            Phase::Choosing | Phase::Clearing | Phase::Starting => "restoring",
+        };
+        let next_at = snapshots.as_ref().and_then(|status| status.next_at);
+        JobStatus {
+            job: self.job,
+            incarnation: self.start.incarnation(),
+            phase: phase.to_owned(),
+            ranks: self.plan.ranks,
+            finished: snapshots.as_ref().map_or(0, |status| status.finished),
+            pids: self.start.pids().to_vec(),
+            placement: self.start.placement().to_vec(),
+            restarts: self.recovery.restarts(),
+            committed: self.committed,
+            snapshot,
+            computing: self.start.computing(),
+            next_ms: next_at.map(|at| milliseconds(at.saturating_sub(now))),
+            elapsed_ms: milliseconds(now.saturating_sub(self.began)),
+        }
+    }
+}
+
+/// A request's number is that of the connection it came by.
+pub(super) fn number_of(request: RequestId) -> u32 {
+    u32::try_from(request.0).unwrap_or(u32::MAX)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,281 @@
+//! What comes in: ends of children, frames of processes and commands.
+
+use protocol::control::{
+    CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, Request, Response,
+};
+use protocol::coordinator::RequestId;
+use protocol::ids::Process;
+use protocol::recovery::{End, Phase};
+
+use super::job::Job;
+use super::peers::Who;
+use super::start::Mismatch;
+use crate::clock;
+use crate::connection::Flow;
+use crate::error::Error;
+use crate::event::Event;
+
+impl Job<'_> {
+    /// A child has ended. Its last words come first: they say more than its exit code.
+    pub(super) fn handle_child(&mut self, process: Process) -> Result<(), Error> {
+        if let Some(number) = self.peers.number_of(process) {
+            self.handle_connection(number);
+            self.carry_out();
+        }
+        if let Some(pidfd) = self.start.children().pidfd(process) {
+            self.poller.remove(pidfd);
+        }
+        let exit = self
+            .start
+            .children()
+            .reap(process)
+            .map_err(Error::system("wait for a process"))?;
+        match exit {
+            Some(exit) => self.recovery.handle_exited(process, exit),
+            // Not its end after all.
+            None => {
+                if let Some(pidfd) = self.start.children().pidfd(process) {
+                    self.poller
+                        .add(pidfd, crate::poller::Ready::Child(process))
+                        .map_err(Error::system("watch a process"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection has something to read, or room to write.
+    pub(super) fn handle_connection(&mut self, number: u32) {
+        self.peers.flush(number, &self.poller);
+        let Some(peer) = self.peers.get_mut(number) else {
+            return;
+        };
+        let flow = peer.connection.fill();
+        let understood = self.handle_frames(number);
+        if flow == Flow::Closed || !understood {
+            self.close(number);
+        }
+    }
+
+    /// Handles the frames that are complete; false if the peer talks nonsense or was turned away.
+    fn handle_frames(&mut self, number: u32) -> bool {
+        while let Some(peer) = self.peers.get_mut(number) {
+            let connection = &mut peer.connection;
+            let handled = match peer.who {
+                Who::Unknown { .. } => connection
+                    .next::<Hello>()
+                    .map(|hello| hello.map(|hello| self.handle_hello(number, hello))),
+                Who::Process(process) => connection.next::<Report>().map(|report| {
+                    report.map(|report| {
+                        self.handle_report(process, report);
+                        true
+                    })
+                }),
+                Who::Command { asked: true } => return true,
+                Who::Command { asked: false } => connection.next::<Request>().map(|request| {
+                    request.map(|request| {
+                        self.handle_request(number, &request);
+                        true
+                    })
+                }),
+            };
+            match handled {
+                Ok(Some(true)) => self.carry_out(),
+                Ok(Some(false)) => return false,
+                Ok(None) => return true,
+                Err(error) => {
+                    tracing::warn!(%error, "a caller was turned away");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn close(&mut self, number: u32) {
+        if let Some(Who::Process(process)) = self.peers.remove(number, &self.poller) {
+            self.recovery.handle_disconnected(clock::now(), process);
+        }
+    }
+
+    fn handle_hello(&mut self, number: u32, hello: Hello) -> bool {
+        if !self.token.is(&hello.token) {
+            return self.refuse(number, "the token is not this job's".to_owned());
+        }
+        if hello.version != CONTROL_VERSION {
+            let reason = format!(
+                "the program speaks version {} of the control messages, ckpt version {CONTROL_VERSION}; build both from the same release",
+                hello.version
+            );
+            let end = End::CannotStart {
+                reason: reason.clone(),
+            };
+            if matches!(hello.caller, Caller::Process { .. }) {
+                self.recovery.handle_hopeless(&reason, end);
+            }
+            return self.refuse(number, reason);
+        }
+        match hello.caller {
+            Caller::Command => {
+                if let Some(peer) = self.peers.get_mut(number) {
+                    peer.who = Who::Command { asked: false };
+                }
+                true
+            }
+            Caller::Process {
+                process,
+                pid,
+                identity,
+            } => self.handle_joining(number, process, pid, identity),
+        }
+    }
+
+    fn handle_joining(
+        &mut self,
+        number: u32,
+        process: Process,
+        pid: u32,
+        identity: ProgramIdentity,
+    ) -> bool {
+        if process.0 >= self.plan.processes || self.recovery.phase() != Phase::Starting {
+            return self.refuse(number, format!("no {process} is awaited"));
+        }
+        if let Err(mismatch) = self.start.accept(identity) {
+            let (reason, end) = describe(&mismatch);
+            self.recovery.handle_hopeless(&reason, end);
+            return self.refuse(number, reason);
+        }
+        if !self.peers.set_process(number, process) {
+            return self.refuse(number, format!("{process} has connected before"));
+        }
+        self.recovery.handle_connected(clock::now(), process);
+        self.teller.tell(&Event::Connected {
+            process: process.0,
+            pid,
+        });
+        let assignment = self.start.assignment(self.plan, self.job);
+        let directive = Directive::Assignment(Box::new(assignment));
+        self.peers.tell(process, &directive, &self.poller);
+        true
+    }
+
+    fn refuse(&mut self, number: u32, reason: String) -> bool {
+        tracing::warn!(%reason, "a caller was refused");
+        if let Some(peer) = self.peers.get_mut(number)
+            && let Err(error) = peer.connection.send(&Directive::Refused { reason })
+        {
+            tracing::warn!(%error, "a refusal could not be sent");
+        }
+        false
+    }
+
+    fn handle_report(&mut self, process: Process, report: Report) {
+        let now = clock::now();
+        self.recovery.handle_alive(now, process);
+        let epoch_us = |cost: &super::job::Cost| now.saturating_sub(cost.announced);
+        match report {
+            Report::Ready { restore_us } => {
+                self.teller.tell(&Event::Ready {
+                    process: process.0,
+                    restore_us,
+                });
+                self.recovery.handle_ready(now, process);
+            }
+            Report::RestoreFailed {
+                rank,
+                epoch,
+                reason,
+            } => {
+                let reason = format!("{rank} of {epoch}: {reason}");
+                self.recovery.handle_restore_failed(process, &reason);
+            }
+            Report::Alive { computing } => self.start.set_computing(process, computing),
+            Report::Cut { epoch, stall_us } => {
+                self.teller.tell(&Event::Cut {
+                    epoch: epoch.0,
+                    process: process.0,
+                    stall_us,
+                });
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_cut(now, process, epoch, stall_us);
+                }
+            }
+            Report::Stored {
+                epoch,
+                files,
+                links,
+            } => {
+                tracing::debug!(%process, %epoch, after = ?epoch_us(&self.cost), "stored");
+                self.teller.tell(&Event::Stored {
+                    epoch: epoch.0,
+                    process: process.0,
+                    file_bytes: files.iter().map(|file| file.file_bytes).sum(),
+                });
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_stored(now, process, epoch, files, &links);
+                }
+            }
+            Report::SnapshotFailed { epoch, reason } => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_failed(now, process, epoch, &reason);
+                }
+            }
+            Report::RankFinished { rank } => {
+                self.teller.tell(&Event::Finished { rank: rank.0 });
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_rank_finished(now, rank);
+                }
+            }
+            Report::RankFailed {
+                rank,
+                code,
+                message,
+            } => self
+                .recovery
+                .handle_rank_failed(process, rank, code, message),
+            Report::Warning { text } => self.teller.warn(text),
+        }
+    }
+
+    fn handle_request(&mut self, number: u32, request: &Request) {
+        if let Some(peer) = self.peers.get_mut(number) {
+            peer.who = Who::Command { asked: true };
+        }
+        match request {
+            Request::Status => {
+                let response = Response::Status(Box::new(self.status()));
+                self.peers.answer(number, &response, &self.poller);
+            }
+            Request::Checkpoint => {
+                let request = RequestId(u64::from(number));
+                match &mut self.coordinator {
+                    Some(coordinator) => coordinator.handle_request(clock::now(), request),
+                    None => self.held.push(request),
+                }
+            }
+        }
+    }
+}
+
+fn describe(mismatch: &Mismatch) -> (String, End) {
+    match mismatch {
+        Mismatch::Processes(what) => {
+            let reason = format!(
+                "the processes of the job do not run the same program at the same addresses: {what}; is address randomisation really off (personality)?"
+            );
+            let end = End::Broken {
+                reason: reason.clone(),
+            };
+            (reason, end)
+        }
+        Mismatch::Checkpoint(what) => {
+            let reason = format!(
+                "the program is not the one that wrote the checkpoint: {what}; restart with the same build on a like machine, or begin anew with another --store"
+            );
+            let end = End::CannotStart {
+                reason: reason.clone(),
+            };
+            (reason, end)
+        }
+    }
+}

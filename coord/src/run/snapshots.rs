@@ -1,0 +1,214 @@
+//! Carrying out what the snapshot side wants, and what the store's room answers.
+
+use protocol::control::{Directive, Response};
+use protocol::coordinator::{Collected, Last, Output};
+use protocol::ids::Epoch;
+use protocol::recovery::{Choice, End};
+use store::{Figures, Manifest};
+
+use super::job::{Cost, Job, number_of};
+use super::start::{Start, StartError};
+use crate::clock;
+use crate::event::{Committed, Event};
+use crate::storeroom::{Answer, Begun};
+
+impl Job<'_> {
+    pub(super) fn obey_coordinator(&mut self, output: Output) {
+        match output {
+            Output::Prepare { epoch } => {
+                let sweep = std::mem::take(&mut self.aborted);
+                self.store.prepare(epoch, sweep);
+            }
+            Output::Announce { epoch } => {
+                self.cost = Cost {
+                    announced: clock::now(),
+                    figures: Committed::default(),
+                };
+                self.teller.tell(&Event::Announced { epoch: epoch.0 });
+                self.tell_processes(&Directive::Snapshot { epoch });
+            }
+            Output::Waiting { epoch, processes } => self.teller.tell(&Event::Waiting {
+                epoch: epoch.0,
+                processes: processes.iter().map(|process| process.0).collect(),
+            }),
+            Output::Publish(collected) => self.publish(*collected),
+            Output::Resolve { epoch } => self.store.resolve(epoch),
+            Output::Commit { epoch } => self.commit(epoch),
+            Output::Abort {
+                epoch,
+                reason,
+                remove,
+            } => {
+                self.tell_processes(&Directive::Abort { epoch });
+                self.teller.tell(&Event::Aborted {
+                    epoch: epoch.0,
+                    reason,
+                });
+                if remove {
+                    self.store.abort(epoch);
+                    self.aborted.push(epoch);
+                }
+            }
+            Output::Answer { request, outcome } => {
+                let response = match outcome {
+                    Ok(epoch) => Response::Committed { epoch },
+                    Err(reason) => Response::Failed { reason },
+                };
+                self.peers
+                    .answer(number_of(request), &response, &self.poller);
+            }
+            Output::End => self.recovery.handle_complete(clock::now()),
+            Output::Stop { last } => {
+                let without_last = match last {
+                    Last::Committed(_) => None,
+                    Last::Failed(reason) => Some(reason),
+                };
+                self.recovery
+                    .handle_last_snapshot(clock::now(), without_last);
+            }
+        }
+    }
+
+    fn tell_processes(&mut self, directive: &Directive) {
+        self.peers.tell_all(directive, &self.poller);
+    }
+
+    fn publish(&mut self, collected: Collected) {
+        let epoch = collected.epoch;
+        self.teller.tell(&Event::Publishing { epoch: epoch.0 });
+        let took = clock::now().saturating_sub(self.cost.announced);
+        let figures = Figures {
+            stall_us: collected.stall_us,
+            elapsed_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            raw_bytes: collected.files.iter().map(|file| file.raw_bytes).sum(),
+            stored_bytes: collected.files.iter().map(|file| file.file_bytes).sum(),
+        };
+        self.cost.figures = Committed {
+            epoch: epoch.0,
+            file_bytes: figures.stored_bytes,
+            raw_bytes: figures.raw_bytes,
+            stall_us: figures.stall_us,
+            took_us: 0,
+        };
+        self.store.publish(Manifest {
+            job: self.job,
+            incarnation: self.start.incarnation(),
+            epoch,
+            from: self.chosen.as_ref().map(|chosen| chosen.id),
+            parent: None,
+            programs: self.start.identity().cloned().into_iter().collect(),
+            files: collected.files,
+            needs: Vec::new(),
+            committed_unix_ms: 0,
+            figures,
+        });
+    }
+
+    fn commit(&mut self, epoch: Epoch) {
+        self.tell_processes(&Directive::Committed { epoch });
+        self.recovery.handle_committed();
+        self.committed = Some(epoch);
+        let took = clock::now().saturating_sub(self.cost.announced);
+        let mut figures = std::mem::take(&mut self.cost.figures);
+        figures.took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.teller.tell(&Event::Committed(figures));
+        self.store.retain(self.plan.keep);
+    }
+
+    /// Starts the incarnation that the recovery side wants: first its record, then its processes.
+    pub(super) fn begin_start(&mut self, from: Option<Epoch>) {
+        if self.recovery.restarts() > 0 {
+            self.teller.tell(&Event::Restart {
+                restarts: self.recovery.restarts(),
+                epoch: from.map(|epoch| epoch.0),
+            });
+        }
+        // The processes of the start before are gone; so are their connections and pipes.
+        self.peers.remove_processes(&self.poller);
+        self.start = Start::default();
+        self.store
+            .begin(self.chosen.as_ref().map(|chosen| chosen.id));
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: Answer) {
+        let now = clock::now();
+        match answer {
+            Answer::Chosen(choice, chosen) => {
+                if let Choice::Checkpoint(epoch) = &choice {
+                    self.committed = Some(*epoch);
+                }
+                self.chosen = chosen;
+                self.recovery.handle_chosen(choice);
+            }
+            Answer::Begun(Ok(begun)) => self.start_processes(begun),
+            Answer::Begun(Err(reason)) => {
+                self.recovery
+                    .handle_start_failed(now, 0, End::StoreFailed { reason });
+            }
+            Answer::Prepared(epoch, outcome) => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_prepared(now, epoch, outcome);
+                }
+            }
+            Answer::Renaming(epoch) => self.teller.tell(&Event::Renaming { epoch: epoch.0 }),
+            Answer::Published(epoch, outcome) => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_published(now, epoch, outcome);
+                }
+            }
+            Answer::Resolved(epoch, resolution) => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_resolved(now, epoch, resolution);
+                }
+            }
+            Answer::Verified(outcome) => self.recovery.handle_verified(outcome),
+            Answer::Removed(epochs) => self.teller.tell(&Event::Removed {
+                epochs: epochs.iter().map(|epoch| epoch.0).collect(),
+            }),
+            Answer::PassedOver(epoch, reason) => self.teller.tell(&Event::Bad {
+                epoch: epoch.0,
+                reason,
+            }),
+            Answer::Trouble(text) => self.teller.warn(text),
+            Answer::Superseded(reason) => {
+                let end = End::Broken {
+                    reason: reason.clone(),
+                };
+                self.recovery.handle_hopeless(&reason, end);
+            }
+        }
+    }
+
+    fn start_processes(&mut self, begun: Begun) {
+        let (restore, origins) = match &self.chosen {
+            Some(chosen) => (Some(chosen.restore.clone()), chosen.programs.clone()),
+            None => (None, Vec::new()),
+        };
+        self.start = Start::new(self.plan, begun.incarnation, begun.newest, restore, origins);
+        let spawned = self
+            .start
+            .spawn(self.plan, &self.address, &self.token, &self.poller);
+        let now = clock::now();
+        match spawned {
+            Ok(()) => {
+                self.teller.tell(&Event::Start {
+                    incarnation: begun.incarnation.0,
+                    epoch: self.recovery.from().map(|epoch| epoch.0),
+                    pids: self.start.pids().to_vec(),
+                });
+                self.recovery.handle_started(now);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let end = match error {
+                    StartError::Program(_) => End::CannotStart { reason },
+                    StartError::SharedMemory(_) | StartError::System { .. } => {
+                        End::Broken { reason }
+                    }
+                };
+                let started = self.start.children().started();
+                self.recovery.handle_start_failed(now, started, end);
+            }
+        }
+    }
+}

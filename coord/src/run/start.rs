@@ -1,0 +1,223 @@
+//! One start of the job (an incarnation): its processes, their places, what they are told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use protocol::control::{Assignment, ProgramIdentity, Restore, environment};
+use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::placement;
+
+use crate::address::Address;
+use crate::child::label::{Pipes, Pump};
+use crate::child::spawn::{self, ProgramError};
+use crate::child::table::Children;
+use crate::plan::Plan;
+use crate::poller::{Poller, Ready};
+use crate::token::Token;
+
+/// Why the processes could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("the shared memory of the job can't be made: {0}")]
+    SharedMemory(String),
+    #[error(
+        "can't {what}: {source}; check the limits of processes and open files (ulimit -u, ulimit -n)"
+    )]
+    System {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+/// The present start. Dropping it kills its processes.
+#[derive(Debug, Default)]
+pub(super) struct Start {
+    incarnation: Incarnation,
+    /// The newest epoch that was ever announced before it.
+    newest: Epoch,
+    restore: Option<Restore>,
+    /// The programs that wrote the checkpoint it starts from.
+    origins: Vec<ProgramIdentity>,
+    placement: Vec<Process>,
+    identity: Option<ProgramIdentity>,
+    computing: Vec<Vec<(Rank, u64)>>,
+    children: Children,
+    _pump: Option<Pump>,
+}
+
+impl Start {
+    /// A start whose processes are yet to be started.
+    pub(super) fn new(
+        plan: &Plan,
+        incarnation: Incarnation,
+        newest: Epoch,
+        restore: Option<Restore>,
+        origins: Vec<ProgramIdentity>,
+    ) -> Self {
+        Self {
+            incarnation,
+            newest,
+            restore,
+            origins,
+            placement: placement::in_blocks(plan.ranks, plan.processes),
+            identity: None,
+            computing: vec![Vec::new(); plan.processes as usize],
+            children: Children::new(),
+            _pump: None,
+        }
+    }
+
+    /// Starts the processes. Those started before an error stay in the table.
+    pub(super) fn spawn(
+        &mut self,
+        plan: &Plan,
+        address: &Address,
+        token: &Token,
+        poller: &Poller,
+    ) -> Result<(), StartError> {
+        let shared = libckpt_transport::shm::create(plan.processes)
+            .map_err(|error| StartError::SharedMemory(error.to_string()))?;
+        let mut pipes = Pipes::new();
+        for process in (0..plan.processes).map(Process) {
+            let mut environment = vec![
+                (environment::CONTROL, address.to_string()),
+                (environment::TOKEN, token.to_hex()),
+                (environment::PROCESS, process.0.to_string()),
+                (environment::PROCESSES, plan.processes.to_string()),
+                (environment::SHM_FD, number(&shared)),
+            ];
+            let ends = if plan.label {
+                pipes
+                    .add(&self.hosted(process))
+                    .map_err(system("make pipes for --label"))?
+            } else {
+                Default::default()
+            };
+            if plan.label {
+                environment.push((environment::OUTPUT_FDS, ends.variable));
+            }
+            let mut descriptors: Vec<BorrowedFd<'_>> = vec![shared.as_fd()];
+            descriptors.extend(ends.descriptors.iter().map(AsFd::as_fd));
+            let child = spawn::spawn(&plan.program, &environment, &descriptors)?;
+            self.children
+                .push(child)
+                .map_err(system("watch a process"))?;
+            if let Some(pidfd) = self.children.pidfd(process) {
+                poller
+                    .add(pidfd, Ready::Child(process))
+                    .map_err(system("watch a process"))?;
+            }
+        }
+        if plan.label {
+            self._pump = Some(pipes.pump());
+        }
+        Ok(())
+    }
+
+    /// What a process is told when it connects.
+    pub(super) fn assignment(&self, plan: &Plan, job: protocol::ids::JobId) -> Assignment {
+        Assignment {
+            job,
+            incarnation: self.incarnation,
+            epoch: self.newest,
+            placement: self.placement.clone(),
+            processes: plan.processes,
+            slot_bytes: plan.slot_bytes,
+            stack_bytes: plan.stack_bytes,
+            store: plan.store.to_string_lossy().into_owned(),
+            compression: plan.compression,
+            restore: self.restore.clone(),
+            strict: plan.strict,
+            scan: self.restore.is_none(),
+        }
+    }
+
+    /// Compares a process's program with the others' and the checkpoint's; the first one's is kept.
+    pub(super) fn accept(&mut self, identity: ProgramIdentity) -> Result<(), Mismatch> {
+        if let Some(first) = &self.identity {
+            return match crate::identity::difference(first, &identity) {
+                Some(what) => Err(Mismatch::Processes(what)),
+                None => Ok(()),
+            };
+        }
+        for origin in &self.origins {
+            if let Some(what) = crate::identity::difference(origin, &identity) {
+                return Err(Mismatch::Checkpoint(what));
+            }
+        }
+        self.identity = Some(identity);
+        Ok(())
+    }
+
+    /// The program that runs, once a process has told.
+    pub(super) fn identity(&self) -> Option<&ProgramIdentity> {
+        self.identity.as_ref()
+    }
+
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub(super) fn newest(&self) -> Epoch {
+        self.newest
+    }
+
+    pub(super) fn placement(&self) -> &[Process] {
+        &self.placement
+    }
+
+    pub(super) fn pids(&self) -> &[u32] {
+        self.children.pids()
+    }
+
+    pub(super) fn pid(&self, process: Process) -> u32 {
+        self.pids().get(process.index()).copied().unwrap_or(0)
+    }
+
+    pub(super) fn children(&mut self) -> &mut Children {
+        &mut self.children
+    }
+
+    pub(super) fn kill(&self) {
+        self.children.kill_all();
+    }
+
+    pub(super) fn set_computing(&mut self, process: Process, computing: Vec<(Rank, u64)>) {
+        if let Some(known) = self.computing.get_mut(process.index()) {
+            *known = computing;
+        }
+    }
+
+    /// Ranks that have not come to the engine for long, by what their processes last told.
+    pub(super) fn computing(&self) -> Vec<(Rank, u64)> {
+        self.computing.concat()
+    }
+
+    fn hosted(&self, process: Process) -> Vec<Rank> {
+        (0..)
+            .zip(&self.placement)
+            .filter(|(_, host)| **host == process)
+            .map(|(number, _)| Rank(number))
+            .collect()
+    }
+}
+
+/// Why a process can't be part of this start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Mismatch {
+    /// It differs from the others.
+    Processes(String),
+    /// It differs from the program that wrote the checkpoint.
+    Checkpoint(String),
+}
+
+fn number(descriptor: &OwnedFd) -> String {
+    use std::os::fd::AsRawFd;
+    descriptor.as_raw_fd().to_string()
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
