@@ -62,6 +62,33 @@ pub enum Error {
         /// The type's name.
         type_name: &'static str,
     },
+    /// The root of a collective made the call that is for the other ranks, or the other way round
+    /// (`MPI_ERR_ROOT`).
+    #[error("rank {rank} called {call} with rank {root} as the root; the root alone calls the function whose name ends in _root, all other ranks the one without")]
+    InvalidRoot {
+        /// The call.
+        call: &'static str,
+        /// The calling rank.
+        rank: usize,
+        /// The root.
+        root: usize,
+    },
+    /// Ranks called different collectives of a communicator, or the same in another order.
+    #[error(
+        "this rank is in {ours} of the communicator, but rank {rank} of it sent a message of {theirs}; all its ranks \
+         must make the same collective calls in the same order"
+    )]
+    CollectiveMismatch {
+        /// The other rank, in the communicator.
+        rank: usize,
+        /// The other rank's call.
+        theirs: String,
+        /// This rank's call.
+        ours: String,
+    },
+    /// The buffer's memory is not the rank's: it would not be captured with it.
+    #[error(transparent)]
+    Buffer(#[from] libckpt_rank::buffer::BufferError),
     /// A communication call was made by a thread that is not running a rank.
     #[error(
         "communication is possible only on the thread that runs the rank; this thread was started by the solver \
@@ -111,6 +138,9 @@ pub enum StartError {
     /// The links to the other processes can't be made or broke.
     #[error(transparent)]
     Transport(#[from] libckpt_transport::TransportError),
+    /// The shared memory of the links can't be used.
+    #[error(transparent)]
+    Shm(#[from] libckpt_transport::shm::ShmError),
     /// The store can't be opened.
     #[error("store {path}: {reason}")]
     Store {

@@ -8,7 +8,7 @@
 //! #[libckpt::main]
 //! fn main(world: World) -> Result<(), libckpt::Error> {
 //!     let mut sum = [0.0];
-//!     world.all_reduce_into(&[world.rank() as f64], &mut sum, Operation::sum())?;
+//!     world.all_reduce_into(&[world.rank() as f64], &mut sum, SystemOperation::sum())?;
 //!     if world.rank() == 0 {
 //!         println!("{}", sum[0]);
 //!     }
@@ -31,8 +31,10 @@ mod error;
 pub mod prelude;
 mod runtime;
 
-pub use libckpt_macros::main;
+pub use libckpt_macros::{datatype, main};
 pub use libckpt_rank as rank;
+/// The crate whose derives [`macro@datatype`] uses.
+pub use zerocopy;
 
 pub use self::comm::request;
 pub use self::engine::{wtime, yield_now};

@@ -14,8 +14,8 @@
 //!   complete or withdrawn.)
 //! - A buffer is used while its rank is stopped or inside the library, on the thread that resumes
 //!   ranks, and one [`RankBytesMut`] at a time.
-//! - An address that comes back from a store is used only with the image that it was stored with
-//!   ([`StoredBuffer::rebind`] asks for the slot for that reason).
+//! - A buffer that comes back from a store (by serde) is read once the slot that it was stored with is
+//!   hosted here, and used with that slot's image only.
 //!
 //! Checked at run time: that a buffer lies in memory that moves with the rank (or, for reading, in the
 //! program's own constants, which are at the same address in every process), never in the slot's header
@@ -32,7 +32,6 @@ use crate::context::{current_rank, in_process};
 use crate::hosted;
 use crate::identity;
 use crate::layout::Regions;
-use crate::slot::Slot;
 
 /// Why memory can't be a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,33 +57,17 @@ pub enum BufferError {
     NoRank,
 }
 
-/// A buffer as it is stored: address and length, to be bound to a restored slot again.
+/// A buffer as it is stored: with its rank's message tables, to be bound to the restored slot again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredBuffer {
+struct StoredBuffer {
+    rank: Rank,
     address: u64,
     bytes: u64,
 }
 
-impl StoredBuffer {
-    /// The buffer for reading, in a slot restored from the image that this was stored with.
-    ///
-    /// # Errors
-    /// The range is not one that a buffer of this rank can have.
-    pub fn rebind(self, slot: &Slot) -> Result<RankBytes, BufferError> {
-        RankBytes::checked(slot.rank(), self.address, self.bytes)
-    }
-
-    /// The buffer for writing, in a slot restored from the image that this was stored with.
-    ///
-    /// # Errors
-    /// The range is not one that a writable buffer of this rank can have.
-    pub fn rebind_mut(self, slot: &Slot) -> Result<RankBytesMut, BufferError> {
-        RankBytesMut::checked(slot.rank(), self.address, self.bytes)
-    }
-}
-
 /// A rank's memory for reading. See the module for the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredBuffer", into = "StoredBuffer")]
 pub struct RankBytes {
     rank: Rank,
     address: u64,
@@ -162,23 +145,57 @@ impl RankBytes {
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
+}
 
-    /// As it is stored.
-    #[must_use]
-    pub fn stored(&self) -> StoredBuffer {
-        StoredBuffer {
-            address: self.address,
-            bytes: self.bytes,
+impl From<RankBytes> for StoredBuffer {
+    fn from(buffer: RankBytes) -> Self {
+        Self {
+            rank: buffer.rank,
+            address: buffer.address,
+            bytes: buffer.bytes,
         }
     }
 }
 
+impl TryFrom<StoredBuffer> for RankBytes {
+    type Error = BufferError;
+
+    fn try_from(stored: StoredBuffer) -> Result<Self, BufferError> {
+        Self::checked(stored.rank, stored.address, stored.bytes)
+    }
+}
+
+impl TryFrom<StoredBuffer> for RankBytesMut {
+    type Error = BufferError;
+
+    fn try_from(stored: StoredBuffer) -> Result<Self, BufferError> {
+        Self::checked(stored.rank, stored.address, stored.bytes)
+    }
+}
+
 /// A rank's memory for writing. See the module for the contract.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "StoredBuffer")]
 pub struct RankBytesMut {
     rank: Rank,
     address: u64,
     bytes: u64,
+}
+
+impl Serialize for RankBytesMut {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self {
+            rank,
+            address,
+            bytes,
+        } = *self;
+        StoredBuffer {
+            rank,
+            address,
+            bytes,
+        }
+        .serialize(serializer)
+    }
 }
 
 impl RankBytesMut {
@@ -256,15 +273,6 @@ impl RankBytesMut {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
-    }
-
-    /// As it is stored.
-    #[must_use]
-    pub fn stored(&self) -> StoredBuffer {
-        StoredBuffer {
-            address: self.address,
-            bytes: self.bytes,
-        }
     }
 }
 

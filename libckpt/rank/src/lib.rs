@@ -11,6 +11,7 @@
 //! - [`capture`]: from a suspended slot to pages in staging memory.
 //! - [`restore`]: from pages to a slot that goes on where it was.
 //! - [`buffer`]: a rank's memory, named by address, for operations that outlive a borrow.
+//! - [`process`]: a process's inherited descriptors, and its end.
 //! - [`RankLocal`]: statics that belong to a rank.
 //!
 //! One thread of a process, the one that called [`startup::prepare`], makes, resumes and captures all
@@ -29,6 +30,7 @@ pub mod heap;
 mod hosted;
 pub mod identity;
 mod layout;
+pub mod process;
 mod rank_local;
 pub mod restore;
 pub mod slot;

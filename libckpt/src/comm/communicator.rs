@@ -89,7 +89,10 @@ impl Communicator {
     /// A number that is not in the communicator is an error of the calls made with it.
     #[must_use]
     pub fn process_at_rank(&self, rank: usize) -> Process<'_> {
-        Process { communicator: self, rank }
+        Process {
+            communicator: self,
+            rank,
+        }
     }
 
     /// The calling rank.
@@ -112,7 +115,9 @@ impl Communicator {
             return CommunicatorRelation::Identical;
         }
         let members = |communicator: &Self| -> Vec<Rank> {
-            (0..communicator.size()).map(|rank| communicator.inner.group.world_rank(rank)).collect()
+            (0..communicator.size())
+                .map(|rank| communicator.inner.group.world_rank(rank))
+                .collect()
         };
         let (mut mine, mut theirs) = (members(self), members(other));
         if mine == theirs {
@@ -153,10 +158,16 @@ impl Communicator {
     pub fn split_by_color_with_key(&self, color: Color, key: i64) -> Result<Option<Self>> {
         // Counted by ranks without a colour too: the next creation must have the same number everywhere.
         let creation = self.next_creation();
-        let mine = [color.0.is_some().into(), i64::from(color.0.unwrap_or(0)), key];
+        let mine = [
+            color.0.is_some().into(),
+            i64::from(color.0.unwrap_or(0)),
+            key,
+        ];
         let mut all = vec![[0_i64; 3]; self.size()];
         self.all_gather_into(&mine, &mut all)?;
-        let Some(color) = color.0 else { return Ok(None) };
+        let Some(color) = color.0 else {
+            return Ok(None);
+        };
         let mut members: Vec<(i64, usize)> = all
             .iter()
             .enumerate()
@@ -168,8 +179,10 @@ impl Communicator {
             .iter()
             .position(|&(_, rank)| rank == self.rank())
             .expect("a rank's own colour is among those gathered");
-        let world_ranks: Vec<Rank> =
-            members.iter().map(|&(_, rank)| self.inner.group.world_rank(rank)).collect();
+        let world_ranks: Vec<Rank> = members
+            .iter()
+            .map(|&(_, rank)| self.inner.group.world_rank(rank))
+            .collect();
         let context = context_of(self.inner.context, creation, Some(color));
         Ok(Some(Self::new(context, Group::listed(&world_ranks), rank)))
     }
@@ -202,13 +215,17 @@ impl Communicator {
         if rank < self.size() {
             Ok(rank)
         } else {
-            Err(Error::InvalidRank { rank, size: self.size() })
+            Err(Error::InvalidRank {
+                rank,
+                size: self.size(),
+            })
         }
     }
 
     /// The rank of the world that has this number here.
     pub(crate) fn world_rank(&self, rank: usize) -> Result<Rank> {
-        self.check_rank(rank).map(|rank| self.inner.group.world_rank(rank))
+        self.check_rank(rank)
+            .map(|rank| self.inner.group.world_rank(rank))
     }
 
     /// The number that a rank of the world has here.
@@ -332,10 +349,16 @@ struct Listed {
 
 impl Group {
     fn listed(world_ranks: &[Rank]) -> Self {
-        let mut by_world_rank: Vec<_> =
-            world_ranks.iter().enumerate().map(|(rank, &world_rank)| (world_rank, rank)).collect();
+        let mut by_world_rank: Vec<_> = world_ranks
+            .iter()
+            .enumerate()
+            .map(|(rank, &world_rank)| (world_rank, rank))
+            .collect();
         by_world_rank.sort_unstable();
-        Self::Listed(Rc::new(Listed { world_ranks: world_ranks.to_vec(), by_world_rank }))
+        Self::Listed(Rc::new(Listed {
+            world_ranks: world_ranks.to_vec(),
+            by_world_rank,
+        }))
     }
 
     fn size(&self) -> usize {
@@ -371,9 +394,12 @@ impl Group {
 /// communicators of one job agree by chance with a probability of about `n²/2^64` for `n` of them.
 fn context_of(parent: u64, creation: u64, color: Option<u32>) -> u64 {
     let color = color.map_or(0, |color| u64::from(color) + 1);
-    let mixed = [creation, color].into_iter().fold(mix(parent), |state, word| {
-        mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ mix(word.wrapping_add(0xd1b5_4a32_d192_ed03)))
-    });
+    let mixed = [creation, color]
+        .into_iter()
+        .fold(mix(parent), |state, word| {
+            mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15)
+                ^ mix(word.wrapping_add(0xd1b5_4a32_d192_ed03)))
+        });
     mixed & !COLLECTIVE_BIT
 }
 
@@ -446,16 +472,31 @@ mod tests {
     fn relations_tell_members_and_order_apart() {
         let world = Communicator::everyone(0, 2);
         let with = |ranks: &[Rank]| Communicator::new(2, Group::listed(ranks), 0);
-        assert_eq!(world.compare(&world.clone()), CommunicatorRelation::Identical);
-        assert_eq!(world.compare(&world.duplicate()), CommunicatorRelation::Congruent);
-        assert_eq!(world.compare(&with(&[Rank(1), Rank(0)])), CommunicatorRelation::Similar);
-        assert_eq!(world.compare(&with(&[Rank(0)])), CommunicatorRelation::Unequal);
+        assert_eq!(
+            world.compare(&world.clone()),
+            CommunicatorRelation::Identical
+        );
+        assert_eq!(
+            world.compare(&world.duplicate()),
+            CommunicatorRelation::Congruent
+        );
+        assert_eq!(
+            world.compare(&with(&[Rank(1), Rank(0)])),
+            CommunicatorRelation::Similar
+        );
+        assert_eq!(
+            world.compare(&with(&[Rank(0)])),
+            CommunicatorRelation::Unequal
+        );
     }
 
     #[test]
     fn a_rank_outside_is_refused_by_number() {
         let world = Communicator::everyone(0, 2);
         let error = world.world_rank(2).unwrap_err().to_string();
-        assert!(error.contains("rank 2") && error.contains("0 to 1"), "{error}");
+        assert!(
+            error.contains("rank 2") && error.contains("0 to 1"),
+            "{error}"
+        );
     }
 }

@@ -13,7 +13,9 @@ use protocol::ids::Rank;
 use zerocopy::IntoBytes;
 
 use super::communicator::{AnyProcess, AsCommunicator, Communicator, Process};
-use super::datatype::{Buffer, BufferMut, Equivalence, bytes_of, bytes_of_mut, count_in, whole_count};
+use super::datatype::{
+    Buffer, BufferMut, Equivalence, bytes_of, bytes_of_mut, count_in, whole_count,
+};
 use super::request::{self, LocalScope, Request};
 use crate::engine::{self, Envelope, MatchedId};
 use crate::error::{Error, Result};
@@ -64,7 +66,11 @@ impl Status {
 }
 
 fn check_tag(tag: Tag) -> Result<Tag> {
-    if tag < 0 { Err(Error::InvalidTag { tag }) } else { Ok(tag) }
+    if tag < 0 {
+        Err(Error::InvalidTag { tag })
+    } else {
+        Ok(tag)
+    }
 }
 
 /// A rank to send to (MPI 4.1, 3.2.1 and 3.7.2).
@@ -87,7 +93,12 @@ pub trait Destination: AsCommunicator {
     fn send_with_tag<B: Buffer + ?Sized>(&self, buffer: &B, tag: Tag) -> Result<()> {
         let communicator = self.as_communicator();
         let to = communicator.world_rank(self.destination_rank())?;
-        engine::send(to, communicator.context(), check_tag(tag)?, bytes_of(buffer))
+        engine::send(
+            to,
+            communicator.context(),
+            check_tag(tag)?,
+            bytes_of(buffer),
+        )
     }
 
     /// Starts to send a message with tag 0 (`MPI_Isend`).
@@ -195,7 +206,14 @@ pub trait Source: AsCommunicator {
     ) -> Result<Request<'s, 'a>> {
         let communicator = self.as_communicator();
         let (context, from) = (communicator.context(), self.source_rank());
-        Request::receive(scope, communicator, context, from, None, bytes_of_mut(buffer))
+        Request::receive(
+            scope,
+            communicator,
+            context,
+            from,
+            None,
+            bytes_of_mut(buffer),
+        )
     }
 
     /// Starts to receive a message into a buffer (`MPI_Irecv`).
@@ -211,7 +229,14 @@ pub trait Source: AsCommunicator {
         let communicator = self.as_communicator();
         let (context, from) = (communicator.context(), self.source_rank());
         let tag = Some(check_tag(tag)?);
-        Request::receive(scope, communicator, context, from, tag, bytes_of_mut(buffer))
+        Request::receive(
+            scope,
+            communicator,
+            context,
+            from,
+            tag,
+            bytes_of_mut(buffer),
+        )
     }
 
     /// Waits for a message with any tag and tells of it, without receiving it (MPI 4.1, 3.8.1,
@@ -313,8 +338,15 @@ fn wanted<S: Source + ?Sized>(
     tag: Option<Tag>,
 ) -> Result<(Option<Rank>, u64, Option<Tag>)> {
     let communicator = source.as_communicator();
-    let from = source.source_rank().map(|rank| communicator.world_rank(rank)).transpose()?;
-    Ok((from, communicator.context(), tag.map(check_tag).transpose()?))
+    let from = source
+        .source_rank()
+        .map(|rank| communicator.world_rank(rank))
+        .transpose()?;
+    Ok((
+        from,
+        communicator.context(),
+        tag.map(check_tag).transpose()?,
+    ))
 }
 
 fn told<S: Source + ?Sized>(source: &S, envelope: Envelope) -> Status {
@@ -363,7 +395,10 @@ pub struct Message {
 
 impl Message {
     fn new<S: Source + ?Sized>(source: &S, (id, envelope): (MatchedId, Envelope)) -> Self {
-        Self { id: Some(id), status: told(source, envelope) }
+        Self {
+            id: Some(id),
+            status: told(source, envelope),
+        }
     }
 
     /// Where it comes from, its tag and length.
@@ -509,8 +544,18 @@ mod tests {
     #[test]
     fn a_status_speaks_of_ranks_and_elements() {
         let world = Communicator::everyone(1, 4);
-        let status = Status::new(&world, Envelope { source: Rank(3), tag: 5, bytes: 12 });
-        assert_eq!((status.source_rank(), status.tag(), status.bytes()), (3, 5, 12));
+        let status = Status::new(
+            &world,
+            Envelope {
+                source: Rank(3),
+                tag: 5,
+                bytes: 12,
+            },
+        );
+        assert_eq!(
+            (status.source_rank(), status.tag(), status.bytes()),
+            (3, 5, 12)
+        );
         assert_eq!(status.count::<u32>(), Some(3));
         assert_eq!(status.count::<u64>(), None);
     }

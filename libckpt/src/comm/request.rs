@@ -82,7 +82,8 @@ impl LocalScope<'_> {
     }
 
     fn get(&self, place: usize) -> RequestId {
-        self.entries.borrow().requests[place].expect("a request's place is kept until it is complete")
+        self.entries.borrow().requests[place]
+            .expect("a request's place is kept until it is complete")
     }
 
     /// The engine has completed and freed the request.
@@ -145,7 +146,9 @@ pub struct Request<'s, 'a> {
 
 impl fmt::Debug for Request<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Request").field(&self.scope.get(self.place)).finish()
+        f.debug_tuple("Request")
+            .field(&self.scope.get(self.place))
+            .finish()
     }
 }
 
@@ -161,7 +164,11 @@ impl<'s, 'a> Request<'s, 'a> {
         bytes: &'a [u8],
     ) -> Result<Self> {
         let request = engine::start_send(communicator.world_rank(to)?, context, tag, bytes)?;
-        Ok(Self { place: scope.insert(request), scope, communicator: communicator.clone() })
+        Ok(Self {
+            place: scope.insert(request),
+            scope,
+            communicator: communicator.clone(),
+        })
     }
 
     /// Starts a receive.
@@ -175,7 +182,11 @@ impl<'s, 'a> Request<'s, 'a> {
     ) -> Result<Self> {
         let from = from.map(|from| communicator.world_rank(from)).transpose()?;
         let request = engine::start_receive(from, context, tag, into)?;
-        Ok(Self { place: scope.insert(request), scope, communicator: communicator.clone() })
+        Ok(Self {
+            place: scope.insert(request),
+            scope,
+            communicator: communicator.clone(),
+        })
     }
 
     fn id(&self) -> RequestId {

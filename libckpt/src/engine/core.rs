@@ -206,9 +206,7 @@ impl Core {
         }
         let label = header.label();
         match kind {
-            Kind::Eager | Kind::Announce | Kind::Ack => {
-                self.handle_data(peer, kind, &label, body, header.stamp())
-            }
+            Kind::Eager | Kind::Announce | Kind::Ack => self.handle_data(peer, kind, &label, body),
             Kind::Pull => {
                 self.outbound[peer.index()].streams.push_back((label, 0));
                 self.list(peer);
@@ -233,17 +231,8 @@ impl Core {
         kind: Kind,
         label: &Label,
         body: &[u8],
-        stamp: Stamp,
     ) -> Result<(), Fatal> {
         let arrival = self.participant.handle_data(peer).map_err(Fatal::new)?;
-        if stamp.epoch > self.stamp().epoch {
-            return Err(Fatal::new(format!(
-                "a packet sent after the cut of epoch {} reached {} in epoch {}: no rank may see it before its own cut",
-                stamp.epoch,
-                self.me,
-                self.stamp().epoch
-            )));
-        }
         if kind == Kind::Eager && label.bytes != body.len() as u64 {
             return Err(Fatal::new(format!("a message of {} bytes came with {}", label.bytes, body.len())));
         }
@@ -335,7 +324,7 @@ impl Core {
 
     fn match_whole(&mut self, index: usize, label: &Label, payload: &[u8]) {
         match self.hosted[index].tables.take_posted(label) {
-            Some(posted) => self.complete_whole(index, label, payload, &posted),
+            Some(posted) => self.complete_whole(index, label, payload, posted),
             None => {
                 let body = Body::Whole(payload.to_vec());
                 self.hosted[index].tables.unexpected.push_back(Arrived { label: *label, body });
@@ -344,7 +333,7 @@ impl Core {
         }
     }
 
-    fn complete_whole(&mut self, index: usize, label: &Label, payload: &[u8], posted: &Posted) {
+    fn complete_whole(&mut self, index: usize, label: &Label, payload: &[u8], mut posted: Posted) {
         let envelope = Envelope { source: label.source, tag: label.tag, bytes: payload.len() };
         let outcome = if payload.len() <= posted.into.len() {
             posted.into.fill(0, payload);
@@ -441,7 +430,7 @@ impl Core {
     /// Brings a message that has arrived and its receive together.
     pub(crate) fn meet(&mut self, index: usize, arrived: Arrived, posted: Posted) {
         match arrived.body {
-            Body::Whole(payload) => self.complete_whole(index, &arrived.label, &payload, &posted),
+            Body::Whole(payload) => self.complete_whole(index, &arrived.label, &payload, posted),
             Body::Announced(place) => self.begin_transfer(index, &arrived.label, place, posted),
         }
     }

@@ -4,7 +4,7 @@
 //! no guard lives across a suspension.
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
-use libckpt_rank::slot::suspend;
+use libckpt_rank::suspend;
 use protocol::ids::Rank;
 use zerocopy::IntoBytes;
 
@@ -127,7 +127,7 @@ pub(crate) fn start_send(to: Rank, context: u64, tag: i32, bytes: &[u8]) -> Resu
     })
     .ok_or(Error::OutsideRank)?;
     give_way(wanted);
-    Ok(request)
+    request
 }
 
 /// Starts a receive. The caller leaves the buffer alone until the request is complete.
@@ -137,7 +137,7 @@ pub(crate) fn start_receive(
     tag: Option<i32>,
     into: &mut [u8],
 ) -> Result<RequestId> {
-    visit(|engine| engine.start_receive(from, context, tag, into)).ok_or(Error::OutsideRank)
+    visit(|engine| engine.start_receive(from, context, tag, into)).ok_or(Error::OutsideRank)?
 }
 
 /// Receives a message.
@@ -165,6 +165,14 @@ pub(crate) fn test(request: RequestId) -> Result<Option<Envelope>> {
         Some(outcome) => outcome.into_result().map(Some),
         None => Ok(None),
     }
+}
+
+/// Waits until one of the requests is complete, and tells which of the list. It is left to be taken.
+pub(crate) fn wait_until_one(requests: &[RequestId]) -> Result<usize> {
+    wait_for(|engine| {
+        let table = &engine.core.hosted[engine.running].tables.requests;
+        requests.iter().position(|&request| !table.is_pending(request))
+    })
 }
 
 /// Ends a request whose buffer is about to go: a receive that no message has met is withdrawn, anything
@@ -214,7 +222,7 @@ pub(crate) fn immediate_matched_probe(
 
 /// Receives a message that a matched probe took.
 pub(crate) fn receive_matched(matched: MatchedId, into: &mut [u8]) -> Result<Envelope> {
-    let request = visit(|engine| engine.start_receive_matched(matched, into)).ok_or(Error::OutsideRank)?;
+    let request = visit(|engine| engine.start_receive_matched(matched, into)).ok_or(Error::OutsideRank)??;
     wait(request)
 }
 
@@ -319,17 +327,18 @@ impl Engine {
         self.note(result);
     }
 
-    fn start_send(&mut self, to: Rank, context: u64, tag: i32, bytes: &[u8]) -> RequestId {
+    fn start_send(&mut self, to: Rank, context: u64, tag: i32, bytes: &[u8]) -> Result<RequestId> {
+        let from = RankBytes::new(bytes)?;
         let request = self.core.hosted[self.running].tables.requests.start();
         if bytes.len() <= self.core.eager_bytes_max {
             self.send_eager(to, context, tag, bytes);
             let hosted = &mut self.core.hosted[self.running];
             let envelope = Envelope { source: hosted.rank, tag, bytes: bytes.len() };
             hosted.tables.requests.complete(request, Outcome::Done(envelope));
-            return request;
+            return Ok(request);
         }
         let label = self.core.label(self.running, to, context, tag, bytes.len());
-        self.core.keep(self.running, label, RankBytes::of(bytes), request);
+        self.core.keep(self.running, label, from, request);
         let peer = self.core.placement[to.index()];
         let result = if peer == self.core.me {
             self.core.deliver_announced(&label, None)
@@ -339,7 +348,7 @@ impl Engine {
         };
         let result = result.and_then(|()| self.settle());
         self.note(result);
-        request
+        Ok(request)
     }
 
     fn start_receive(
@@ -348,18 +357,19 @@ impl Engine {
         context: u64,
         tag: Option<i32>,
         into: &mut [u8],
-    ) -> RequestId {
+    ) -> Result<RequestId> {
+        let into = RankBytesMut::new(into)?;
         let request = self.core.hosted[self.running].tables.requests.start();
-        let posted = Posted { request, source: from, context, tag, into: RankBytesMut::of(into) };
-        self.core.post(self.running, posted);
+        self.core.post(self.running, Posted { request, source: from, context, tag, into });
         if !self.core.reads.is_empty() {
             let result = self.settle();
             self.note(result);
         }
-        request
+        Ok(request)
     }
 
-    fn start_receive_matched(&mut self, matched: MatchedId, into: &mut [u8]) -> RequestId {
+    fn start_receive_matched(&mut self, matched: MatchedId, into: &mut [u8]) -> Result<RequestId> {
+        let into = RankBytesMut::new(into)?;
         let tables = &mut self.core.hosted[self.running].tables;
         let request = tables.requests.start();
         let arrived = tables.probed.remove(&matched.0).expect("a matched message is received once");
@@ -368,12 +378,12 @@ impl Engine {
             source: Some(arrived.label.source),
             context: arrived.label.context,
             tag: Some(arrived.label.tag),
-            into: RankBytesMut::of(into),
+            into,
         };
         self.core.meet(self.running, arrived, posted);
         let result = self.settle();
         self.note(result);
-        request
+        Ok(request)
     }
 
     #[inline]

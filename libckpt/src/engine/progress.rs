@@ -87,25 +87,29 @@ impl Engine {
     fn read(&mut self, index: usize, key: (Rank, u64)) -> Result<(), Fatal> {
         let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) else { return Ok(()) };
         let label = transfer.label;
+        let place = transfer.place;
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         let bytes = label.bytes as usize;
         let home = self.core.placement[label.source.index()];
         if home == self.core.me {
-            let into = transfer.into;
             let sender = self.core.index_of(label.source).expect("a rank placed here is hosted here");
             let unacked = self.core.hosted[sender].tables.unacked.get(&(label.destination, label.sequence));
             let Some(unacked) = unacked else {
                 return Err(Fatal::new(format!("{} does not have the message that it announced", label.source)));
             };
-            into.fill(0, &unacked.from.as_slice()[..bytes]);
+            let from = unacked.from;
+            if let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) {
+                transfer.into.fill(0, &from.as_slice()[..bytes]);
+            }
             self.core.finish_transfer(index, key);
             return Ok(());
         }
-        let Some(place) = transfer.place else {
+        let Some(place) = place else {
             self.pull(home, label);
             return Ok(());
         };
         let source = BulkSource { process: place.process(), address: place.address() };
+        let transfer = self.core.hosted[index].tables.transfers.get_mut(&key).expect("found above");
         let outcome = self.transport.bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
         match outcome {
             Ok(()) => self.core.finish_transfer(index, key),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use libckpt_rank::context::library_thread;
+use libckpt_rank::library_thread;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, exit};
 use protocol::frame::{self, Decoder};
@@ -203,7 +203,7 @@ impl Reader {
         }
         eprintln!("libckpt: the coordinator is gone ({reason}); this process ends, `ckpt restart` goes on");
         // Not `exit`: the ranks' thread is running and must not see statics destroyed.
-        libckpt_rank::startup::end_now(exit::STOPPED);
+        libckpt_rank::process::end_now(exit::STOPPED);
     }
 
     fn read_until_the_end(&mut self) -> String {
@@ -233,7 +233,7 @@ impl Reader {
             }
             Directive::Stop => {
                 ENDING.store(true, Ordering::SeqCst);
-                libckpt_rank::startup::end_now(exit::STOPPED);
+                libckpt_rank::process::end_now(exit::STOPPED);
             }
             other => {
                 if self.directives.send(other).is_ok() {

@@ -19,8 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use libckpt_rank::slot::Slot;
-use libckpt_rank::{context, identity, startup};
+use libckpt_rank::{Slot, current_rank, identity, process, startup};
 use libckpt_transport::{Transport, alone::Alone, shm};
 use protocol::control::{Assignment, Directive, Report, environment, exit};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
@@ -81,24 +80,23 @@ struct Job {
 impl Job {
     /// Takes part in the job of the coordinator at `address`.
     fn join(address: &str) -> Result<Self, StartError> {
-        startup::die_with_parent()?;
         let token = hexadecimal(&variable(environment::TOKEN)?)
             .ok_or_else(|| malformed(environment::TOKEN, "not 64 hexadecimal digits"))?;
-        let process = Process(number(environment::PROCESS)?);
+        let me = Process(number(environment::PROCESS)?);
         let processes: u32 = number(environment::PROCESSES)?;
         let identity = identity::program_identity().map_err(|error| StartError::Identity(error.to_string()))?;
-        let joined = control::join(address, token, process, identity)?;
+        let joined = control::join(address, token, me, identity)?;
         let assignment = joined.assignment.clone();
         let transport: Box<dyn Transport> = if processes == 1 {
-            Box::new(Alone::new(process))
+            Box::new(Alone::new())
         } else {
-            let descriptor = startup::inherited_descriptor(number(environment::SHM_FD)?)
+            let descriptor = process::inherited_descriptor(number(environment::SHM_FD)?)
                 .map_err(|error| malformed(environment::SHM_FD, &error.to_string()))?;
-            Box::new(shm::attach(descriptor, process, processes)?)
+            Box::new(shm::attach(descriptor, me, processes)?)
         };
         let attention = Arc::new(Attention::default());
         let (control, inbox) = Control::start(joined, attention.clone(), transport.waker())?;
-        Ok(Self { process, assignment, transport, attention, control: Some((control, inbox)) })
+        Ok(Self { process: me, assignment, transport, attention, control: Some((control, inbox)) })
     }
 
     /// A job of this process alone, without checkpoints.
@@ -120,7 +118,7 @@ impl Job {
         Ok(Self {
             process,
             assignment,
-            transport: Box::new(Alone::new(process)),
+            transport: Box::new(Alone::new()),
             attention: Arc::new(Attention::default()),
             control: None,
         })
@@ -151,7 +149,6 @@ impl Job {
                 Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
             },
         };
-        context::host_ranks(&slots);
 
         let snapshots = match &control {
             Some((control, inbox)) => {
@@ -235,7 +232,7 @@ fn wait_for_go(inbox: &Receiver<Directive>) -> Result<(), StartError> {
 fn name_ranks_in_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if let Some(rank) = context::current_rank() {
+        if let Some(rank) = current_rank() {
             eprintln!("libckpt: {rank} panicked:");
         }
         default(info);

@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use libckpt_rank::startup::inherited_descriptor;
+use libckpt_rank::process::inherited_descriptor;
 use protocol::control::environment;
 use protocol::ids::Rank;
 

@@ -5,12 +5,12 @@
 //! into the engine.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use libckpt_rank::context::library_scope;
 use libckpt_rank::restore::RestoringSlot;
-use libckpt_rank::slot::Slot;
+use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Restore};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
@@ -67,29 +67,54 @@ fn restore_rank(
     let storage = DiskStorage::open(Path::new(&assignment.store)).map_err(|error| said(&error))?;
     let file = RankFile::open(&storage, stored, key).map_err(|error| said(&error))?;
     let slot = RestoringSlot::create(layout, rank).map_err(|error| said(&error))?;
+    let image = Arc::new(Image { file, slot, next: AtomicUsize::new(0) });
 
-    let next = AtomicUsize::new(0);
-    let place_chunks = || -> Result<(), String> {
+    let helpers = (1..threads)
+        .map(|_| {
+            let image = image.clone();
+            library_thread("ckpt-restore", move || image.place_chunks())
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| said(&error))?;
+    let mut placed = image.place_chunks();
+    for helper in helpers {
+        let by_helper = helper.join().unwrap_or_else(|_| Err("a thread that restored panicked".to_owned()));
+        placed = placed.and(by_helper);
+    }
+    placed?;
+
+    let image = Arc::into_inner(image).ok_or("a thread still restores")?;
+    let tables = image.file.section(SectionKind::Tables).map_err(|error| said(&error))?;
+    let channel = image.file.section(SectionKind::Channel).map_err(|error| said(&error))?;
+    let slot = image.slot.finish().map_err(|error| said(&error))?;
+    Ok((slot, tables, channel))
+}
+
+/// A rank's file and the slot that it is put into, by any number of threads.
+struct Image {
+    file: RankFile,
+    slot: RestoringSlot,
+    /// The chunk that nobody has taken.
+    next: AtomicUsize,
+}
+
+impl Image {
+    /// Takes chunks and puts them into place until there are none.
+    fn place_chunks(&self) -> Result<(), String> {
         let mut scratch = Scratch::default();
         loop {
-            let chunk = next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= file.chunk_count() {
+            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= self.file.chunk_count() {
                 return Ok(());
             }
-            let mut placed = Ok(());
-            file.read_chunk(chunk, &mut scratch, |page, bytes| {
-                if placed.is_ok() {
-                    placed = slot.place(page, bytes);
-                }
-            })
-            .map_err(|error| said(&error))?;
-            placed.map_err(|error| said(&error))?;
+            let mut refused = None;
+            let read = self.file.read_chunk_into(chunk, &mut scratch, |first, count| {
+                self.slot.window(first, count).map_err(|error| refused = Some(error)).ok()
+            });
+            read.map_err(|error| error.to_string())?;
+            if let Some(error) = refused {
+                return Err(error.to_string());
+            }
         }
-    };
-    library_scope(threads, &place_chunks).into_iter().collect::<Result<(), String>>()?;
-
-    let tables = file.section(SectionKind::Tables).map_err(|error| said(&error))?;
-    let channel = file.section(SectionKind::Channel).map_err(|error| said(&error))?;
-    let slot = slot.finish().map_err(|error| said(&error))?;
-    Ok((slot, tables, channel))
+    }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use libckpt_rank::slot::{Resumed, Slot};
+use libckpt_rank::{Resumed, Slot};
 use protocol::control::{Directive, Report, exit};
 use protocol::ids::Rank;
 
@@ -73,7 +73,7 @@ impl Scheduler {
         let resumed = self.slots[index].resume();
         in_engine(|engine| {
             engine.attention.running.store(NO_RANK, Ordering::Relaxed);
-            if resumed == Resumed::Finished {
+            if !matches!(resumed, Resumed::Suspended) {
                 // Never to be run again, whatever still arrives for it.
                 engine.core.hosted[index].scheduled = true;
             }

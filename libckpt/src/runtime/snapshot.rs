@@ -11,24 +11,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use libckpt_rank::capture::{Captured, Staging};
-use libckpt_rank::context::library_thread;
-use libckpt_rank::slot::Slot;
+use libckpt_rank::capture::Staging;
+use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Compression, LinkCount, Report, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
-use store::{DiskStorage, FileKey, RankFileWriter, SectionKind};
+use store::{DiskStorage, FileKey, PAGE_BYTES, RankFileWriter, SectionKind, SharedStorage};
 
 use super::control::Control;
 use crate::engine::{Fatal, visit};
 use crate::error::StartError;
 
+/// Pages written between two looks at whether the snapshot was given up.
+const PIECE_PAGES: usize = 256;
+
 /// The snapshots of this process.
 pub(crate) struct Snapshots {
     control: Control,
     jobs: Sender<Job>,
-    returned: Receiver<Staging>,
-    /// Not in use by the writer.
-    staging: Option<Staging>,
+    returned: Receiver<Vec<Staging>>,
+    /// One for each rank; not here while the writer uses it.
+    staging: Option<Vec<Staging>>,
     /// Snapshots up to this epoch are not to be written any further.
     discarded: Arc<AtomicU64>,
     /// The snapshot that the writer has, until its channel state is complete.
@@ -38,12 +40,12 @@ pub(crate) struct Snapshots {
 /// One rank as captured at a cut.
 struct CapturedRank {
     rank: Rank,
-    image: Captured,
     tables: Vec<u8>,
 }
 
 enum Job {
-    Write { epoch: Epoch, ranks: Vec<CapturedRank>, staging: Staging },
+    /// The pages of each rank lie in the staging memory with its index.
+    Write { epoch: Epoch, ranks: Vec<CapturedRank>, staging: Vec<Staging> },
     Finish { epoch: Epoch, channels: Vec<Vec<u8>>, links: Vec<LinkCount> },
 }
 
@@ -60,7 +62,7 @@ impl Snapshots {
         let (give_back, returned) = channel();
         let discarded = Arc::new(AtomicU64::new(0));
         let writer = Writer {
-            storage,
+            storage: Arc::new(storage),
             job: assignment.job,
             incarnation: assignment.incarnation,
             compression: assignment.compression,
@@ -70,7 +72,7 @@ impl Snapshots {
             open: None,
         };
         library_thread("ckpt-writer", move || writer.run(&inbox)).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { control, jobs, returned, staging: Some(Staging::new()), discarded, writing: None })
+        Ok(Self { control, jobs, returned, staging: Some(Vec::new()), discarded, writing: None })
     }
 
     /// Captures all ranks. They are suspended.
@@ -97,20 +99,20 @@ impl Snapshots {
         }
     }
 
-    fn capture(&mut self, slots: &[Slot]) -> Result<Result<(Vec<CapturedRank>, Staging), String>, Fatal> {
+    fn capture(&mut self, slots: &[Slot]) -> Result<Result<(Vec<CapturedRank>, Vec<Staging>), String>, Fatal> {
         let staging = self.staging.take().or_else(|| self.returned.try_recv().ok());
         let Some(mut staging) = staging else {
             return Ok(Err("the snapshot before is still being written; the store's disk is too slow for this \
                            interval, choose a longer --every"
                 .to_owned()));
         };
-        staging.clear();
+        staging.resize_with(slots.len(), Staging::new);
         let mut ranks = Vec::with_capacity(slots.len());
         for (index, slot) in slots.iter().enumerate() {
-            match slot.capture(&mut staging) {
-                Ok(image) => {
+            match slot.capture(&mut staging[index]) {
+                Ok(_) => {
                     let tables = visit(|engine| engine.capture_tables(index)).expect("the ranks' thread has it")?;
-                    ranks.push(CapturedRank { rank: slot.rank(), image, tables });
+                    ranks.push(CapturedRank { rank: slot.rank(), tables });
                 }
                 Err(error) => {
                     self.staging = Some(staging);
@@ -156,13 +158,13 @@ fn writer_gone() -> Fatal {
 
 /// The library thread that stores what was captured.
 struct Writer {
-    storage: DiskStorage,
+    storage: SharedStorage,
     job: JobId,
     incarnation: Incarnation,
     compression: Compression,
     control: Control,
     discarded: Arc<AtomicU64>,
-    give_back: Sender<Staging>,
+    give_back: Sender<Vec<Staging>>,
     /// Files that lack their channel state only.
     open: Option<(Epoch, Vec<RankFileWriter>)>,
 }
@@ -212,14 +214,15 @@ impl Writer {
         &self,
         epoch: Epoch,
         ranks: &[CapturedRank],
-        staging: &Staging,
+        staging: &[Staging],
     ) -> store::Result<Option<Vec<RankFileWriter>>> {
         let mut files = Vec::with_capacity(ranks.len());
-        for captured in ranks {
+        for (captured, staging) in ranks.iter().zip(staging) {
             let key =
                 FileKey { job: self.job, incarnation: self.incarnation, epoch, rank: captured.rank };
-            let mut file = RankFileWriter::create(&self.storage, key, self.compression)?;
-            for (pages, bytes) in captured.image.runs(staging) {
+            let mut file = RankFileWriter::create(self.storage.clone(), key, self.compression)?;
+            let pieces = staging.pages().chunks(PIECE_PAGES).zip(staging.bytes().chunks(PIECE_PAGES * PAGE_BYTES));
+            for (pages, bytes) in pieces {
                 if self.is_discarded(epoch) {
                     return Ok(None);
                 }

@@ -13,7 +13,11 @@ pub(super) fn all_gather(
     sent: &[u8],
     blocks: &mut [&mut [u8]],
 ) -> Result<()> {
-    super::expect("bytes of the rank's own block", sent.len(), blocks[communicator.rank()].len())?;
+    super::expect(
+        "bytes of the rank's own block",
+        sent.len(),
+        blocks[communicator.rank()].len(),
+    )?;
     blocks[communicator.rank()].copy_from_slice(sent);
     let round = Round::start(communicator, Kind::AllGather);
     // The same on every rank.

@@ -17,13 +17,19 @@ pub(super) fn all_to_all(
 ) -> Result<()> {
     let round = Round::start(communicator, Kind::AllToAll);
     let own = round.rank();
-    super::expect("bytes of the rank's own block", sent[own].len(), received[own].len())?;
+    super::expect(
+        "bytes of the rank's own block",
+        sent[own].len(),
+        received[own].len(),
+    )?;
     received[own].copy_from_slice(sent[own]);
     // What a rank sends `steps` upwards is received from `steps` below: in the same window on both sides.
     let all_steps: Vec<usize> = (1..round.size()).collect();
     for window in all_steps.chunks(WINDOW) {
-        let mut blocks: Vec<Option<&mut [u8]>> =
-            received.iter_mut().map(|block| Some(&mut **block)).collect();
+        let mut blocks: Vec<Option<&mut [u8]>> = received
+            .iter_mut()
+            .map(|block| Some(&mut **block))
+            .collect();
         request::scope(|scope| {
             let mut receives = Vec::with_capacity(window.len());
             for &steps in window {

@@ -63,9 +63,17 @@ pub(super) fn gather_varcount(
 ) -> Result<()> {
     let round = Round::start(communicator, Kind::Gather);
     let Some(blocks) = blocks else {
-        return if sent.is_empty() { Ok(()) } else { round.send(root, sent) };
+        return if sent.is_empty() {
+            Ok(())
+        } else {
+            round.send(root, sent)
+        };
     };
-    super::expect("bytes of the root's own block", sent.len(), blocks[root].len())?;
+    super::expect(
+        "bytes of the root's own block",
+        sent.len(),
+        blocks[root].len(),
+    )?;
     request::scope(|scope| {
         let mut receives = Vec::with_capacity(blocks.len());
         for (rank, block) in blocks.into_iter().enumerate() {
@@ -75,6 +83,8 @@ pub(super) fn gather_varcount(
                 receives.push(round.start_receive(scope, rank, block)?);
             }
         }
-        receives.into_iter().try_for_each(super::round::Receive::wait)
+        receives
+            .into_iter()
+            .try_for_each(super::round::Receive::wait)
     })
 }

@@ -79,7 +79,11 @@ pub trait CommunicatorCollectives: AsCommunicator {
         S: Buffer + ?Sized,
     {
         let communicator = self.as_communicator();
-        expect("blocks to receive into", communicator.size(), received.len())?;
+        expect(
+            "blocks to receive into",
+            communicator.size(),
+            received.len(),
+        )?;
         all_gather::all_gather(communicator, bytes_of(sent), &mut received.split())
     }
 
@@ -113,7 +117,11 @@ pub trait CommunicatorCollectives: AsCommunicator {
     ) -> Result<()> {
         let communicator = self.as_communicator();
         expect("blocks to send", communicator.size(), sent.len())?;
-        expect("blocks to receive into", communicator.size(), received.len())?;
+        expect(
+            "blocks to receive into",
+            communicator.size(),
+            received.len(),
+        )?;
         all_to_all::all_to_all(communicator, &sent.split(), &mut received.split())
     }
 
@@ -129,7 +137,11 @@ pub trait CommunicatorCollectives: AsCommunicator {
         O: Operation<S::Element>,
     {
         let (sent, received) = (sent.elements(), received.elements_mut());
-        expect("elements to receive a reduction into", sent.len(), received.len())?;
+        expect(
+            "elements to receive a reduction into",
+            sent.len(),
+            received.len(),
+        )?;
         received.copy_from_slice(sent);
         reduce::all_reduce(self.as_communicator(), received, &operation)
     }
@@ -145,7 +157,11 @@ pub trait CommunicatorCollectives: AsCommunicator {
         O: Operation<S::Element>,
     {
         let (sent, received) = (sent.elements(), received.elements_mut());
-        expect("elements to receive a scan into", sent.len(), received.len())?;
+        expect(
+            "elements to receive a scan into",
+            sent.len(),
+            received.len(),
+        )?;
         scan::inclusive(self.as_communicator(), sent, received, &operation)
     }
 
@@ -161,7 +177,11 @@ pub trait CommunicatorCollectives: AsCommunicator {
         O: Operation<S::Element>,
     {
         let (sent, received) = (sent.elements(), received.elements_mut());
-        expect("elements to receive a scan into", sent.len(), received.len())?;
+        expect(
+            "elements to receive a scan into",
+            sent.len(),
+            received.len(),
+        )?;
         scan::exclusive(self.as_communicator(), sent, received, &operation)
     }
 }
@@ -208,7 +228,11 @@ pub trait Root: AsCommunicator {
     {
         let (communicator, root) = (self.as_communicator(), own_root(self, "gather_into_root")?);
         let (sent, received) = (bytes_of(sent), bytes_of_mut(received));
-        expect("bytes to gather into", sent.len() * communicator.size(), received.len())?;
+        expect(
+            "bytes to gather into",
+            sent.len() * communicator.size(),
+            received.len(),
+        )?;
         gather::gather(communicator, root, sent, Some(received))
     }
 
@@ -260,7 +284,11 @@ pub trait Root: AsCommunicator {
     {
         let (communicator, root) = (self.as_communicator(), own_root(self, "scatter_into_root")?);
         let (sent, received) = (bytes_of(sent), bytes_of_mut(received));
-        expect("bytes to scatter", received.len() * communicator.size(), sent.len())?;
+        expect(
+            "bytes to scatter",
+            received.len() * communicator.size(),
+            sent.len(),
+        )?;
         scatter::scatter(communicator, root, Some(sent), received)
     }
 
@@ -286,7 +314,12 @@ pub trait Root: AsCommunicator {
         let communicator = self.as_communicator();
         let root = own_root(self, "scatter_varcount_into_root")?;
         expect("blocks to scatter", communicator.size(), sent.len())?;
-        scatter::scatter_varcount(communicator, root, Some(sent.split()), bytes_of_mut(received))
+        scatter::scatter_varcount(
+            communicator,
+            root,
+            Some(sent.split()),
+            bytes_of_mut(received),
+        )
     }
 
     /// Joins the values of all ranks, element by element, at the root: on all ranks but the root (MPI 4.1,
@@ -301,7 +334,13 @@ pub trait Root: AsCommunicator {
         O: Operation<S::Element>,
     {
         let root = other_root(self, "reduce_into")?;
-        reduce::reduce(self.as_communicator(), root, sent.elements(), None, &operation)
+        reduce::reduce(
+            self.as_communicator(),
+            root,
+            sent.elements(),
+            None,
+            &operation,
+        )
     }
 
     /// The root's side of [`reduce_into`](Self::reduce_into).
@@ -316,7 +355,11 @@ pub trait Root: AsCommunicator {
     {
         let (communicator, root) = (self.as_communicator(), own_root(self, "reduce_into_root")?);
         let (sent, received) = (sent.elements(), received.elements_mut());
-        expect("elements to receive a reduction into", sent.len(), received.len())?;
+        expect(
+            "elements to receive a reduction into",
+            sent.len(),
+            received.len(),
+        )?;
         reduce::reduce(communicator, root, sent, Some(received), &operation)
     }
 }
@@ -331,7 +374,11 @@ impl Root for Process<'_> {
 fn other_root<R: Root + ?Sized>(root: &R, call: &'static str) -> Result<usize> {
     let root_rank = root.as_communicator().check_rank(root.root_rank())?;
     if root_rank == root.as_communicator().rank() {
-        return Err(Error::InvalidRoot { call, rank: root_rank, root: root_rank });
+        return Err(Error::InvalidRoot {
+            call,
+            rank: root_rank,
+            root: root_rank,
+        });
     }
     Ok(root_rank)
 }
@@ -341,13 +388,25 @@ fn own_root<R: Root + ?Sized>(root: &R, call: &'static str) -> Result<usize> {
     let root_rank = root.as_communicator().check_rank(root.root_rank())?;
     let rank = root.as_communicator().rank();
     if root_rank != rank {
-        return Err(Error::InvalidRoot { call, rank, root: root_rank });
+        return Err(Error::InvalidRoot {
+            call,
+            rank,
+            root: root_rank,
+        });
     }
     Ok(root_rank)
 }
 
 fn expect(what: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(Error::InvalidCount { what, expected, found }) }
+    if expected == found {
+        Ok(())
+    } else {
+        Err(Error::InvalidCount {
+            what,
+            expected,
+            found,
+        })
+    }
 }
 
 /// A buffer as one block of `block_bytes` for each rank.
@@ -356,8 +415,14 @@ fn equal_blocks<'b>(
     buffer: &'b [u8],
     block_bytes: usize,
 ) -> Result<Vec<&'b [u8]>> {
-    expect("bytes to send", block_bytes * communicator.size(), buffer.len())?;
-    Ok((0..communicator.size()).map(|rank| &buffer[rank * block_bytes..][..block_bytes]).collect())
+    expect(
+        "bytes to send",
+        block_bytes * communicator.size(),
+        buffer.len(),
+    )?;
+    Ok((0..communicator.size())
+        .map(|rank| &buffer[rank * block_bytes..][..block_bytes])
+        .collect())
 }
 
 /// A buffer to receive into as one block of `block_bytes` for each rank.
@@ -366,7 +431,11 @@ fn equal_blocks_mut<'b>(
     buffer: &'b mut [u8],
     block_bytes: usize,
 ) -> Result<Vec<&'b mut [u8]>> {
-    expect("bytes to receive into", block_bytes * communicator.size(), buffer.len())?;
+    expect(
+        "bytes to receive into",
+        block_bytes * communicator.size(),
+        buffer.len(),
+    )?;
     let mut rest = buffer;
     Ok((0..communicator.size())
         .map(|_| {

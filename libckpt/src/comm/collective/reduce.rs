@@ -91,7 +91,12 @@ fn by_halving<T: Equivalence, O: Operation<T>>(
         };
         let theirs = &mut theirs[..kept.len()];
         round.exchange(peer, values[given].as_bytes(), peer, theirs.as_mut_bytes())?;
-        join(operation, leaf & block != 0, &mut values[kept.clone()], theirs);
+        join(
+            operation,
+            leaf & block != 0,
+            &mut values[kept.clone()],
+            theirs,
+        );
         before.push(std::mem::replace(&mut mine, kept));
         block *= 2;
     }
@@ -99,7 +104,11 @@ fn by_halving<T: Equivalence, O: Operation<T>>(
         block /= 2;
         let peer = folded.lower_rank(leaf ^ block);
         let (lower, upper) = values[whole.clone()].split_at_mut(whole.len() / 2);
-        let (kept, given) = if leaf & block == 0 { (lower, upper) } else { (upper, lower) };
+        let (kept, given) = if leaf & block == 0 {
+            (lower, upper)
+        } else {
+            (upper, lower)
+        };
         round.exchange(peer, kept.as_bytes(), peer, given.as_mut_bytes())?;
     }
     Ok(())
@@ -134,7 +143,13 @@ pub(super) fn reduce<T: Equivalence, O: Operation<T>>(
     let rank = round.rank();
     let folded = Folded::new(round.size());
     let (leaf, root_leaf) = (folded.leaf(rank), folded.leaf(root));
-    let keeper = |leaf| if leaf == root_leaf { root } else { folded.lower_rank(leaf) };
+    let keeper = |leaf| {
+        if leaf == root_leaf {
+            root
+        } else {
+            folded.lower_rank(leaf)
+        }
+    };
     let mut joined: Option<Vec<T>> = None;
     let mut theirs = Vec::new();
     let mut receive_and_join = |from, theirs_is_lower, joined: &mut Option<Vec<T>>| {
@@ -142,7 +157,7 @@ pub(super) fn reduce<T: Equivalence, O: Operation<T>>(
         round.receive(from, theirs.as_mut_slice().as_mut_bytes())?;
         let values = joined.get_or_insert_with(|| sent.to_vec());
         join(operation, theirs_is_lower, values, &theirs);
-        Ok(())
+        Ok::<(), crate::Error>(())
     };
     if let Some(partner) = folded.partner(rank) {
         if keeper(leaf) != rank {

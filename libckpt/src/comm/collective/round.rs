@@ -59,7 +59,10 @@ pub(super) struct Round<'c> {
 impl<'c> Round<'c> {
     /// Begins the next collective call of the communicator.
     pub(super) fn start(communicator: &'c Communicator, kind: Kind) -> Self {
-        Self { communicator, tag: tag_of(kind, communicator.next_collective()) }
+        Self {
+            communicator,
+            tag: tag_of(kind, communicator.next_collective()),
+        }
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -133,16 +136,24 @@ impl<'c> Round<'c> {
     ) -> Result<Receive<'_, 's, 'a>> {
         let expected_bytes = into.len();
         let context = self.communicator.collective_context();
-        let request =
-            Request::receive(scope, self.communicator, context, Some(from), None, into)?;
-        Ok(Receive { round: self, request, expected_bytes })
+        let request = Request::receive(scope, self.communicator, context, Some(from), None, into)?;
+        Ok(Receive {
+            round: self,
+            request,
+            expected_bytes,
+        })
     }
 
     /// Is it a message of this call, and as long as expected?
     fn check(&self, outcome: Result<Status>, expected_bytes: usize) -> Result<()> {
         let (source_rank, tag, found_bytes) = match outcome {
             Ok(status) => (status.source_rank(), status.tag(), status.bytes()),
-            Err(Error::Truncated { source_rank, tag, message_bytes, .. }) => {
+            Err(Error::Truncated {
+                source_rank,
+                tag,
+                message_bytes,
+                ..
+            }) => {
                 let source = protocol::ids::Rank(source_rank);
                 (self.communicator.rank_of(source), tag, message_bytes)
             }
@@ -155,7 +166,11 @@ impl<'c> Round<'c> {
                 ours: describe(self.tag),
             });
         }
-        super::expect("bytes that another rank sent in a collective", expected_bytes, found_bytes)
+        super::expect(
+            "bytes that another rank sent in a collective",
+            expected_bytes,
+            found_bytes,
+        )
     }
 }
 
@@ -223,6 +238,16 @@ mod tests {
             buffer_bytes: 4,
         };
         let error = round.check(Err(truncated), 4).unwrap_err();
-        assert!(matches!(error, Error::InvalidCount { expected: 4, found: 8, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::InvalidCount {
+                    expected: 4,
+                    found: 8,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

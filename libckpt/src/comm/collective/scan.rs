@@ -17,7 +17,9 @@ pub(super) fn inclusive<T: Equivalence, O: Operation<T>>(
     operation: &O,
 ) -> Result<()> {
     received.copy_from_slice(sent);
-    scan(communicator, sent, operation, |lower| operation.fold_below(lower, received))
+    scan(communicator, sent, operation, |lower| {
+        operation.fold_below(lower, received)
+    })
 }
 
 /// `received` is the join of all ranks below; rank 0's is left as it is.

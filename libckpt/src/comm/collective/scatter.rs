@@ -58,9 +58,17 @@ pub(super) fn scatter_varcount(
 ) -> Result<()> {
     let round = Round::start(communicator, Kind::Scatter);
     let Some(blocks) = blocks else {
-        return if received.is_empty() { Ok(()) } else { round.receive(root, received) };
+        return if received.is_empty() {
+            Ok(())
+        } else {
+            round.receive(root, received)
+        };
     };
-    super::expect("bytes of the root's own block", blocks[root].len(), received.len())?;
+    super::expect(
+        "bytes of the root's own block",
+        blocks[root].len(),
+        received.len(),
+    )?;
     request::scope(|scope| {
         for (rank, block) in blocks.into_iter().enumerate() {
             if rank == root {

@@ -21,7 +21,11 @@ pub(super) struct Child {
 
 impl Binomial {
     pub(super) fn new(rank: usize, root: usize, size: usize) -> Self {
-        Self { place: (rank + size - root) % size, root, size }
+        Self {
+            place: (rank + size - root) % size,
+            root,
+            size,
+        }
     }
 
     fn rank_at(&self, place: usize) -> usize {
@@ -48,14 +52,17 @@ impl Binomial {
 
     /// The ranks below this one, the largest subtree first.
     pub(super) fn children(&self) -> impl DoubleEndedIterator<Item = Child> {
-        (0..self.span().trailing_zeros()).rev().map(|bit| 1_usize << bit).filter_map(|offset| {
-            let place = self.place + offset;
-            (place < self.size).then(|| Child {
-                rank: self.rank_at(place),
-                offset,
-                subtree: offset.min(self.size - place),
+        (0..self.span().trailing_zeros())
+            .rev()
+            .map(|bit| 1_usize << bit)
+            .filter_map(|offset| {
+                let place = self.place + offset;
+                (place < self.size).then(|| Child {
+                    rank: self.rank_at(place),
+                    offset,
+                    subtree: offset.min(self.size - place),
+                })
             })
-        })
     }
 }
 
@@ -70,7 +77,10 @@ pub(super) struct Folded {
 impl Folded {
     pub(super) fn new(size: usize) -> Self {
         let leaves = 1 << size.ilog2();
-        Self { pairs: size - leaves, leaves }
+        Self {
+            pairs: size - leaves,
+            leaves,
+        }
     }
 
     /// Number of leaves, a power of two.
@@ -80,7 +90,11 @@ impl Folded {
 
     /// The leaf that a rank belongs to.
     pub(super) fn leaf(&self, rank: usize) -> usize {
-        if rank < 2 * self.pairs { rank / 2 } else { rank - self.pairs }
+        if rank < 2 * self.pairs {
+            rank / 2
+        } else {
+            rank - self.pairs
+        }
     }
 
     /// The other rank of the pair that a rank belongs to.
@@ -90,7 +104,11 @@ impl Folded {
 
     /// The lower rank of a leaf.
     pub(super) fn lower_rank(&self, leaf: usize) -> usize {
-        if leaf < self.pairs { 2 * leaf } else { leaf + self.pairs }
+        if leaf < self.pairs {
+            2 * leaf
+        } else {
+            leaf + self.pairs
+        }
     }
 }
 
