@@ -1,0 +1,147 @@
+//! Compression contexts and buffers, kept and used again: making them anew for every chunk costs more
+//! than small chunks do, and fresh memory is slow to touch.
+
+use std::cell::RefCell;
+use std::io;
+
+use protocol::control::Compression;
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::format::layout::CHUNK_RAW_BYTES;
+
+/// A compressed chunk must be smaller than this part of its raw bytes, or it is stored as it is:
+/// below that, reading it back costs more than the bytes are worth.
+const WORTH_NUMERATOR: usize = 15;
+const WORTH_DENOMINATOR: usize = 16;
+
+/// Memory that a reading thread needs: one for each thread, used for all its chunks.
+#[derive(Default)]
+pub struct Scratch {
+    decompressor: Option<Decompressor<'static>>,
+    /// A chunk as stored.
+    pub(super) stored: Vec<u8>,
+    /// A chunk after decompression.
+    pub(super) raw: Vec<u8>,
+}
+
+impl Scratch {
+    /// Nothing is allocated before it is needed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
+}
+
+/// Decompresses one frame, which must fill `into` exactly.
+pub(super) fn decompress(
+    decompressor: &mut Option<Decompressor<'static>>,
+    frame: &[u8],
+    into: &mut [u8],
+) -> Result<(), String> {
+    let expected = into.len();
+    let decompressor = match decompressor {
+        Some(decompressor) => decompressor,
+        None => decompressor
+            .insert(Decompressor::new().map_err(|error| format!("zstd can't start: {error}"))?),
+    };
+    let found = decompressor
+        .decompress_to_buffer(frame, into)
+        .map_err(|error| format!("its zstd frame does not decompress: {error}"))?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!(
+            "its zstd frame holds {found} bytes, not {expected}"
+        ))
+    }
+}
+
+impl Scratch {
+    /// Decompresses what is in `stored[from..]` into `into`, which it must fill exactly.
+    pub(super) fn decompress_stored(&mut self, from: usize, into: &mut [u8]) -> Result<(), String> {
+        decompress(&mut self.decompressor, &self.stored[from..], into)
+    }
+
+    /// Decompresses what is in `stored[from..]` into `raw`, of which it makes `raw_bytes`.
+    pub(super) fn decompress_to_raw(
+        &mut self,
+        from: usize,
+        raw_bytes: usize,
+    ) -> Result<(), String> {
+        self.raw.resize(raw_bytes, 0);
+        decompress(
+            &mut self.decompressor,
+            &self.stored[from..],
+            &mut self.raw[..],
+        )
+    }
+}
+
+/// What a writer compresses with. The last one used by a thread is kept for the thread's next writer.
+pub(super) struct Packer {
+    compression: Compression,
+    compressor: Option<Compressor<'static>>,
+    decompressor: Option<Decompressor<'static>>,
+    frame: Vec<u8>,
+    check: Vec<u8>,
+}
+
+thread_local! {
+    static KEPT: RefCell<Option<Packer>> = const { RefCell::new(None) };
+}
+
+impl Packer {
+    /// The one that this thread kept, or a new one.
+    pub(super) fn take(compression: Compression) -> io::Result<Self> {
+        if let Some(kept) = KEPT.with_borrow_mut(Option::take)
+            && kept.compression == compression
+        {
+            return Ok(kept);
+        }
+        let level = match compression {
+            Compression::None => None,
+            Compression::Fast => Some(1),
+            Compression::Level(level) => Some(level),
+        };
+        Ok(Self {
+            compression,
+            compressor: level.map(Compressor::new).transpose()?,
+            decompressor: None,
+            frame: Vec::new(),
+            check: Vec::new(),
+        })
+    }
+
+    /// Keeps it for this thread's next writer.
+    pub(super) fn keep(self) {
+        // At the end of a thread there is no next writer.
+        let _ = KEPT.try_with(|kept| *kept.borrow_mut() = Some(self));
+    }
+
+    /// One zstd frame of `raw`, decompressed again and found equal; nothing where `raw` is better stored
+    /// as it is.
+    pub(super) fn pack(&mut self, raw: &[u8]) -> Result<Option<&[u8]>, String> {
+        let Some(compressor) = &mut self.compressor else {
+            return Ok(None);
+        };
+        // Just enough room for what is worth it: zstd gives up where it needs more.
+        let room = raw.len() / WORTH_DENOMINATOR * WORTH_NUMERATOR;
+        self.frame.resize(room.max(CHUNK_RAW_BYTES), 0);
+        let Ok(frame_bytes) = compressor.compress_to_buffer(raw, &mut self.frame[..room]) else {
+            return Ok(None);
+        };
+        let frame = &self.frame[..frame_bytes];
+        self.check.resize(raw.len(), 0);
+        decompress(&mut self.decompressor, frame, &mut self.check)?;
+        if self.check != raw {
+            return Err("decompressing it again gives other bytes".into());
+        }
+        Ok(Some(frame))
+    }
+}

@@ -1,0 +1,40 @@
+//! A rank's file in a checkpoint: its writer and its reader.
+//!
+//! The file is append-only: header, chunks, index, trailer (`docs/format.md`). A chunk holds pages of
+//! the image or a piece of a section, is compressed by itself and checked by itself, so that several threads
+//! can read one file at once and a single page can be had without the rest. The index at the end maps
+//! every page of the image to a chunk; only a file that ends in a right trailer is one.
+
+mod codec;
+mod index;
+mod reader;
+mod verify;
+mod writer;
+
+pub use codec::Scratch;
+pub use index::{ImageRun, PageSource};
+pub use reader::RankFile;
+pub use writer::RankFileWriter;
+
+/// What a section of a rank file holds. To the store they are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum SectionKind {
+    /// What is needed to put the image back: how far stack and heap reach, descriptors, clocks.
+    Metadata = 2,
+    /// The rank's message tables at the cut.
+    Tables = 3,
+    /// Channel state: packets to this rank that were under way at the cut.
+    Channel = 4,
+}
+
+impl SectionKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Metadata, Self::Tables, Self::Channel];
+
+    /// Its number in [`crate::format::layout::ChunkHeader::kind`].
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+}

@@ -1,0 +1,213 @@
+//! A store in a directory of the file system.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+
+use super::{Access, Entry, LockAttempt, ReadFile, Storage, WriteFile};
+use crate::names::is_plain;
+use crate::{Error, Result};
+
+/// A [`Storage`] below a directory.
+#[derive(Clone, Debug)]
+pub struct DiskStorage {
+    root: PathBuf,
+}
+
+impl DiskStorage {
+    /// The directory `root`, which must exist.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let root = root.into();
+        let shown = root.display().to_string();
+        match fs::metadata(&root) {
+            Ok(found) if found.is_dir() => Ok(Self { root }),
+            Ok(_) => Err(Error::NotAStore {
+                path: shown,
+                why: "it is no directory".into(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound {
+                path: shown,
+                what: "the store's directory",
+            }),
+            Err(error) => Err(Error::io("open", shown)(error)),
+        }
+    }
+
+    /// The directory `root`, made durably (with its parents) where it does not exist.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self> {
+        let root = root.into();
+        make_dirs(&root)?;
+        Self::open(root)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, path: &str) -> io::Result<PathBuf> {
+        if path.is_empty() {
+            Ok(self.root.clone())
+        } else if is_plain(path) {
+            Ok(self.root.join(path))
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path leaves the store",
+            ))
+        }
+    }
+}
+
+/// Makes a directory and its missing parents, each durable in the one above.
+fn make_dirs(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let above = match dir.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        _ => Path::new("."),
+    };
+    make_dirs(above)?;
+    match fs::create_dir(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        Err(error) => {
+            return Err(Error::io("make the directory", dir.display().to_string())(
+                error,
+            ));
+        }
+    }
+    File::open(above)
+        .and_then(|above| above.sync_all())
+        .map_err(Error::io(
+            "fsync the directory",
+            above.display().to_string(),
+        ))
+}
+
+impl Storage for DiskStorage {
+    fn describe(&self, path: &str) -> String {
+        if path.is_empty() {
+            self.root.display().to_string()
+        } else {
+            self.root.join(path).display().to_string()
+        }
+    }
+
+    fn create_new(&self, path: &str, access: Access) -> io::Result<Box<dyn WriteFile>> {
+        let mode = match access {
+            Access::Owner => 0o600,
+            Access::Umask => 0o666,
+        };
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(self.path(path)?)?;
+        Ok(Box::new(DiskWriteFile(file)))
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn ReadFile>> {
+        let file = File::open(self.path(path)?)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        // Only a hint: where the file system does not take it, reading is as it was.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        Ok(Box::new(DiskReadFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from)?, self.path(to)?)
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::hard_link(self.path(from)?, self.path(to)?)
+    }
+
+    fn remove_file(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.path(path)?)
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        fs::create_dir(self.path(path)?)
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        fs::remove_dir(self.path(path)?)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+        let mut entries = fs::read_dir(self.path(path)?)?
+            .map(|entry| {
+                let entry = entry?;
+                Ok(Entry {
+                    // A name that is not UTF-8 is none of ours; it is only shown.
+                    name: entry.file_name().to_string_lossy().into_owned(),
+                    is_dir: entry.file_type()?.is_dir(),
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        File::open(self.path(path)?)?.sync_all()
+    }
+
+    fn try_lock(&self, path: &str, note: &str) -> io::Result<LockAttempt> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.path(path)?)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0)?;
+                file.rewind()?;
+                file.write_all(note.as_bytes())?;
+                Ok(LockAttempt::Held(Box::new(file)))
+            }
+            Err((file, Errno::EWOULDBLOCK)) => {
+                let mut note = String::new();
+                file.take(1024).read_to_string(&mut note)?;
+                Ok(LockAttempt::Busy(note))
+            }
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DiskWriteFile(File);
+
+impl WriteFile for DiskWriteFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
+#[derive(Debug)]
+struct DiskReadFile(File);
+
+impl ReadFile for DiskReadFile {
+    fn file_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(into, offset)
+    }
+}
