@@ -1,0 +1,243 @@
+//! A place for one job and all that belongs to it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::binaries::Binaries;
+use crate::job::{Job, Outcome};
+use crate::output::Reader;
+use crate::process::{self, MARK};
+use crate::solver::Solver;
+
+/// How long anything may take before the test bed kills it all and reports.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+const NOBODY: u32 = 65534;
+
+/// A folder, a user and a mark. Dropping it kills what still runs, and panics if something did.
+#[derive(Debug)]
+pub struct Bed {
+    folder: tempfile::TempDir,
+    /// Where the job's checkpoints go; below the folder unless [`Bed::with_store`] put it elsewhere.
+    store: PathBuf,
+    binaries: Binaries,
+    mark: String,
+    user: Option<u32>,
+}
+
+impl Bed {
+    /// A bed for the present user.
+    ///
+    /// # Errors
+    /// When there is no place for it or the programs do not build.
+    pub fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let folder = tempfile::Builder::new()
+            .prefix("ckpt-tests")
+            .tempdir()
+            .context("make a folder")?;
+        Ok(Self {
+            store: folder.path().join("store"),
+            binaries: Binaries::find()?.clone(),
+            mark: format!(
+                "{}-{}",
+                std::process::id(),
+                NUMBER.fetch_add(1, Ordering::Relaxed)
+            ),
+            user: None,
+            folder,
+        })
+    }
+
+    /// A bed whose jobs run as the user `nobody`, with copies of the programs that this user can reach.
+    ///
+    /// # Errors
+    /// As [`Bed::new`]; when the caller is not root; when the user can't run the programs.
+    pub fn as_nobody() -> Result<Self> {
+        let mut bed = Self::new()?;
+        if !nix::unistd::geteuid().is_root() {
+            bail!("only root can run a job as another user");
+        }
+        bed.binaries = bed.binaries.copy_to(bed.folder.path())?;
+        std::os::unix::fs::chown(bed.folder.path(), Some(NOBODY), Some(NOBODY))
+            .context("give the folder to nobody")?;
+        std::fs::set_permissions(bed.folder.path(), PermissionsExt::from_mode(0o755))?;
+        bed.user = Some(NOBODY);
+        bed.ckpt(&["--version"])?.expect_code(0)?;
+        Ok(bed)
+    }
+
+    /// The same with the store somewhere else.
+    #[must_use]
+    pub fn with_store(mut self, store: PathBuf) -> Self {
+        self.store = store;
+        self
+    }
+
+    /// The job's store.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The job's event log, which all its coordinators append to.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.folder.path().join("events.jsonl")
+    }
+
+    /// A place for a file of the test's own.
+    #[must_use]
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The programs that it runs.
+    #[must_use]
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// The mark that every process of its jobs carries.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    /// Starts `ckpt run` with a solver and options of the launcher (words).
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start(&self, solver: &Solver, options: &str) -> Result<Job<'_>> {
+        let mut command = self.command();
+        command.arg("run").args(["-n", &solver.ranks.to_string()]);
+        if let Some(processes) = solver.processes {
+            command.args(["--procs", &processes.to_string()]);
+        }
+        command
+            .arg("--store")
+            .arg(&self.store)
+            .arg("--events")
+            .arg(self.events());
+        command.args(options.split_whitespace());
+        command
+            .arg("--")
+            .arg(solver.program(&self.binaries))
+            .args(&solver.arguments);
+        Job::start(self, command)
+    }
+
+    /// Starts `ckpt restart` on the store.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn restart(&self, options: &str) -> Result<Job<'_>> {
+        let mut command = self.command();
+        command.arg("restart").arg("--events").arg(self.events());
+        command.args(options.split_whitespace()).arg(&self.store);
+        Job::start(self, command)
+    }
+
+    /// Runs a solver to its end.
+    ///
+    /// # Errors
+    /// When it can't be started or does not end in time.
+    pub fn run(&self, solver: &Solver, options: &str) -> Result<Outcome> {
+        self.start(solver, options)?.wait(PATIENCE)
+    }
+
+    /// Runs a command of `ckpt` to its end.
+    ///
+    /// # Errors
+    /// When it can't be started or does not end in time.
+    pub fn ckpt(&self, arguments: &[&str]) -> Result<Outcome> {
+        let mut command = self.command();
+        command.args(arguments);
+        Job::start(self, command)?.wait(PATIENCE)
+    }
+
+    /// Runs a command of `ckpt` on the store, with further arguments and `--json`; its output as JSON.
+    ///
+    /// # Errors
+    /// When it fails, or prints something else.
+    pub fn json(&self, command: &str, arguments: &[&str]) -> Result<Value> {
+        let store = self.store.display().to_string();
+        let mut all = vec![command, store.as_str()];
+        all.extend_from_slice(arguments);
+        all.push("--json");
+        let outcome = self.ckpt(&all)?.expect_code(0)?;
+        serde_json::from_str(&outcome.stdout_text())
+            .with_context(|| format!("`ckpt {command} --json` printed: {}", outcome.stdout_text()))
+    }
+
+    /// Runs a command of `ckpt` on the store, whatever it returns.
+    ///
+    /// # Errors
+    /// When it can't be started or does not end in time.
+    pub fn on_store(&self, command: &str, arguments: &[&str]) -> Result<Outcome> {
+        let store = self.store.display().to_string();
+        let mut all = vec![command, store.as_str()];
+        all.extend_from_slice(arguments);
+        self.ckpt(&all)
+    }
+
+    /// Checks that no process of its jobs lives on, and nothing of them is left in shared memory.
+    ///
+    /// # Errors
+    /// When something is left after a moment; names it.
+    pub fn check_clean(&self) -> Result<()> {
+        // The last process of a job may take a moment to be unmapped and reaped.
+        process::wait_until_gone(&self.mark, Duration::from_secs(2))?;
+        let left = process::left_in_shared_memory();
+        if !left.is_empty() {
+            bail!("left in /dev/shm: {}", left.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Keeps the folder for someone to look at, and tells where it is.
+    #[must_use]
+    pub fn keep(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binaries.ckpt);
+        command
+            .env(MARK, &self.mark)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let left = self.check_clean();
+        process::kill_marked(&self.mark);
+        if let (Err(error), false) = (left, std::thread::panicking()) {
+            panic!("{error:#}");
+        }
+    }
+}
+
+/// Starts the readers of a child's output.
+pub(crate) fn readers(child: &mut std::process::Child) -> Result<(Reader, Reader)> {
+    Ok((
+        Reader::start(child.stdout.take().context("its output")?),
+        Reader::start(child.stderr.take().context("its errors")?),
+    ))
+}

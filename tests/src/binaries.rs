@@ -1,0 +1,132 @@
+//! Where `ckpt` and the examples are, and how they get there.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context as _, Result, bail};
+
+/// With this variable set (to anything), nothing is built: what lies in the target directory is used. For
+/// runs as a user who has no toolchain.
+pub const NO_BUILD: &str = "CKPT_TESTS_NO_BUILD";
+
+/// The programs of a job.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// The launcher.
+    pub ckpt: PathBuf,
+    /// The folder of the example solvers.
+    pub examples: PathBuf,
+}
+
+impl Binaries {
+    /// The programs of the same profile as the running one. The first call of a process builds them.
+    ///
+    /// # Errors
+    /// When the build fails, or a program is missing.
+    pub fn find() -> Result<&'static Self> {
+        static FOUND: OnceLock<Result<Binaries, String>> = OnceLock::new();
+        FOUND
+            .get_or_init(|| locate().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// An example solver.
+    #[must_use]
+    pub fn example(&self, name: &str) -> PathBuf {
+        self.examples.join(name)
+    }
+
+    /// The same programs in a folder.
+    ///
+    /// # Errors
+    /// When they can't be copied.
+    pub fn copy_to(&self, folder: &Path) -> Result<Self> {
+        let copy = |from: &Path| -> Result<PathBuf> {
+            let to = folder.join(from.file_name().context("a program has a file name")?);
+            std::fs::copy(from, &to)
+                .with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+            Ok(to)
+        };
+        let ckpt = copy(&self.ckpt)?;
+        for name in EXAMPLES.iter().chain([&"misbehave"]) {
+            let example = self.example(name);
+            if example.exists() {
+                copy(&example)?;
+            }
+        }
+        Ok(Self {
+            ckpt,
+            examples: folder.to_owned(),
+        })
+    }
+}
+
+const EXAMPLES: &[&str] = &["heat", "cg", "storm", "tangle"];
+
+fn locate() -> Result<Binaries> {
+    let folder = profile_folder()?;
+    if env::var_os(NO_BUILD).is_none() {
+        build(&folder)?;
+    }
+    let found = Binaries {
+        ckpt: folder.join("ckpt"),
+        examples: folder.join("examples"),
+    };
+    for program in EXAMPLES
+        .iter()
+        .map(|name| found.example(name))
+        .chain([found.ckpt.clone()])
+    {
+        if !program.exists() {
+            bail!(
+                "{} is missing: build it with `cargo build --workspace --bins --examples` in the same profile",
+                program.display()
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// `target/debug` or `target/release`: above the running program, which may be in `deps` or `examples`.
+fn profile_folder() -> Result<PathBuf> {
+    let program = env::current_exe().context("where is this program?")?;
+    let mut folder = program.parent().context("a program lies in a folder")?;
+    if folder.ends_with("deps") || folder.ends_with("examples") {
+        folder = folder.parent().context("`deps` lies in a folder")?;
+    }
+    Ok(folder.to_owned())
+}
+
+fn build(folder: &Path) -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--manifest-path", manifest])
+        .args([
+            "-p",
+            "ckpt-launcher",
+            "-p",
+            "examples",
+            "--bins",
+            "--examples",
+        ]);
+    if let Some(target) = folder.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => {}
+        Some(profile) => {
+            command.args(["--profile", profile]);
+        }
+        None => bail!("{} names no profile", folder.display()),
+    }
+    let status = command.status().context("start cargo")?;
+    if !status.success() {
+        bail!("the launcher and the examples do not build");
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Damage to stored files, byte by byte.

@@ -1,0 +1,88 @@
+//! What a job runs: an example solver with its arguments, on so many ranks.
+
+use std::path::{Path, PathBuf};
+
+use crate::binaries::Binaries;
+
+/// A solver and how it is started.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Solver {
+    /// The example's name.
+    pub name: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// How many ranks.
+    pub ranks: usize,
+    /// In how many processes; one for each rank if not told.
+    pub processes: Option<usize>,
+}
+
+impl Solver {
+    /// An example on so many ranks, with arguments that are words.
+    #[must_use]
+    pub fn new(name: &str, ranks: usize, arguments: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+            ranks,
+            processes: None,
+        }
+    }
+
+    /// The heat equation on a grid, each step printed.
+    #[must_use]
+    pub fn heat(ranks: usize, rows: usize, columns: usize, steps: usize) -> Self {
+        Self::new(
+            "heat",
+            ranks,
+            &format!("--size {rows}x{columns} --steps {steps} --progress"),
+        )
+    }
+
+    /// Conjugate gradients on a matrix from a file.
+    #[must_use]
+    pub fn cg(ranks: usize, matrix: &Path) -> Self {
+        let mut solver = Self::new("cg", ranks, "--tolerance 1e-10 --matrix");
+        solver.arguments.push(matrix.display().to_string());
+        solver
+    }
+
+    /// A storm of messages.
+    #[must_use]
+    pub fn storm(ranks: usize, messages: usize, seed: u64) -> Self {
+        Self::new(
+            "storm",
+            ranks,
+            &format!("--messages {messages} --seed {seed}"),
+        )
+    }
+
+    /// The same in so many processes.
+    #[must_use]
+    pub fn on(mut self, processes: usize) -> Self {
+        self.processes = Some(processes);
+        self
+    }
+
+    /// How many processes it runs in.
+    #[must_use]
+    pub fn process_count(&self) -> usize {
+        self.processes.unwrap_or(self.ranks)
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn program(&self, binaries: &Binaries) -> PathBuf {
+        binaries.example(&self.name)
+    }
+
+    /// The solver as a user would type it.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let mut shown = format!("-n {}", self.ranks);
+        if let Some(processes) = self.processes {
+            shown.push_str(&format!(" --procs {processes}"));
+        }
+        format!("{shown} {} {}", self.name, self.arguments.join(" "))
+    }
+}
