@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use dlmalloc::{Allocator, Dlmalloc};
 
-use super::class::BLOCK_ALIGN;
+use super::class::{BLOCK_ALIGN, class_bytes, class_of};
 use super::pages::{self, PAGE_BYTES, page_up};
 use super::runs::{ENTRY_BYTES, Runs, UNIT_BYTES};
+use super::{PACKED_ALIGN_MAX, is_front, is_large, may_be_run};
 
 /// Memory above the break that is always kept, in bytes; a share of what is below comes on top of it.
 const WARM_BYTES: usize = 16 << 20;
@@ -173,6 +174,16 @@ unsafe impl Allocator for Segments {
     }
 }
 
+/// What became of a block that was to be made longer or shorter.
+pub(super) enum Reallocated {
+    /// This is the block now.
+    Done(*mut u8),
+    /// This is a new block, to which the contents are to be copied before the old one is freed.
+    CopyTo(*mut u8),
+    /// Nothing was changed.
+    NoRoom,
+}
+
 /// What the heap's lock protects.
 #[repr(C)]
 pub(super) struct Back {
@@ -197,7 +208,83 @@ impl Back {
         }
     }
 
-    /// A block; null if there is no room.
+    /// A block of any kind, null if there is no room, and whether it reads as zeros.
+    pub(super) fn allocate_any(&mut self, bytes: usize, align: usize) -> (*mut u8, bool) {
+        if !is_large(bytes, align) {
+            let block = self.allocate(packed_bytes(bytes, align), align);
+            if !block.is_null() || !may_be_run(bytes, align) {
+                return (block, false);
+            }
+            // The back end is full; the other half of the slot may not be.
+        }
+        match self.space.runs.allocate(bytes, align) {
+            Some((address, zeros)) => (address as *mut u8, zeros),
+            None if align <= PACKED_ALIGN_MAX => {
+                (self.allocate(packed_bytes(bytes, align), align), false)
+            }
+            None => (std::ptr::null_mut(), false),
+        }
+    }
+
+    /// Frees a block of any kind.
+    ///
+    /// # Safety
+    /// It was allocated here with this size and alignment, and is not used any more.
+    pub(super) unsafe fn free_any(&mut self, block: *mut u8, bytes: usize, align: usize) {
+        // SAFETY: by the contract above.
+        unsafe {
+            if may_be_run(bytes, align) && self.space.runs.has_run_at(block.addr()) {
+                self.space.runs.free(block.addr());
+            } else {
+                self.free(block, packed_bytes(bytes, align));
+            }
+        }
+    }
+
+    /// Makes a block longer or shorter, as far as that does not take a copy.
+    ///
+    /// # Safety
+    /// It was allocated here with this size and alignment, and nobody uses it meanwhile.
+    pub(super) unsafe fn reallocate_any(
+        &mut self,
+        block: *mut u8,
+        old_bytes: usize,
+        align: usize,
+        bytes: usize,
+    ) -> Reallocated {
+        let was_run = may_be_run(old_bytes, align) && self.space.runs.has_run_at(block.addr());
+        let new = if was_run && may_be_run(bytes, align) {
+            // SAFETY: a run of ours, by the contract above.
+            match unsafe { self.space.runs.reallocate(block.addr(), bytes, align) } {
+                Some(address) => return Reallocated::Done(address as *mut u8),
+                None => return Reallocated::NoRoom,
+            }
+        } else if !was_run && bytes > old_bytes && may_be_run(bytes, align) {
+            match self.space.runs.allocate_growing(bytes, align) {
+                Some(address) => address as *mut u8,
+                None => self.allocate_any(bytes, align).0,
+            }
+        } else if !was_run && align <= BLOCK_ALIGN {
+            let old_bytes = packed_bytes(old_bytes, align);
+            let bytes = packed_bytes(bytes, align);
+            // SAFETY: a block of ours, by the contract above.
+            let block = unsafe { self.reallocate(block, old_bytes, bytes) };
+            return if block.is_null() {
+                Reallocated::NoRoom
+            } else {
+                Reallocated::Done(block)
+            };
+        } else {
+            self.allocate_any(bytes, align).0
+        };
+        if new.is_null() {
+            Reallocated::NoRoom
+        } else {
+            Reallocated::CopyTo(new)
+        }
+    }
+
+    /// A packed block; null if there is no room.
     pub(super) fn allocate(&mut self, bytes: usize, align: usize) -> *mut u8 {
         // SAFETY: any size and alignment will do.
         let block = unsafe {
@@ -213,10 +300,10 @@ impl Back {
         block
     }
 
-    /// Frees a block.
+    /// Frees a packed block.
     ///
     /// # Safety
-    /// It was allocated here with this size, and is not used any more.
+    /// It was allocated by [`Back::allocate`] with this size, and is not used any more.
     pub(super) unsafe fn free(&mut self, block: *mut u8, bytes: usize) {
         self.small_bytes -= bytes;
         // Not `free`, which panics, and a panic allocates, when the size is not what it was.
@@ -224,17 +311,11 @@ impl Back {
         unsafe { self.small.c_free(block) };
     }
 
-    /// Makes a block longer or shorter; null, with nothing changed, if there is no room. Not for
-    /// alignments above [`BLOCK_ALIGN`].
+    /// Makes a packed block longer or shorter; null, with nothing changed, if there is no room.
     ///
     /// # Safety
-    /// It was allocated here with this size, and nobody uses it meanwhile.
-    pub(super) unsafe fn reallocate(
-        &mut self,
-        block: *mut u8,
-        old_bytes: usize,
-        bytes: usize,
-    ) -> *mut u8 {
+    /// As for [`Back::free`], and its alignment is at most [`BLOCK_ALIGN`].
+    unsafe fn reallocate(&mut self, block: *mut u8, old_bytes: usize, bytes: usize) -> *mut u8 {
         // SAFETY: by the contract above.
         let block = unsafe { self.small.c_realloc(block, bytes) };
         if !block.is_null() {
@@ -246,6 +327,15 @@ impl Back {
     /// Bytes of small blocks that are out of the back end's hands.
     pub(super) fn small_bytes(&self) -> usize {
         self.small_bytes
+    }
+}
+
+/// The size that the back end knows a packed block by: blocks of the front go by their class.
+fn packed_bytes(bytes: usize, align: usize) -> usize {
+    if is_front(bytes, align) {
+        class_bytes(class_of(bytes))
+    } else {
+        bytes
     }
 }
 

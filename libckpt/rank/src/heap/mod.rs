@@ -14,18 +14,22 @@ use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
-use self::back::{Back, Parts, Space};
+use self::back::{Back, Parts, Reallocated, Space};
 use self::class::{BLOCK_ALIGN, FRONT_BYTES_MAX, class_bytes, class_of};
 use self::front::{FreeBlock, Front};
 use self::lock::Lock;
 use self::remote::RemoteFrees;
 use self::runs::Runs;
 
-/// Blocks of at least this size, in bytes, are large: they get whole pages of their own.
-pub const LARGE_BYTES_MIN: usize = 2 << 20;
+/// Blocks of at least this size, in bytes, get pages of their own. Smaller ones are packed: a run fills its
+/// last huge page alone.
+pub const LARGE_BYTES_MIN: usize = 8 << 20;
 
-/// Blocks of at least this alignment, in bytes, are large.
-const LARGE_ALIGN_MIN: usize = 64 << 10;
+/// A block that grows to this size, in bytes, gets pages of its own, and room to grow on.
+pub const GROWN_BYTES_MIN: usize = 1 << 20;
+
+/// Blocks of a larger alignment, in bytes, get pages of their own.
+const PACKED_ALIGN_MAX: usize = 1 << 20;
 
 /// The smallest heap, in bytes.
 pub const HEAP_BYTES_MIN: usize = 4 << 20;
@@ -63,21 +67,18 @@ pub struct HeapStatistics {
     pub remapped_count: u64,
 }
 
+/// Whether a new block becomes a run.
 fn is_large(bytes: usize, align: usize) -> bool {
-    bytes >= LARGE_BYTES_MIN || align >= LARGE_ALIGN_MIN
+    bytes >= LARGE_BYTES_MIN || align > PACKED_ALIGN_MAX
+}
+
+/// Whether a block may be a run: its address tells.
+fn may_be_run(bytes: usize, align: usize) -> bool {
+    bytes >= GROWN_BYTES_MIN || align > PACKED_ALIGN_MAX
 }
 
 fn is_front(bytes: usize, align: usize) -> bool {
     bytes <= FRONT_BYTES_MAX && align <= BLOCK_ALIGN
-}
-
-/// The size that the back end knows a small block by.
-fn back_bytes(bytes: usize, align: usize) -> usize {
-    if is_front(bytes, align) {
-        class_bytes(class_of(bytes))
-    } else {
-        bytes
-    }
 }
 
 impl Heap {
@@ -223,28 +224,13 @@ impl Heap {
     /// [`Heap::allocate`] for any thread.
     pub fn allocate_shared(&self, layout: Layout) -> *mut u8 {
         let (bytes, align) = (layout.size(), layout.align());
-        let mut back = self.back.lock();
-        if is_large(bytes, align) {
-            return match back.space.runs.allocate(bytes, align) {
-                Some((address, _)) => address as *mut u8,
-                None => std::ptr::null_mut(),
-            };
-        }
-        back.allocate(back_bytes(bytes, align), align)
+        self.back.lock().allocate_any(bytes, align).0
     }
 
     /// [`Heap::allocate_zeroed`] for any thread.
     pub fn allocate_zeroed_shared(&self, layout: Layout) -> *mut u8 {
         let (bytes, align) = (layout.size(), layout.align());
-        let (block, zeros) = if is_large(bytes, align) {
-            let run = self.back.lock().space.runs.allocate(bytes, align);
-            match run {
-                Some((address, zeros)) => (address as *mut u8, zeros),
-                None => (std::ptr::null_mut(), true),
-            }
-        } else {
-            (self.allocate_shared(layout), false)
-        };
+        let (block, zeros) = self.back.lock().allocate_any(bytes, align);
         if !block.is_null() && !zeros {
             // SAFETY: allocated just now, at least as long.
             unsafe { block.write_bytes(0, bytes) };
@@ -258,15 +244,8 @@ impl Heap {
     /// `block` was allocated in this heap with `layout` and is not used any more.
     pub unsafe fn deallocate_shared(&self, block: *mut u8, layout: Layout) {
         let (bytes, align) = (layout.size(), layout.align());
-        let mut back = self.back.lock();
-        // SAFETY: by the contract above; the layout says which part of the heap the block is from.
-        unsafe {
-            if is_large(bytes, align) {
-                back.space.runs.free(block.addr());
-            } else {
-                back.free(block, back_bytes(bytes, align));
-            }
-        }
+        // SAFETY: by the contract above.
+        unsafe { self.back.lock().free_any(block, bytes, align) };
     }
 
     /// [`Heap::reallocate`] for any thread.
@@ -281,33 +260,24 @@ impl Heap {
         bytes: usize,
     ) -> *mut u8 {
         let (old_bytes, align) = (layout.size(), layout.align());
-        let was_large = is_large(old_bytes, align);
-        let will_be_large = is_large(bytes, align);
-        // SAFETY: by the contract above; the layouts say which part of the heap the blocks are from.
-        unsafe {
-            if was_large && will_be_large {
-                let mut back = self.back.lock();
-                return match back.space.runs.reallocate(block.addr(), bytes, align) {
-                    Some(address) => address as *mut u8,
-                    None => std::ptr::null_mut(),
-                };
+        // SAFETY: by the contract above.
+        let in_place = unsafe {
+            self.back
+                .lock()
+                .reallocate_any(block, old_bytes, align, bytes)
+        };
+        match in_place {
+            Reallocated::Done(block) => block,
+            Reallocated::NoRoom => std::ptr::null_mut(),
+            Reallocated::CopyTo(new) => {
+                // Without the lock: it may take a while.
+                // SAFETY: the new block is ours alone and long enough; the old one is the caller's.
+                unsafe {
+                    new.copy_from_nonoverlapping(block, old_bytes.min(bytes));
+                    self.deallocate_shared(block, layout);
+                }
+                new
             }
-            if !was_large && !will_be_large && align <= BLOCK_ALIGN {
-                let old_bytes = back_bytes(old_bytes, align);
-                let bytes = back_bytes(bytes, align);
-                return self.back.lock().reallocate(block, old_bytes, bytes);
-            }
-            let new = if will_be_large && bytes > old_bytes {
-                let run = self.back.lock().space.runs.allocate_growing(bytes, align);
-                run.map_or(std::ptr::null_mut(), |address| address as *mut u8)
-            } else {
-                self.allocate_shared(Layout::from_size_align_unchecked(bytes, align))
-            };
-            if !new.is_null() {
-                new.copy_from_nonoverlapping(block, old_bytes.min(bytes));
-                self.deallocate_shared(block, layout);
-            }
-            new
         }
     }
 

@@ -68,21 +68,25 @@ impl Bins {
         table.head_mut(first).list = Links::NONE;
     }
 
-    /// A span of at least `units`, close to the smallest there is.
-    pub(super) fn best(&self, table: &Table, units: u32) -> Option<u32> {
-        let exact = bin_of(units);
-        if let Some(first) = self.smallest_in(table, exact, units) {
-            return Some(first);
+    /// An acceptable span of at least `units`, close to the smallest there is.
+    pub(super) fn best(
+        &self,
+        table: &Table,
+        units: u32,
+        accept: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let mut bins = self.filled & (!0 << bin_of(units));
+        while bins != 0 {
+            let best = self
+                .looked_at(table, bins.trailing_zeros() as usize)
+                .filter(|&first| table.head(first).units >= units && accept(first))
+                .min_by_key(|&first| table.head(first).units);
+            if best.is_some() {
+                return best;
+            }
+            bins &= bins - 1;
         }
-        let above = if exact + 1 < BINS {
-            self.filled & (!0 << (exact + 1))
-        } else {
-            0
-        };
-        if above == 0 {
-            return None;
-        }
-        self.smallest_in(table, above.trailing_zeros() as usize, units)
+        None
     }
 
     /// A span close to the largest there is.
@@ -93,12 +97,6 @@ impl Bins {
         let bin = (127 - self.filled.leading_zeros()) as usize;
         self.looked_at(table, bin)
             .max_by_key(|&first| table.head(first).units)
-    }
-
-    fn smallest_in(&self, table: &Table, bin: usize, units: u32) -> Option<u32> {
-        self.looked_at(table, bin)
-            .filter(|&first| table.head(first).units >= units)
-            .min_by_key(|&first| table.head(first).units)
     }
 
     fn looked_at<'a>(&'a self, table: &'a Table, bin: usize) -> impl Iterator<Item = u32> + 'a {

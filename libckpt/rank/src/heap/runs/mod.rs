@@ -96,7 +96,7 @@ impl Runs {
     /// A run of `bytes`, aligned to `align`, and whether it reads as zeros. `None` if there is no room.
     pub(super) fn allocate(&mut self, bytes: usize, align: usize) -> Option<(usize, bool)> {
         let (first, zeros) = self.take_best(units_of(bytes)?, align)?;
-        self.make_live(first, bytes);
+        self.make_live(first, bytes, State::Live);
         Some((self.address(first), zeros))
     }
 
@@ -104,7 +104,7 @@ impl Runs {
     pub(super) fn allocate_growing(&mut self, bytes: usize, align: usize) -> Option<usize> {
         let units = units_of(bytes)?;
         let first = self.take_roomy(units, align)?;
-        self.make_live(first, bytes);
+        self.make_live(first, bytes, State::Growing);
         Some(self.address(first))
     }
 
@@ -112,9 +112,14 @@ impl Runs {
     pub(super) fn allocate_segment(&mut self, bytes: usize) -> Option<Range<usize>> {
         let units = units_of(bytes)?;
         let (first, _) = self.take_best(units, UNIT_BYTES)?;
-        self.table.head_mut(first).state = State::Segment;
+        self.table.write_all(first, units, State::Segment);
         self.live_units += units;
         Some(self.range(first, units))
+    }
+
+    /// Whether a block of the heap is a run, not one that the back end made.
+    pub(super) fn has_run_at(&self, address: usize) -> bool {
+        address >= self.origin && self.table.head(self.unit_at(address)).state.is_run()
     }
 
     /// Frees a run.
@@ -144,8 +149,8 @@ impl Runs {
         let units = units_of(bytes)?;
         if units <= old.units {
             self.unmake_live(first);
-            self.table.write(first, units, State::Live);
-            self.make_live(first, bytes);
+            self.table.write(first, units, old.state);
+            self.make_live(first, bytes, old.state);
             if units < old.units {
                 // SAFETY: the end of the run was given up just now.
                 unsafe { self.release_end(first, units, old.units - units) };
@@ -155,7 +160,7 @@ impl Runs {
         if self.grow_in_place(first, units) {
             self.live_bytes -= old.bytes;
             self.live_units -= old.units;
-            self.make_live(first, bytes);
+            self.make_live(first, bytes, State::Growing);
             return Some(address);
         }
         let to = self.take_roomy(units, align)?;
@@ -163,7 +168,7 @@ impl Runs {
         if !unsafe { self.carry(first, to, old) } {
             return None;
         }
-        self.make_live(to, bytes);
+        self.make_live(to, bytes, State::Growing);
         Some(self.address(to))
     }
 
@@ -190,7 +195,7 @@ impl Runs {
             each(table);
         }
         self.for_each_span(|first, entry| match entry.state {
-            State::Live => {
+            State::Live | State::Growing => {
                 let start = self.address(first);
                 each(start..start + entry.bytes);
             }
@@ -246,9 +251,9 @@ impl Runs {
         }
     }
 
-    fn make_live(&mut self, first: u32, bytes: usize) {
+    fn make_live(&mut self, first: u32, bytes: usize, state: State) {
         let entry = self.table.head_mut(first);
-        entry.state = State::Live;
+        entry.state = state;
         entry.bytes = page_up(bytes);
         self.live_bytes += entry.bytes;
         self.live_units += entry.units;
@@ -256,10 +261,7 @@ impl Runs {
 
     fn unmake_live(&mut self, first: u32) -> u32 {
         let entry = self.table.head(first);
-        assert!(
-            entry.state == State::Live,
-            "freed twice, or never allocated"
-        );
+        assert!(entry.state.is_run(), "freed twice, or never allocated");
         self.live_bytes -= entry.bytes;
         self.live_units -= entry.units;
         entry.units
@@ -286,10 +288,11 @@ impl Runs {
             self.insert_free(first, units, State::Clean);
             return;
         }
-        self.insert_free(first, units, State::Warm);
-        while self.warm_units > bound {
+        // First the older ones: joined with a neighbour, they would be as young as this one.
+        while self.warm_units > bound - units {
             self.discard_oldest();
         }
+        self.insert_free(first, units, State::Warm);
     }
 
     /// Makes the end of a live run free, `units` units from its new end on.
@@ -394,15 +397,26 @@ impl Runs {
     fn take_best(&mut self, units: u32, align: usize) -> Option<(u32, bool)> {
         // What is enough wherever the span starts.
         let enough = units.checked_add(extra_units(align)?)?;
-        if let Some(first) = self.warm.best(&self.table, enough) {
+        let any = |_| true;
+        // Room behind a block that grows is taken last.
+        let not_room = |first| {
+            self.table
+                .before(first)
+                .is_none_or(|before| self.table.head(before).state != State::Growing)
+        };
+        if let Some(first) = self.warm.best(&self.table, enough, any) {
             return Some((self.carve_aligned(first, units, align), false));
         }
-        if let Some(first) = self.clean.best(&self.table, enough) {
+        let clean = self
+            .clean
+            .best(&self.table, enough, not_room)
+            .or_else(|| self.clean.best(&self.table, enough, any));
+        if let Some(first) = clean {
             return Some((self.carve_aligned(first, units, align), true));
         }
         // Free space may be split up by what is warm.
         self.discard_warm();
-        let first = self.clean.best(&self.table, enough)?;
+        let first = self.clean.best(&self.table, enough, any)?;
         Some((self.carve_aligned(first, units, align), true))
     }
 

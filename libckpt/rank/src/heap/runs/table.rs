@@ -17,16 +17,23 @@ pub(super) enum State {
     Warm = 2,
     /// Holds a block of the solver's.
     Live = 3,
+    /// Holds a block of the solver's that has grown, and may grow on into the free span behind it.
+    Growing = 4,
     /// Holds a segment of the back end.
-    Segment = 4,
+    Segment = 5,
     /// Never to be used again: its mapping was lost.
-    Lost = 5,
+    Lost = 6,
 }
 
 impl State {
     /// Whether the span may be handed out.
     pub(super) fn is_free(self) -> bool {
         matches!(self, State::Clean | State::Warm)
+    }
+
+    /// Whether a block of the solver's is in it.
+    pub(super) fn is_run(self) -> bool {
+        matches!(self, State::Live | State::Growing)
     }
 }
 
@@ -88,7 +95,7 @@ impl Table {
         self.entries.addr() + unit as usize * size_of::<Entry>()
     }
 
-    /// The entry of the first unit of a span.
+    /// The entry of the first unit of a span, or of any unit of one that [`Table::write_all`] made.
     #[inline]
     pub(super) fn head(&self, first: u32) -> &Entry {
         assert!(first < self.units);
@@ -120,6 +127,14 @@ impl Table {
             self.entries.add((first + units - 1) as usize).write(entry);
             self.entries.add(first as usize).write(entry);
         }
+    }
+
+    /// [`Table::write`], with the state in every entry, so that any unit tells it.
+    pub(super) fn write_all(&mut self, first: u32, units: u32, state: State) {
+        for unit in first..first + units {
+            self.write(unit, 1, state);
+        }
+        self.write(first, units, state);
     }
 
     /// First unit of the span that ends where this one starts.

@@ -17,6 +17,14 @@ const HEADER_BYTES: usize = 64 << 10;
 impl Region {
     /// A heap of `bytes` bytes.
     pub(super) fn new(bytes: usize) -> Self {
+        let region = Self::with_small_pages(bytes);
+        // SAFETY: the heap's memory.
+        unsafe { Heap::prepare(region.memory(), bytes) };
+        region
+    }
+
+    /// A heap that touches no more memory than the test does.
+    pub(super) fn with_small_pages(bytes: usize) -> Self {
         // SAFETY: a new mapping wherever there is room.
         let base = unsafe {
             libc::mmap(
@@ -35,10 +43,7 @@ impl Region {
         };
         assert!(size_of::<Heap>() <= HEADER_BYTES);
         // SAFETY: mapped just now, and used by nobody else.
-        unsafe {
-            Heap::prepare(region.memory(), bytes);
-            Heap::initialise(region.at(), region.memory(), bytes);
-        }
+        unsafe { Heap::initialise(region.at(), region.memory(), bytes) };
         region
     }
 
