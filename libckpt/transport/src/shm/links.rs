@@ -132,6 +132,7 @@ impl ShmTransport {
                 self.watched.swap_remove(index);
             }
         }
+        self.next = 0;
     }
 
     /// Tells the sender of a link that there is room, if it asked.
@@ -234,6 +235,9 @@ impl Transport for ShmTransport {
         if self.records[self.me.index()].has_pending(self.pending_words()) {
             self.watch_pending();
         }
+        if self.turn.is_multiple_of(QUIET_TURNS_MAX) {
+            self.drop_quiet();
+        }
         let count = self.watched.len();
         for step in 0..count {
             let mut index = self.next + step;
@@ -252,10 +256,6 @@ impl Transport for ShmTransport {
                 self.next = if index + 1 == count { 0 } else { index + 1 };
                 return Ok(true);
             }
-        }
-        if count > WATCHED_ANYWAY && self.turn.is_multiple_of(QUIET_TURNS_MAX) {
-            self.drop_quiet();
-            self.next = 0;
         }
         Ok(false)
     }

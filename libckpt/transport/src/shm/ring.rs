@@ -342,3 +342,7 @@ impl Receiver {
 const fn frame_bytes(payload_bytes: usize) -> usize {
     (FRAME_HEADER_BYTES + payload_bytes).next_multiple_of(LINE_BYTES)
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

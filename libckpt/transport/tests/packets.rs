@@ -1,0 +1,251 @@
+//! Packets between processes: whole, in order, once, whatever their sizes and however full the rings.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{FOREVER, Job, Role, random};
+use libckpt_transport::shm::ShmTransport;
+use libckpt_transport::{Transport, TransportError, Wakeup};
+use protocol::ids::Process;
+use rand::{Rng, RngExt};
+use rand_chacha::ChaCha8Rng;
+
+const PACKETS: usize = 3000;
+
+/// The packets of one link, one after the other: both ends can draw them.
+struct Stream {
+    random: ChaCha8Rng,
+    longest: usize,
+}
+
+impl Stream {
+    fn of_link(seed: u64, from: Process, to: Process, longest: usize) -> Self {
+        Self {
+            random: random(seed, u64::from(from.0) << 32 | u64::from(to.0)),
+            longest,
+        }
+    }
+
+    /// Mostly short, often long, sometimes as long as can be, sometimes empty.
+    fn next(&mut self) -> Vec<u8> {
+        let bytes = match self.random.random_range(0..10) {
+            0 => 0,
+            1..=5 => self.random.random_range(1..=200),
+            6..=8 => self.random.random_range(0..=self.longest),
+            _ => self.longest,
+        };
+        let mut packet = vec![0; bytes];
+        self.random.fill_bytes(&mut packet);
+        packet
+    }
+}
+
+/// The packet in up to four parts of random lengths.
+fn in_parts<'a>(packet: &'a [u8], random: &mut ChaCha8Rng) -> Vec<&'a [u8]> {
+    let mut parts = Vec::new();
+    let mut rest = packet;
+    for _ in 0..random.random_range(0..=3) {
+        let (part, after) = rest.split_at(random.random_range(0..=rest.len()));
+        parts.push(part);
+        rest = after;
+    }
+    parts.push(rest);
+    parts
+}
+
+struct Outgoing {
+    peer: Process,
+    stream: Stream,
+    next: Vec<u8>,
+    left: usize,
+}
+
+/// Sends to all peers and receives from all of them, at once, and checks every byte.
+fn talk_to_all(mut transport: ShmTransport, seed: u64) {
+    let me = transport.me();
+    let longest = transport.packet_bytes_max();
+    let peers = || {
+        (0..transport.processes())
+            .map(Process)
+            .filter(|&peer| peer != me)
+    };
+    let mut outgoing: Vec<Outgoing> = peers()
+        .map(|peer| {
+            let mut stream = Stream::of_link(seed, me, peer, longest);
+            let next = stream.next();
+            Outgoing {
+                peer,
+                stream,
+                next,
+                left: PACKETS,
+            }
+        })
+        .collect();
+    let mut incoming: HashMap<Process, (Stream, usize)> = peers()
+        .map(|peer| (peer, (Stream::of_link(seed, peer, me, longest), PACKETS)))
+        .collect();
+    let mut random = random(seed, u64::MAX - u64::from(me.0));
+
+    while outgoing.iter().any(|to| to.left > 0) || incoming.values().any(|from| from.1 > 0) {
+        let mut stuck = true;
+        for to in &mut outgoing {
+            if to.left > 0 {
+                let parts = in_parts(&to.next, &mut random);
+                if transport.try_send(to.peer, &parts).unwrap() {
+                    to.next = to.stream.next();
+                    to.left -= 1;
+                    stuck = false;
+                }
+            }
+        }
+        for _ in 0..random.random_range(0..4) {
+            let taken = transport
+                .poll(&mut |from, packet| {
+                    let (stream, left) = incoming.get_mut(&from).unwrap();
+                    assert!(*left > 0, "a packet too many from {from}");
+                    *left -= 1;
+                    assert!(
+                        packet == stream.next(),
+                        "{me} got a wrong packet from {from}, {left} before the last"
+                    );
+                    assert_eq!(packet.as_ptr() as usize % 8, 0);
+                })
+                .unwrap();
+            stuck &= !taken;
+        }
+        if stuck {
+            transport.idle(FOREVER);
+        }
+    }
+    assert!(
+        !transport.poll(&mut |_, _| {}).unwrap(),
+        "{me} got a packet that nobody sent"
+    );
+}
+
+#[test]
+fn peer() {
+    let Some(role) = Role::of_this_process() else {
+        return;
+    };
+    assert_eq!(role.name, "talk");
+    talk_to_all(role.join(), role.seed);
+}
+
+fn talk(processes: u32, seed: u64) {
+    println!("seed {seed}");
+    let job = Job::new(processes, seed);
+    let peers: Vec<_> = (1..processes).map(|me| job.start("talk", me)).collect();
+    talk_to_all(job.join(0), seed);
+    for peer in peers {
+        peer.must_succeed();
+    }
+}
+
+#[test]
+fn random_packets_both_ways_arrive_whole_in_order_and_once() {
+    talk(2, 1);
+    talk(2, rand::random());
+}
+
+#[test]
+fn several_processes_talk_all_to_all() {
+    talk(5, rand::random());
+}
+
+#[test]
+fn a_full_ring_says_so_and_loses_nothing() {
+    let job = Job::new(2, 0);
+    let (mut here, mut there) = (job.join(0), job.join(1));
+    let packet = |number: u32| [number.to_le_bytes(); 300].concat();
+    let mut sent = 0;
+    while here.try_send(Process(1), &[&packet(sent)]).unwrap() {
+        sent += 1;
+    }
+    assert!(sent > 100);
+    assert!(!here.try_send(Process(1), &[&packet(sent)]).unwrap());
+    assert_eq!(
+        here.idle(std::time::Duration::from_millis(1)),
+        Wakeup::Timeout
+    );
+    // Room for one more comes with the first that is taken, and the sender need not ask again.
+    let mut expected = 0;
+    while there
+        .poll(&mut |_, bytes| assert_eq!(bytes, packet(expected)))
+        .unwrap()
+    {
+        expected += 1;
+        if expected == 2 {
+            assert_eq!(here.idle(FOREVER), Wakeup::Room);
+            assert!(here.try_send(Process(1), &[&packet(sent)]).unwrap());
+            sent += 1;
+        }
+    }
+    assert_eq!(expected, sent);
+}
+
+#[test]
+fn a_busy_peer_does_not_keep_others_out() {
+    let job = Job::new(8, 0);
+    let mut me = job.join(0);
+    let mut peers: Vec<_> = (1..8).map(|peer| job.join(peer)).collect();
+    for peer in &mut peers {
+        while peer.try_send(Process(0), &[&[0; 100]]).unwrap() {}
+    }
+    // All rings are full: any seven packets in a row come from seven peers, even while the last of them
+    // goes on sending.
+    for _ in 0..500 {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..7 {
+            assert!(me.poll(&mut |from, _| assert!(seen.insert(from))).unwrap());
+            let _ = peers[6].try_send(Process(0), &[&[0; 100]]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_link_that_was_quiet_for_long_is_heard_again() {
+    let job = Job::new(16, 0);
+    let mut me = job.join(0);
+    let mut peers: Vec<_> = (1..16).map(|peer| job.join(peer)).collect();
+    for round in 0..3 {
+        for peer in &mut peers {
+            assert!(peer.try_send(Process(0), &[&[round]]).unwrap());
+        }
+        let mut heard = 0;
+        while me
+            .poll(&mut |_, packet| assert_eq!(packet, [round]))
+            .unwrap()
+        {
+            heard += 1;
+        }
+        assert_eq!(heard, 15);
+        assert_eq!(me.watched_links(), 15);
+        for _ in 0..20_000 {
+            assert!(!me.poll(&mut |_, _| {}).unwrap());
+        }
+        assert!(me.watched_links() < 15);
+    }
+}
+
+#[test]
+fn what_can_never_be_sent_is_an_error() {
+    let job = Job::new(2, 0);
+    let mut me = job.join(0);
+    let longest = vec![0; me.packet_bytes_max()];
+    assert!(me.try_send(Process(1), &[&longest]).unwrap());
+    let too_long = me.try_send(Process(1), &[&longest, &[0]]).unwrap_err();
+    assert_eq!(
+        too_long,
+        TransportError::PacketTooLarge {
+            peer: Process(1),
+            packet_bytes: longest.len() + 1,
+            packet_bytes_max: longest.len(),
+        }
+    );
+    for nobody in [Process(0), Process(2), Process(u32::MAX)] {
+        let refused = me.try_send(nobody, &[&[0]]).unwrap_err();
+        assert!(matches!(refused, TransportError::NoLink { peer, .. } if peer == nobody));
+    }
+}
