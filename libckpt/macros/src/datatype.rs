@@ -6,10 +6,16 @@ use syn::{Error, ItemStruct, Result};
 
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !arguments.is_empty() {
-        return Err(Error::new_spanned(arguments, "#[libckpt::datatype] takes no arguments"));
+        return Err(Error::new_spanned(
+            arguments,
+            "#[libckpt::datatype] takes no arguments",
+        ));
     }
     let item: ItemStruct = syn::parse2(item).map_err(|error| {
-        Error::new(error.span(), "#[libckpt::datatype] belongs on a struct of plain data")
+        Error::new(
+            error.span(),
+            "#[libckpt::datatype] belongs on a struct of plain data",
+        )
     })?;
     if !item.generics.params.is_empty() {
         return Err(Error::new_spanned(

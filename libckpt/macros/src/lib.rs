@@ -30,5 +30,7 @@ pub fn datatype(arguments: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn expand(expanded: syn::Result<proc_macro2::TokenStream>) -> TokenStream {
-    expanded.unwrap_or_else(|error| error.to_compile_error()).into()
+    expanded
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
 }

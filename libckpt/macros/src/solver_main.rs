@@ -6,7 +6,10 @@ use syn::{Error, FnArg, ItemFn, Result};
 
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !arguments.is_empty() {
-        return Err(Error::new_spanned(arguments, "#[libckpt::main] takes no arguments"));
+        return Err(Error::new_spanned(
+            arguments,
+            "#[libckpt::main] takes no arguments",
+        ));
     }
     let solver: ItemFn = syn::parse2(item)?;
     let signature = &solver.sig;
@@ -76,6 +79,11 @@ mod tests {
         assert!(refusal(quote! { async fn main(world: World) {} }).contains("async"));
         assert!(refusal(quote! { fn main<T>(world: World) {} }).contains("generic"));
         let solver = quote! { fn main(world: World) {} };
-        assert!(expand(quote! { ranks = 4 }, solver).unwrap_err().to_string().contains("no arguments"));
+        assert!(
+            expand(quote! { ranks = 4 }, solver)
+                .unwrap_err()
+                .to_string()
+                .contains("no arguments")
+        );
     }
 }
