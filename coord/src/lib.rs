@@ -19,6 +19,7 @@ pub mod identity;
 mod outcome;
 pub mod plan;
 mod poller;
+pub mod record;
 mod run;
 mod signals;
 pub mod storeroom;

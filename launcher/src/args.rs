@@ -1,0 +1,169 @@
+//! The command line. `docs/cli.md` describes the same for people who read rather than ask `--help`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use protocol::control::Compression;
+
+use crate::units;
+
+/// Checkpoints of parallel programs that need not know of them: run, stop, restart.
+#[derive(Debug, Parser)]
+#[command(name = "ckpt", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// Print one JSON record (docs/cli.md) instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print errors only
+    #[arg(long, short, global = true, conflicts_with = "json")]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program as a job with checkpoints
+    Run(Box<RunArgs>),
+    /// Go on with a job from its newest checkpoint
+    Restart(RestartArgs),
+    /// List the checkpoints of a store
+    Ls(StoreArgs),
+    /// Show one checkpoint
+    Show(ShowArgs),
+    /// Read and check every file of a store
+    Verify(StoreArgs),
+    /// Take a checkpoint of a running job now; returns when it is committed
+    Checkpoint(StoreArgs),
+    /// Tell how a job is
+    Status(StoreArgs),
+    /// Remove one checkpoint, or a whole store
+    Rm(RmArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Number of ranks
+    #[arg(short = 'n', long = "ranks", value_name = "RANKS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ranks: u32,
+    /// Directory for the checkpoints; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// Go on from the store's newest checkpoint, if there is one
+    #[arg(long)]
+    pub resume: bool,
+    /// Address space for each rank's stack and heap, a power of two (e.g. 16GiB)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub slot_size: Option<u64>,
+    /// Address space for each rank's stack (e.g. 256MiB)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub stack_size: Option<u64>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM ARGS")]
+    pub program: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// The job's store
+    pub store: PathBuf,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of a job that a restart may change; where it does not, they stay as they were.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// Number of processes that the ranks share [default: one for each rank]
+    #[arg(long, value_name = "PROCESSES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub procs: Option<u32>,
+    /// Time from one checkpoint to the next (e.g. 30s, 10m), or off [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_every)]
+    pub every: Option<Every>,
+    /// How many checkpoints to keep [default: 2]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// Restarts allowed without a new checkpoint in between [default: 3]
+    #[arg(long, value_name = "N")]
+    pub max_restarts: Option<u32>,
+    /// How checkpoints are compressed: none, fast, or a level of zstd from 1 to 22 [default: fast]
+    #[arg(long, value_name = "HOW", value_parser = units::parse_compression)]
+    pub compress: Option<Compression>,
+    /// A process that gives no sign of life for this long is lost [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_heartbeat)]
+    pub heartbeat_timeout: Option<Duration>,
+    /// Refuse a checkpoint where something would not be captured, instead of warning
+    #[arg(long)]
+    pub strict: bool,
+    /// Mark the program's output lines with their rank
+    #[arg(long)]
+    pub label: bool,
+    /// Append what happens to this file, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+}
+
+/// The value of `--every`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// No checkpoints but those asked for.
+    Off,
+    /// One each time.
+    Interval(Duration),
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The job's store
+    pub store: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The job's store
+    pub store: PathBuf,
+    /// Its number, or latest
+    #[arg(value_parser = units::parse_epoch)]
+    pub epoch: Which,
+}
+
+/// Which checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The newest that may be used.
+    Latest,
+    /// The one of this epoch.
+    Epoch(u64),
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["epoch", "all"]))]
+pub struct RmArgs {
+    /// The job's store
+    pub store: PathBuf,
+    /// The checkpoint to remove
+    pub epoch: Option<u64>,
+    /// Remove the store with all its checkpoints
+    #[arg(long)]
+    pub all: bool,
+}
+
+impl Command {
+    /// Its name, as in the JSON records.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Restart(_) => "restart",
+            Self::Ls(_) => "ls",
+            Self::Show(_) => "show",
+            Self::Verify(_) => "verify",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Status(_) => "status",
+            Self::Rm(_) => "rm",
+        }
+    }
+}

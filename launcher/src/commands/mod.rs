@@ -1,0 +1,139 @@
+//! The commands. Each makes a [`Report`] or fails; how that is shown is not its affair.
+
+mod checkpoint;
+mod ls;
+mod restart;
+mod rm;
+mod run;
+mod show;
+mod status;
+mod verify;
+
+use std::path::Path;
+
+use coord::address::Address;
+use coord::client::{self, ClientError};
+use coord::token::Token;
+use protocol::control::{Request, Response};
+use store::{Checkpoint, CheckpointState, JobStore, Manifest};
+
+use crate::args::Command;
+use crate::failure::Failure;
+use crate::output::{Output, Report};
+use crate::progress;
+use crate::report::CheckpointRow;
+
+/// How much is shown while a job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// What people want to see.
+    People,
+    /// Nothing; warnings go into the record.
+    Record,
+    /// Nothing.
+    Nothing,
+}
+
+/// Does a command; the result and the exit code.
+pub fn execute(
+    command: &Command,
+    show: Show,
+    output: &mut dyn Output,
+) -> Result<(i32, Report), Failure> {
+    match command {
+        Command::Run(args) => run::run(args, show, output),
+        Command::Restart(args) => restart::restart(args, show, output),
+        Command::Ls(args) => ls::ls(&args.store, output).map(done),
+        Command::Show(args) => show::show(&args.store, args.epoch).map(done),
+        Command::Verify(args) => verify::verify(&args.store),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args.store).map(done),
+        Command::Status(args) => status::status(&args.store).map(done),
+        Command::Rm(args) => rm::rm(args).map(done),
+    }
+}
+
+fn done(report: Report) -> (i32, Report) {
+    (0, report)
+}
+
+/// Runs a job and shows it on the way.
+fn run_job(
+    plan: &coord::Plan,
+    store: JobStore,
+    show: Show,
+    output: &mut dyn Output,
+) -> Result<coord::Outcome, Failure> {
+    match show {
+        Show::People => Ok(coord::run(plan, store, &mut *progress::for_people())?),
+        Show::Nothing => Ok(coord::run(plan, store, &mut coord::event::Unobserved)?),
+        Show::Record => {
+            let mut warnings = progress::Warnings::default();
+            let outcome = coord::run(plan, store, &mut warnings);
+            for text in warnings.texts {
+                output.warning(&text);
+            }
+            Ok(outcome?)
+        }
+    }
+}
+
+/// Asks the coordinator of a running job; `None` if there is none.
+fn ask(store: &JobStore, request: &Request) -> Result<Option<Response>, Failure> {
+    let Some(control) = store.read_control()? else {
+        return Ok(None);
+    };
+    let address: Address = control
+        .address
+        .parse()
+        .map_err(|error| Failure::internal(format!("the control file: {error}")))?;
+    let token = Token::from_bytes(control.token);
+    match client::ask(&address, &token, request, None) {
+        Ok(response) => Ok(Some(response)),
+        // Left by a coordinator that was lost.
+        Err(ClientError::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn row(checkpoint: &Checkpoint) -> CheckpointRow {
+    let (state, reason) = match &checkpoint.state {
+        CheckpointState::Committed => ("committed", None),
+        CheckpointState::Bad { reason } => ("bad", Some(reason.clone())),
+        CheckpointState::Ignored { newer } => (
+            "ignored",
+            Some(format!("{newer} of the job began before it")),
+        ),
+        CheckpointState::Unreadable { error } => ("unreadable", Some(error.to_string())),
+        CheckpointState::Unpublished => ("unpublished", None),
+    };
+    let row = CheckpointRow {
+        epoch: checkpoint.epoch.0,
+        state: state.to_owned(),
+        reason,
+        ..CheckpointRow::default()
+    };
+    match &checkpoint.manifest {
+        Some(manifest) => with_manifest(row, manifest),
+        None => row,
+    }
+}
+
+fn with_manifest(row: CheckpointRow, manifest: &Manifest) -> CheckpointRow {
+    CheckpointRow {
+        incarnation: Some(manifest.incarnation.0),
+        committed_unix_ms: Some(manifest.committed_unix_ms),
+        file_bytes: manifest.figures.stored_bytes,
+        raw_bytes: manifest.figures.raw_bytes,
+        stall_us: manifest.figures.stall_us,
+        took_us: manifest.figures.elapsed_us,
+        ..row
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,178 @@
+//! `ckpt run`: a new job, or with `--resume` the job that is there.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use coord::child::spawn::{Program, find};
+use coord::{Plan, record};
+use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
+use store::{CheckpointState, JobStore};
+
+use super::{Show, restart, run_job, shown};
+use crate::args::{CommonArgs, Every, RunArgs};
+use crate::failure::Failure;
+use crate::output::{Output, Report};
+use crate::report::RunReport;
+
+const EVERY: Duration = Duration::from_secs(600);
+const KEEP: u32 = 2;
+
+/// Values for what neither the command line nor a job record says.
+pub const DEFAULTS: record::Defaults = record::Defaults {
+    max_restarts: 3,
+    heartbeat_timeout: Duration::from_secs(10),
+};
+
+pub fn run(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, Report), Failure> {
+    let plan = plan(args)?;
+    if is_store(&plan.store) {
+        if args.resume {
+            return resume(args, show, output);
+        }
+        clear_if_unused(&plan.store)?;
+    }
+    let job = record::new_job(&plan)
+        .map_err(|error| Failure::internal(format!("no random numbers: {error}")))?;
+    let store = JobStore::create(&plan.store, job)?;
+    go(&plan, store, show, output)
+}
+
+/// Runs the plan and tells how it went.
+pub fn go(
+    plan: &Plan,
+    store: JobStore,
+    show: Show,
+    output: &mut dyn Output,
+) -> Result<(i32, Report), Failure> {
+    let began = Instant::now();
+    let job = store.job().job.to_string();
+    let outcome = run_job(plan, store, show, output)?;
+    let report = RunReport {
+        job,
+        store: shown(&plan.store),
+        outcome: outcome.name().to_owned(),
+        message: outcome.message(),
+        ranks: plan.ranks,
+        processes: plan.processes,
+        restarts: outcome.restarts,
+        committed: outcome.committed.map(|epoch| epoch.0),
+        elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok((outcome.code(), Report::Run(report)))
+}
+
+fn plan(args: &RunArgs) -> Result<Plan, Failure> {
+    let common = &args.common;
+    let directory = std::env::current_dir()
+        .map_err(|error| Failure::usage(format!("the current directory can't be used: {error}")))?;
+    let Some(name) = args.program.first() else {
+        return Err(Failure::usage("no program given; write it after --"));
+    };
+    let path =
+        find(Path::new(name), &directory).map_err(|error| Failure::usage(error.to_string()))?;
+    let slot_bytes = args
+        .slot_size
+        .unwrap_or_else(|| SlotLayout::fitting_slot_bytes(args.ranks));
+    let stack_bytes = args
+        .stack_size
+        .unwrap_or_else(|| STACK_BYTES_DEFAULT.min(slot_bytes / 2));
+    SlotLayout::new(args.ranks, slot_bytes, stack_bytes)
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let plan = Plan {
+        store: absolute(&args.store)?,
+        ranks: args.ranks,
+        processes: args.ranks,
+        program: Program {
+            path,
+            arguments: args.program.clone(),
+            directory,
+        },
+        slot_bytes,
+        stack_bytes,
+        compression: Default::default(),
+        strict: false,
+        every: Some(EVERY),
+        keep: KEEP,
+        max_restarts: DEFAULTS.max_restarts,
+        heartbeat_timeout: DEFAULTS.heartbeat_timeout,
+        label: false,
+        events: None,
+    };
+    apply(common, plan)
+}
+
+/// The plan with what the command line says.
+pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
+    let processes = common.procs.unwrap_or(plan.processes);
+    if processes > plan.ranks {
+        return Err(Failure::usage(format!(
+            "{processes} processes for {} ranks: give at most as many --procs as ranks",
+            plan.ranks
+        )));
+    }
+    Ok(Plan {
+        processes,
+        every: match common.every {
+            None => plan.every,
+            Some(Every::Off) => None,
+            Some(Every::Interval(interval)) => Some(interval),
+        },
+        keep: common.keep.unwrap_or(plan.keep),
+        max_restarts: common.max_restarts.unwrap_or(plan.max_restarts),
+        compression: common.compress.unwrap_or(plan.compression),
+        heartbeat_timeout: common.heartbeat_timeout.unwrap_or(plan.heartbeat_timeout),
+        strict: common.strict || plan.strict,
+        label: common.label || plan.label,
+        events: match &common.events {
+            Some(path) => Some(absolute(path)?),
+            None => plan.events.clone(),
+        },
+        ..plan
+    })
+}
+
+fn resume(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, Report), Failure> {
+    let recorded = JobStore::open(&args.store)?;
+    let job = recorded.job();
+    if job.ranks != args.ranks {
+        return Err(Failure::usage(format!(
+            "{}: the job there has {} ranks, not {}; give -n {}, or begin anew in another --store",
+            shown(&args.store),
+            job.ranks,
+            args.ranks,
+            job.ranks
+        )));
+    }
+    if job.argv != args.program {
+        output.warning(
+            "the job in the store was started with other arguments; its ranks go on with those of its start",
+        );
+    }
+    restart::go_on(&args.store, &args.common, show, output)
+}
+
+/// A store whose job never came to a checkpoint has nothing to lose, and makes room for a new job.
+fn clear_if_unused(path: &Path) -> Result<(), Failure> {
+    let store = JobStore::open_locked(path)?;
+    let used = store
+        .list()?
+        .checkpoints
+        .iter()
+        .any(|checkpoint| !matches!(checkpoint.state, CheckpointState::Unpublished));
+    if used || record::is_complete(store.job()) {
+        return Err(Failure::usage(format!(
+            "{}: the store holds checkpoints of a job; go on with it (`ckpt run --resume` or `ckpt restart`), remove it (`ckpt rm --all`), or use another --store",
+            shown(path)
+        )));
+    }
+    Ok(store.destroy()?)
+}
+
+fn is_store(path: &Path) -> bool {
+    path.join(store::names::JOB).exists()
+}
+
+/// A path that means the same in every process.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::usage(format!("{}: {error}", shown(path))))
+}

@@ -1,0 +1,308 @@
+//! Output for people: results on standard output, everything about a running job on standard error.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use super::{Output, Report};
+use crate::failure::Failure;
+use crate::report::{
+    CheckpointRow, ComputingRow, DamagedRow, FileRow, ListReport, ObjectRow, RemovedReport,
+    RunReport, RunningReport, ShowReport, StatusReport, TakenReport, VerifyReport,
+};
+use crate::units;
+
+pub struct People;
+
+impl Output for People {
+    fn warning(&mut self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "ckpt: warning: {text}");
+    }
+
+    fn report(&mut self, _command: &str, _code: i32, report: &Report) {
+        if let Report::Run(run) = report {
+            let _ = writeln!(std::io::stderr(), "ckpt: {}", tell_run(run));
+            return;
+        }
+        let _ = write!(std::io::stdout(), "{}", tell(report));
+    }
+
+    fn failure(&mut self, _command: &str, failure: &Failure) {
+        let _ = writeln!(std::io::stderr(), "ckpt: error: {}", failure.message);
+    }
+}
+
+fn tell(report: &Report) -> String {
+    match report {
+        Report::Run(run) => tell_run(run),
+        Report::List(list) => tell_list(list),
+        Report::Show(show) => tell_show(show),
+        Report::Verify(verify) => tell_verify(verify),
+        Report::Taken(TakenReport { store: _, epoch }) => format!("epoch {epoch} is committed\n"),
+        Report::Status(status) => tell_status(status),
+        Report::Removed(removed) => tell_removed(removed),
+    }
+}
+
+fn tell_run(run: &RunReport) -> String {
+    let RunReport {
+        job: _,
+        store: _,
+        outcome: _,
+        message,
+        ranks: _,
+        processes: _,
+        restarts: _,
+        committed: _,
+        elapsed_ms,
+    } = run;
+    let elapsed = units::time(Duration::from_millis(*elapsed_ms));
+    format!("{message} ({elapsed})")
+}
+
+fn tell_list(list: &ListReport) -> String {
+    let ListReport {
+        store: _,
+        job,
+        program,
+        ranks,
+        complete,
+        checkpoints,
+    } = list;
+    let mut text = format!(
+        "job {job}: {ranks} ranks of {}{}\n",
+        program.join(" "),
+        if *complete { ", complete" } else { "" }
+    );
+    if checkpoints.is_empty() {
+        text.push_str("no checkpoints\n");
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "{:>6}  {:<11} {:<20} {:>10} {:>10} {:>6} {:>9} {:>9}",
+        "EPOCH", "STATE", "COMMITTED", "FILES", "IMAGES", "RATIO", "STALL", "TOOK"
+    );
+    for row in checkpoints {
+        let _ = writeln!(text, "{}", tell_row(row));
+    }
+    text
+}
+
+fn tell_row(row: &CheckpointRow) -> String {
+    let CheckpointRow {
+        epoch,
+        state,
+        reason,
+        incarnation: _,
+        committed_unix_ms,
+        file_bytes,
+        raw_bytes,
+        stall_us,
+        took_us,
+    } = row;
+    let mut text = format!("{epoch:>6}  {state:<11}");
+    if let Some(moment) = committed_unix_ms {
+        let ratio = units::ratio(*raw_bytes, *file_bytes)
+            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.1}x"));
+        let _ = write!(
+            text,
+            " {:<20} {:>10} {:>10} {:>6} {:>9} {:>9}",
+            units::moment(*moment),
+            units::bytes(*file_bytes),
+            units::bytes(*raw_bytes),
+            ratio,
+            units::time_us(*stall_us),
+            units::time_us(*took_us)
+        );
+    }
+    if let Some(reason) = reason {
+        let _ = write!(text, " {reason}");
+    }
+    text
+}
+
+fn tell_show(show: &ShowReport) -> String {
+    let ShowReport {
+        store: _,
+        job,
+        checkpoint,
+        from,
+        programs,
+        files,
+    } = show;
+    let CheckpointRow {
+        epoch,
+        state,
+        reason,
+        incarnation,
+        committed_unix_ms,
+        file_bytes,
+        raw_bytes,
+        stall_us,
+        took_us,
+    } = checkpoint;
+    let mut text = format!("epoch {epoch} of job {job}: {state}\n");
+    if let Some(reason) = reason {
+        let _ = writeln!(text, "  why        {reason}");
+    }
+    if let Some(moment) = committed_unix_ms {
+        let _ = writeln!(text, "  committed  {}", units::moment(*moment));
+    }
+    if let Some(incarnation) = incarnation {
+        let from = match from {
+            Some(from) => format!("from epoch {from}"),
+            None => "from the beginning".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "  taken by   incarnation {incarnation}, started {from}"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "  files      {} for images of {}",
+        units::bytes(*file_bytes),
+        units::bytes(*raw_bytes)
+    );
+    let _ = writeln!(
+        text,
+        "  cost       ranks stood still for {}, committed after {}",
+        units::time_us(*stall_us),
+        units::time_us(*took_us)
+    );
+    for ObjectRow {
+        path,
+        build_id,
+        address,
+    } in programs
+    {
+        let _ = writeln!(
+            text,
+            "  object     {path} at {address:#x}, build {build_id}"
+        );
+    }
+    for FileRow {
+        rank,
+        name,
+        file_bytes,
+        raw_bytes,
+        digest,
+    } in files
+    {
+        let _ = writeln!(
+            text,
+            "  rank {rank:<5} {name}  {} of {}  {digest}",
+            units::bytes(*file_bytes),
+            units::bytes(*raw_bytes)
+        );
+    }
+    text
+}
+
+fn tell_verify(verify: &VerifyReport) -> String {
+    let VerifyReport {
+        store,
+        sound,
+        files,
+        file_bytes,
+        damaged,
+        strays,
+    } = verify;
+    let mut text = String::new();
+    for DamagedRow { path, reason } in damaged {
+        let _ = writeln!(text, "damaged  {path}: {reason}");
+    }
+    for stray in strays {
+        let _ = writeln!(text, "stray    {stray}");
+    }
+    let bytes = units::bytes(*file_bytes);
+    let _ = match sound {
+        true => writeln!(text, "{store}: {files} files, {bytes}: all as written"),
+        false => writeln!(
+            text,
+            "{store}: {} of {files} files damaged; a restart passes over their checkpoints",
+            damaged.len()
+        ),
+    };
+    text
+}
+
+fn tell_status(status: &StatusReport) -> String {
+    let StatusReport {
+        store: _,
+        job,
+        running,
+        complete,
+        committed,
+        status,
+    } = status;
+    let mut text = format!("job {job}: ");
+    let last = match committed {
+        Some(epoch) => format!("the last checkpoint is epoch {epoch}"),
+        None => "no checkpoint yet".to_owned(),
+    };
+    let Some(details) = status.as_ref().filter(|_| *running) else {
+        let state = if *complete { "complete" } else { "not running" };
+        let _ = writeln!(text, "{state}; {last}");
+        return text;
+    };
+    let RunningReport {
+        phase,
+        incarnation,
+        ranks,
+        finished,
+        pids,
+        placement,
+        restarts,
+        snapshot,
+        computing,
+        next_ms,
+        elapsed_ms,
+    } = details;
+    let elapsed = units::time(Duration::from_millis(*elapsed_ms));
+    let _ = writeln!(
+        text,
+        "{phase} for {elapsed} (incarnation {incarnation}, {restarts} restarts)"
+    );
+    let _ = writeln!(text, "  ranks      {ranks}, {finished} finished");
+    for (process, pid) in pids.iter().enumerate() {
+        let hosted: Vec<String> = (0u32..)
+            .zip(placement)
+            .filter(|&(_, host)| *host as usize == process)
+            .map(|(rank, _)| rank.to_string())
+            .collect();
+        let _ = writeln!(
+            text,
+            "  process {process:<3}pid {pid}, ranks {}",
+            hosted.join(" ")
+        );
+    }
+    let _ = writeln!(text, "  checkpoint {last}");
+    if let Some(epoch) = snapshot {
+        let _ = writeln!(text, "  snapshot   epoch {epoch} is under way");
+    }
+    if let Some(next_ms) = next_ms {
+        let next = units::time(Duration::from_millis(*next_ms));
+        let _ = writeln!(text, "  next       in {next}");
+    }
+    for ComputingRow { rank, since_ms } in computing {
+        let since = units::time(Duration::from_millis(*since_ms));
+        let _ = writeln!(
+            text,
+            "  computing  rank {rank} has not called the library for {since}"
+        );
+    }
+    text
+}
+
+fn tell_removed(removed: &RemovedReport) -> String {
+    let RemovedReport { store, epochs, all } = removed;
+    if *all {
+        return format!("{store} is removed\n");
+    }
+    epochs
+        .iter()
+        .map(|epoch| format!("epoch {epoch} is removed\n"))
+        .collect()
+}

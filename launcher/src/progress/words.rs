@@ -1,0 +1,141 @@
+//! Events in words.
+
+use std::time::Duration;
+
+use coord::event::{Committed, Event};
+
+use crate::units;
+
+/// What an event means to somebody who watches the job; `None` for the steps of every checkpoint and
+/// start, which are of interest to programs only.
+pub fn notable(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Go {
+            incarnation: _,
+            epoch: None,
+        } => "the ranks run".to_owned(),
+        Event::Go {
+            incarnation: _,
+            epoch: Some(epoch),
+        } => format!("the ranks go on from epoch {epoch}"),
+        Event::Lost {
+            process,
+            pid,
+            reason,
+        } => format!("process {process} (pid {pid}) is lost: it {reason}"),
+        Event::Restart { restarts, epoch } => match epoch {
+            Some(epoch) => format!("restart {restarts}: restoring epoch {epoch}"),
+            None => format!("restart {restarts}: no checkpoint yet, from the beginning"),
+        },
+        Event::Bad { epoch, reason } => {
+            format!("warning: epoch {epoch} is passed over: {reason}")
+        }
+        Event::Aborted { epoch, reason } => {
+            format!("warning: epoch {epoch} is aborted: {reason}; the job goes on")
+        }
+        Event::Waiting { epoch, processes } => {
+            let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
+            format!(
+                "epoch {epoch} waits for ranks of process {} to call the library",
+                processes.join(", ")
+            )
+        }
+        Event::Stopping { signal } => {
+            format!("{signal}: taking a last checkpoint; a second one ends the job at once")
+        }
+        Event::Warning { text } => format!("warning: {text}"),
+        Event::Open { .. }
+        | Event::Start { .. }
+        | Event::Connected { .. }
+        | Event::Ready { .. }
+        | Event::Announced { .. }
+        | Event::Cut { .. }
+        | Event::Stored { .. }
+        | Event::Publishing { .. }
+        | Event::Renaming { .. }
+        | Event::Committed(_)
+        | Event::Removed { .. }
+        | Event::Finished { .. }
+        | Event::End { .. } => return None,
+    })
+}
+
+/// What belongs into the warnings of a JSON record.
+pub fn warning(event: &Event) -> Option<String> {
+    match event {
+        Event::Warning { .. } | Event::Bad { .. } | Event::Aborted { .. } | Event::Lost { .. } => {
+            notable(event).map(|text| text.trim_start_matches("warning: ").to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// A committed checkpoint in figures.
+pub fn committed(committed: &Committed) -> String {
+    let Committed {
+        epoch,
+        file_bytes,
+        raw_bytes,
+        stall_us,
+        took_us,
+    } = committed;
+    let ratio = units::ratio(*raw_bytes, *file_bytes)
+        .map_or_else(String::new, |ratio| format!(" ({ratio:.1}x)"));
+    format!(
+        "epoch {epoch}: {}{ratio}, stall {}, took {}",
+        units::bytes(*file_bytes),
+        units::time_us(*stall_us),
+        units::time_us(*took_us)
+    )
+}
+
+/// Time to the next checkpoint.
+pub fn next(next_ms: u64) -> String {
+    // Tenths are enough for something that is drawn five times a second.
+    let tenths = next_ms.div_ceil(100);
+    if tenths < 100 {
+        format!("{}.{} s", tenths / 10, tenths % 10)
+    } else {
+        humantime::format_duration(Duration::from_secs(tenths / 10)).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_told_with_bytes_ratio_stall_and_time() {
+        let figures = Committed {
+            epoch: 7,
+            file_bytes: 12 << 20,
+            raw_bytes: 48 << 20,
+            stall_us: 3100,
+            took_us: 41_000,
+        };
+        assert_eq!(
+            committed(&figures),
+            "epoch 7: 12.0 MiB (4.0x), stall 3.10 ms, took 41.0 ms"
+        );
+    }
+
+    #[test]
+    fn a_loss_is_told_with_pid_and_reason() {
+        let lost = Event::Lost {
+            process: 2,
+            pid: 4711,
+            reason: "was ended by signal 9".to_owned(),
+        };
+        assert_eq!(
+            notable(&lost).unwrap(),
+            "process 2 (pid 4711) is lost: it was ended by signal 9"
+        );
+        assert!(warning(&lost).is_some());
+    }
+
+    #[test]
+    fn the_time_to_the_next_checkpoint_counts_down_in_tenths() {
+        assert_eq!(next(1234), "1.3 s");
+        assert_eq!(next(90_000), "1m 30s");
+    }
+}
