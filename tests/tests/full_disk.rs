@@ -1,0 +1,116 @@
+//! The disk of the store is full: the checkpoint is given up, the job goes on, the user is told.
+
+use anyhow::Result;
+use tests::bed::{Bed, PATIENCE};
+use tests::disk::SmallDisk;
+use tests::phase::Target;
+use tests::skip::skip;
+use tests::solver::Solver;
+
+fn small_disk(test: &str, kib: u64) -> Option<SmallDisk> {
+    SmallDisk::mount(kib)
+        .map_err(|error| skip(test, &format!("{error:#}")))
+        .ok()
+}
+
+fn heat() -> Solver {
+    Solver::heat(2, 256, 256, 2000)
+}
+
+#[test]
+fn a_job_whose_disk_is_full_goes_on_and_says_so() -> Result<()> {
+    let Some(disk) = small_disk("full disk", 64) else {
+        return Ok(());
+    };
+    let bed = Bed::new()?.with_store(disk.join("store"));
+    let outcome = bed.run(&heat(), "--every 150ms")?.expect_code(0)?;
+    let expected = Bed::new()?
+        .run(&heat(), "--every off")?
+        .expect_code(0)?
+        .result()?;
+    assert_eq!(outcome.result()?, expected);
+    assert_eq!(outcome.count("committed"), 0, "{}", outcome.story());
+    let reasons: Vec<_> = outcome
+        .events
+        .iter()
+        .filter(|event| event.is("aborted"))
+        .map(|event| event.text("reason").to_owned())
+        .collect();
+    assert!(!reasons.is_empty(), "{}", outcome.story());
+    assert!(
+        reasons
+            .iter()
+            .all(|reason| reason.contains("No space left")),
+        "{reasons:?}"
+    );
+    assert!(
+        outcome.stderr_text().contains("No space left"),
+        "{}",
+        outcome.story()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_job_whose_disk_fills_up_keeps_its_last_checkpoint() -> Result<()> {
+    let Some(disk) = small_disk("disk that fills up", 64 << 10) else {
+        return Ok(());
+    };
+    let expected = Bed::new()?
+        .run(&heat(), "--every off")?
+        .expect_code(0)?
+        .result()?;
+    let bed = Bed::new()?.with_store(disk.join("store"));
+    let mut job = bed.start(&heat(), "--every 100ms")?;
+    job.wait_event("a checkpoint", |event| event.is("committed"))?;
+    // All that is left goes to a file of somebody else.
+    let _ = std::fs::write(disk.join("hog"), vec![1; 64 << 20]);
+    let aborted = job.wait_event("an abort", |event| event.is("aborted"))?;
+    assert!(
+        aborted.text("reason").contains("No space left"),
+        "{aborted:?}"
+    );
+    job.kill(Target::Process(1))?;
+    let go = job.wait_events("the second go", 2, |event| event.is("go"))?;
+    assert!(go.epoch().is_some(), "the last checkpoint is used: {go:?}");
+    std::fs::remove_file(disk.join("hog"))?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    Ok(())
+}
+
+#[test]
+fn disks_of_many_sizes_all_end_with_the_same_bits() -> Result<()> {
+    let solver = Solver::heat(2, 256, 256, 800);
+    let expected = Bed::new()?
+        .run(&solver, "--every off")?
+        .expect_code(0)?
+        .result()?;
+    for kib in [12, 20, 40, 100, 300, 700, 1200, 2000] {
+        let Some(disk) = small_disk("disks of many sizes", kib) else {
+            return Ok(());
+        };
+        let bed = Bed::new()?.with_store(disk.join("store"));
+        let mut job = bed.start(&solver, "--every 60ms")?;
+        if job
+            .wait_lines("some steps", 300, |line| line.starts_with("step "))
+            .is_ok()
+        {
+            job.kill(Target::Process(0))?;
+        }
+        let outcome = job.wait(PATIENCE)?;
+        // A disk too small for the job's own record is a clear refusal at the start.
+        if outcome.count("go") == 0 {
+            assert_eq!(outcome.code(), Some(69), "{kib} KiB: {}", outcome.story());
+            assert!(
+                outcome.stderr_text().contains("No space left"),
+                "{}",
+                outcome.story()
+            );
+            continue;
+        }
+        let outcome = outcome.expect_code(0)?;
+        assert_eq!(outcome.result()?, expected, "{kib} KiB");
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Processes are lost in every way, and the job ends with the same bits.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use tests::bed::{Bed, PATIENCE};
+use tests::campaign::drive::ORPHAN_LIMIT;
+use tests::phase::Target;
+use tests::process;
+use tests::skip::skip;
+use tests::solver::Solver;
+
+fn heat(ranks: usize) -> Solver {
+    Solver::heat(ranks, 256, 256, 3000)
+}
+
+/// What a solver ends with when nobody disturbs it.
+fn undisturbed(solver: &Solver) -> Result<String> {
+    Bed::new()?
+        .run(solver, "--every off")?
+        .expect_code(0)?
+        .result()
+}
+
+#[test]
+fn heat_with_one_rank_killed_ends_with_the_same_bits() -> Result<()> {
+    let expected = undisturbed(&heat(4))?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(4), "--every 100ms")?;
+    job.wait_event("a checkpoint", |event| event.is("committed"))?;
+    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    assert_eq!(outcome.count("restart"), 1, "{}", outcome.story());
+    assert_eq!(outcome.count("start"), 2);
+    let second = outcome
+        .events
+        .iter()
+        .filter(|event| event.is("start"))
+        .nth(1);
+    assert!(
+        second.is_some_and(|start| start.epoch().is_some()),
+        "restarted from the beginning"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_job_killed_before_its_first_checkpoint_begins_again() -> Result<()> {
+    let expected = undisturbed(&heat(2))?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(2), "--every off")?;
+    job.wait_lines("the tenth step", 10, |line| line.starts_with("step "))?;
+    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    Ok(())
+}
+
+#[test]
+fn two_processes_killed_at_once_are_one_failure() -> Result<()> {
+    let expected = undisturbed(&heat(3))?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(3), "--every 100ms")?;
+    job.wait_event("a checkpoint", |event| event.is("committed"))?;
+    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    assert_eq!(outcome.count("restart"), 1, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_process_that_hangs_is_replaced() -> Result<()> {
+    let expected = undisturbed(&heat(2))?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(2), "--every 100ms --heartbeat-timeout 1s")?;
+    job.wait_event("a checkpoint", |event| event.is("committed"))?;
+    let hung = job.pids()?[1];
+    process::send(hung, Signal::SIGSTOP)?;
+    let lost = job.wait_event("the loss", |event| event.is("lost"))?;
+    assert_eq!(lost.process(), Some(1), "{lost:?}");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    assert!(!process::alive(hung), "the hung process lives on");
+    Ok(())
+}
+
+#[test]
+fn a_lost_coordinator_takes_its_processes_along_and_a_restart_goes_on() -> Result<()> {
+    let expected = undisturbed(&heat(4))?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(4), "--every 100ms")?;
+    job.wait_events("two checkpoints", 2, |event| event.is("committed"))?;
+    ensure!(job.kill(Target::Coordinator)?.is_some(), "nothing to kill");
+    process::wait_until_gone(bed.mark(), ORPHAN_LIMIT)?;
+    let killed = job.wait(PATIENCE)?;
+    assert_eq!(killed.signal(), Some(9));
+    let newest = tests::campaign::check::newest_in_store(&bed)?;
+    let outcome = bed.restart("")?.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    let last = outcome.events.iter().rfind(|event| event.is("start"));
+    assert!(newest.is_some());
+    assert_eq!(last.and_then(tests::events::Event::epoch), newest);
+    Ok(())
+}
+
+#[test]
+fn a_hung_process_does_not_outlive_a_lost_coordinator() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut job = bed.start(&heat(2), "--every off")?;
+    job.wait_event("the start", |event| event.is("go"))?;
+    process::send(job.pids()?[0], Signal::SIGSTOP)?;
+    ensure!(job.kill(Target::Coordinator)?.is_some(), "nothing to kill");
+    process::wait_until_gone(bed.mark(), ORPHAN_LIMIT)?;
+    job.wait(PATIENCE)?;
+    Ok(())
+}
+
+#[test]
+fn cg_on_finite_element_matrices_iterates_the_same_through_kills() -> Result<()> {
+    for name in ["elasticity_bar.mtx", "ldg_diffusion.mtx"] {
+        let Some(matrix) = tests::matrix::shared(name) else {
+            skip(
+                "cg on finite-element matrices",
+                &format!("no ../shared/data/{name} beside the checkout"),
+            );
+            continue;
+        };
+        for ranks in 1..=4 {
+            cg_iterates_the_same(&matrix, ranks, ranks as u64 * 40)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn cg_on_a_matrix_of_our_own_iterates_the_same_through_kills() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let matrix = folder.path().join("own.mtx");
+    tests::matrix::write_own(&matrix, 30)?;
+    cg_iterates_the_same(&matrix, 3, 150)
+}
+
+/// All that `cg` prints of its solution is compared: iterations, residual and result.
+fn cg_iterates_the_same(matrix: &std::path::Path, ranks: usize, delay_ms: u64) -> Result<()> {
+    let solver = Solver::cg(ranks, matrix);
+    let undisturbed = Bed::new()?.run(&solver, "--every off")?.expect_code(0)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every 50ms")?;
+    job.wait_event("the start", |event| event.is("go"))?;
+    std::thread::sleep(Duration::from_millis(delay_ms));
+    job.kill(Target::Process(ranks - 1))?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, undisturbed.result()?);
+    assert_eq!(outcome.stdout_text(), undisturbed.stdout_text());
+    Ok(())
+}
