@@ -77,6 +77,59 @@ pub(crate) fn program_load_bias() -> usize {
     objects().first().map_or(0, |object| object.bias)
 }
 
+/// The writable parts of the program itself.
+pub(crate) struct ProgramSegments {
+    /// Its data segments.
+    pub writable: Vec<Range<usize>>,
+    /// The program's block of thread-locals of the calling thread.
+    pub thread_locals: Option<Range<usize>>,
+}
+
+/// Where the program's own writable data is.
+pub(crate) fn program_segments() -> ProgramSegments {
+    extern "C" fn first(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        found: *mut libc::c_void,
+    ) -> i32 {
+        // SAFETY: `found` is the value below, and the linker passes a valid description with headers that
+        // stay mapped.
+        let (found, info) = unsafe { (&mut *found.cast::<ProgramSegments>(), &*info) };
+        let bias = info.dlpi_addr as usize;
+        // SAFETY: as above.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        let range = |header: &libc::Elf64_Phdr| {
+            let start = bias + header.p_vaddr as usize;
+            start..start + header.p_memsz as usize
+        };
+        found.writable = headers
+            .iter()
+            .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0)
+            .map(range)
+            .collect();
+        found.thread_locals = headers
+            .iter()
+            .find(|header| header.p_type == libc::PT_TLS)
+            .map(|header| {
+                // The program's block ends at the thread pointer ("TLS variant II", x86-64 psABI).
+                // SAFETY: a call without arguments; on x86-64 Linux it is the thread pointer.
+                let pointer = unsafe { libc::pthread_self() } as usize;
+                let align = (header.p_align as usize).max(1);
+                let start = pointer - (header.p_memsz as usize).next_multiple_of(align);
+                start..start + header.p_memsz as usize
+            });
+        // The program comes first; no other object is wanted.
+        1
+    }
+    let mut found = ProgramSegments {
+        writable: Vec::new(),
+        thread_locals: None,
+    };
+    // SAFETY: the callback fits the value that is passed with it.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut found).cast()) };
+    found
+}
+
 /// A mapped object as the dynamic linker tells it.
 struct Object {
     path: String,

@@ -158,6 +158,17 @@ impl Slot {
         context::in_slot(self.header, f)
     }
 
+    /// Address space of the slot, in bytes.
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        hosted::slot_bytes() as usize
+    }
+
+    /// Numbers of the heap's pages.
+    pub(crate) fn heap_pages(&self) -> std::ops::Range<u64> {
+        let heap = &self.regions.heap;
+        heap.start / crate::layout::PAGE_BYTES as u64..heap.end / crate::layout::PAGE_BYTES as u64
+    }
+
     /// Start and length of the heap's part of the slot.
     pub(crate) fn heap_range(&self) -> (*mut u8, usize) {
         let heap = &self.regions.heap;
