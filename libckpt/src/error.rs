@@ -64,7 +64,9 @@ pub enum Error {
     },
     /// The root of a collective made the call that is for the other ranks, or the other way round
     /// (`MPI_ERR_ROOT`).
-    #[error("rank {rank} called {call} with rank {root} as the root; the root alone calls the function whose name ends in _root, all other ranks the one without")]
+    #[error(
+        "rank {rank} called {call} with rank {root} as the root; the root alone calls the function whose name ends in _root, all other ranks the one without"
+    )]
     InvalidRoot {
         /// The call.
         call: &'static str,
@@ -102,7 +104,9 @@ pub enum Error {
 #[non_exhaustive]
 pub enum StartError {
     /// An environment variable of the coordinator is missing or malformed.
-    #[error("environment variable {name}: {reason}; start the program with `ckpt run`, or unset CKPT_CONTROL to run it alone")]
+    #[error(
+        "environment variable {name}: {reason}; start the program with `ckpt run`, or unset CKPT_CONTROL to run it alone"
+    )]
     Environment {
         /// The variable.
         name: &'static str,

@@ -10,6 +10,7 @@
 //! - [`heap`]: the allocator inside a slot.
 //! - [`capture`]: from a suspended slot to pages in staging memory.
 //! - [`restore`]: from pages to a slot that goes on where it was.
+//! - [`inspect`]: what an image can't hold, found and told.
 //! - [`buffer`]: a rank's memory, named by address, for operations that outlive a borrow.
 //! - [`process`]: a process's inherited descriptors, and its end.
 //! - [`RankLocal`]: statics that belong to a rank.
@@ -29,6 +30,7 @@ mod header;
 pub mod heap;
 mod hosted;
 pub mod identity;
+pub mod inspect;
 mod layout;
 pub mod process;
 mod rank_local;

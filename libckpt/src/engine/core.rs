@@ -45,7 +45,10 @@ pub(crate) struct Outbound {
 
 impl Outbound {
     pub(crate) fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.data.is_empty() && self.pulls.is_empty() && self.streams.is_empty()
+        self.control.is_empty()
+            && self.data.is_empty()
+            && self.pulls.is_empty()
+            && self.streams.is_empty()
     }
 }
 
@@ -92,7 +95,12 @@ impl Core {
         for (number, process) in (0u32..).zip(&placement) {
             if *process == me {
                 hosted_at[number as usize] = u32::try_from(hosted.len()).ok();
-                hosted.push(Hosted { rank: Rank(number), tables: Tables::new(), scheduled: false, wtime_s: 0.0 });
+                hosted.push(Hosted {
+                    rank: Rank(number),
+                    tables: Tables::new(),
+                    scheduled: false,
+                    wtime_s: 0.0,
+                });
             }
         }
         Self {
@@ -114,13 +122,20 @@ impl Core {
     /// Where in `hosted` a rank is.
     #[inline]
     pub(crate) fn index_of(&self, rank: Rank) -> Option<usize> {
-        self.hosted_at.get(rank.index()).copied().flatten().map(|index| index as usize)
+        self.hosted_at
+            .get(rank.index())
+            .copied()
+            .flatten()
+            .map(|index| index as usize)
     }
 
     #[inline]
     pub(crate) fn stamp(&self) -> Stamp {
         #[allow(clippy::cast_possible_truncation)] // compared modulo 2^32 only
-        Stamp { incarnation: self.incarnation, epoch: self.participant.epoch().0 as u32 }
+        Stamp {
+            incarnation: self.incarnation,
+            epoch: self.participant.epoch().0 as u32,
+        }
     }
 
     /// Lets the scheduler run a rank.
@@ -134,7 +149,10 @@ impl Core {
 
     #[inline]
     fn complete(&mut self, index: usize, request: RequestId, outcome: Outcome) {
-        self.hosted[index].tables.requests.complete(request, outcome);
+        self.hosted[index]
+            .tables
+            .requests
+            .complete(request, outcome);
         self.wake(index);
     }
 
@@ -169,7 +187,14 @@ impl Core {
 
     /// Gives a message its number and label.
     #[inline]
-    pub(crate) fn label(&mut self, index: usize, to: Rank, context: u64, tag: i32, bytes: usize) -> Label {
+    pub(crate) fn label(
+        &mut self,
+        index: usize,
+        to: Rank,
+        context: u64,
+        tag: i32,
+        bytes: usize,
+    ) -> Label {
         let hosted = &mut self.hosted[index];
         Label {
             source: hosted.rank,
@@ -183,10 +208,14 @@ impl Core {
 
     /// Keeps an announced message with its sender until it is acknowledged.
     pub(crate) fn keep(&mut self, index: usize, label: Label, from: RankBytes, request: RequestId) {
-        self.hosted[index]
-            .tables
-            .unacked
-            .insert((label.destination, label.sequence), Unacked { label, from, request });
+        self.hosted[index].tables.unacked.insert(
+            (label.destination, label.sequence),
+            Unacked {
+                label,
+                from,
+                request,
+            },
+        );
     }
 
     // ---- arriving -----------------------------------------------------------------------------
@@ -220,7 +249,9 @@ impl Core {
                     Kind::OpenAck => LinkControl::OpenAck { epoch },
                     _ => LinkControl::Marker { epoch },
                 };
-                self.participant.handle_link(peer, control).map_err(Fatal::new)
+                self.participant
+                    .handle_link(peer, control)
+                    .map_err(Fatal::new)
             }
         }
     }
@@ -234,7 +265,11 @@ impl Core {
     ) -> Result<(), Fatal> {
         let arrival = self.participant.handle_data(peer).map_err(Fatal::new)?;
         if kind == Kind::Eager && label.bytes != body.len() as u64 {
-            return Err(Fatal::new(format!("a message of {} bytes came with {}", label.bytes, body.len())));
+            return Err(Fatal::new(format!(
+                "a message of {} bytes came with {}",
+                label.bytes,
+                body.len()
+            )));
         }
         if let Arrival::Record { epoch } = arrival {
             let (rank, packet) = match kind {
@@ -242,7 +277,11 @@ impl Core {
                 Kind::Announce => (label.destination, Recorded::Announce(*label)),
                 _ => (label.source, Recorded::Ack(*label)),
             };
-            if let Some(recording) = self.recording.as_mut().filter(|recording| recording.epoch == epoch) {
+            if let Some(recording) = self
+                .recording
+                .as_mut()
+                .filter(|recording| recording.epoch == epoch)
+            {
                 recording.packets.push((rank, packet));
             }
         }
@@ -254,8 +293,12 @@ impl Core {
     }
 
     fn index_for(&self, rank: Rank, what: &str) -> Result<usize, Fatal> {
-        self.index_of(rank)
-            .ok_or_else(|| Fatal::new(format!("{what} for {rank}, which {} does not host", self.me)))
+        self.index_of(rank).ok_or_else(|| {
+            Fatal::new(format!(
+                "{what} for {rank}, which {} does not host",
+                self.me
+            ))
+        })
     }
 
     /// A whole message for a rank of this process.
@@ -275,7 +318,11 @@ impl Core {
     }
 
     /// The announcement of a message for a rank of this process.
-    pub(crate) fn deliver_announced(&mut self, label: &Label, place: Option<Place>) -> Result<(), Fatal> {
+    pub(crate) fn deliver_announced(
+        &mut self,
+        label: &Label,
+        place: Option<Place>,
+    ) -> Result<(), Fatal> {
         let index = self.index_for(label.destination, "an announcement")?;
         let channel = self.hosted[index].tables.incoming(label.source);
         if channel.accept_next(label.sequence) {
@@ -304,8 +351,11 @@ impl Core {
         let key = (label.destination, label.sequence);
         // An acknowledgment may come again after a restart; the second tells nothing new.
         if let Some(unacked) = self.hosted[index].tables.unacked.remove(&key) {
-            let envelope =
-                Envelope { source: label.source, tag: label.tag, bytes: unacked.from.len() };
+            let envelope = Envelope {
+                source: label.source,
+                tag: label.tag,
+                bytes: unacked.from.len(),
+            };
             self.complete(index, unacked.request, Outcome::Done(envelope));
         }
         Ok(())
@@ -327,14 +377,21 @@ impl Core {
             Some(posted) => self.complete_whole(index, label, payload, posted),
             None => {
                 let body = Body::Whole(payload.to_vec());
-                self.hosted[index].tables.unexpected.push_back(Arrived { label: *label, body });
+                self.hosted[index].tables.unexpected.push_back(Arrived {
+                    label: *label,
+                    body,
+                });
                 self.wake(index);
             }
         }
     }
 
     fn complete_whole(&mut self, index: usize, label: &Label, payload: &[u8], mut posted: Posted) {
-        let envelope = Envelope { source: label.source, tag: label.tag, bytes: payload.len() };
+        let envelope = Envelope {
+            source: label.source,
+            tag: label.tag,
+            bytes: payload.len(),
+        };
         let outcome = if payload.len() <= posted.into.len() {
             posted.into.fill(0, payload);
             Outcome::Done(envelope)
@@ -349,34 +406,62 @@ impl Core {
             Some(posted) => self.begin_transfer(index, label, place, posted),
             None => {
                 let body = Body::Announced(place);
-                self.hosted[index].tables.unexpected.push_back(Arrived { label: *label, body });
+                self.hosted[index].tables.unexpected.push_back(Arrived {
+                    label: *label,
+                    body,
+                });
                 self.wake(index);
             }
         }
     }
 
     /// An announced message has met its receive.
-    fn begin_transfer(&mut self, index: usize, label: &Label, place: Option<Place>, posted: Posted) {
+    fn begin_transfer(
+        &mut self,
+        index: usize,
+        label: &Label,
+        place: Option<Place>,
+        posted: Posted,
+    ) {
         if label.bytes > posted.into.len() as u64 {
             #[allow(clippy::cast_possible_truncation)] // 64-bit machines only
-            let envelope = Envelope { source: label.source, tag: label.tag, bytes: label.bytes as usize };
-            self.complete(index, posted.request, Outcome::Truncated(envelope, posted.into.len()));
+            let envelope = Envelope {
+                source: label.source,
+                tag: label.tag,
+                bytes: label.bytes as usize,
+            };
+            self.complete(
+                index,
+                posted.request,
+                Outcome::Truncated(envelope, posted.into.len()),
+            );
             self.acknowledge(label);
             return;
         }
         let key = (label.source, label.sequence);
-        let transfer =
-            Transfer { label: *label, into: posted.into, request: posted.request, received_bytes: 0, place };
+        let transfer = Transfer {
+            label: *label,
+            into: posted.into,
+            request: posted.request,
+            received_bytes: 0,
+            place,
+        };
         self.hosted[index].tables.transfers.insert(key, transfer);
         self.reads.push((index, key));
     }
 
     /// All bytes of a transfer are in place.
     pub(crate) fn finish_transfer(&mut self, index: usize, key: (Rank, u64)) {
-        let Some(transfer) = self.hosted[index].tables.transfers.remove(&key) else { return };
+        let Some(transfer) = self.hosted[index].tables.transfers.remove(&key) else {
+            return;
+        };
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         let bytes = transfer.label.bytes as usize;
-        let envelope = Envelope { source: transfer.label.source, tag: transfer.label.tag, bytes };
+        let envelope = Envelope {
+            source: transfer.label.source,
+            tag: transfer.label.tag,
+            bytes,
+        };
         self.complete(index, transfer.request, Outcome::Done(envelope));
         self.acknowledge(&transfer.label);
     }
@@ -385,13 +470,18 @@ impl Core {
         let index = self.index_for(label.destination, "a fragment")?;
         let key = (label.source, label.sequence);
         // Not wanted any more when the message came by another way meanwhile.
-        let Some(transfer) = self.hosted[index].tables.transfers.get_mut(&key) else { return Ok(()) };
+        let Some(transfer) = self.hosted[index].tables.transfers.get_mut(&key) else {
+            return Ok(());
+        };
         if offset != transfer.received_bytes {
             return Ok(());
         }
         let end = offset + piece.len() as u64;
         if end > transfer.label.bytes {
-            return Err(Fatal::new(format!("a fragment up to byte {end} of a message of {}", transfer.label.bytes)));
+            return Err(Fatal::new(format!(
+                "a fragment up to byte {end} of a message of {}",
+                transfer.label.bytes
+            )));
         }
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         transfer.into.fill(offset as usize, piece);
@@ -476,7 +566,10 @@ pub(crate) fn with_parts<R>(
         }
         Recorded::Announce(label) => {
             let place = place(label);
-            put(&[Header::new(Kind::Announce, label, stamp).as_bytes(), place.as_bytes()])
+            put(&[
+                Header::new(Kind::Announce, label, stamp).as_bytes(),
+                place.as_bytes(),
+            ])
         }
         Recorded::Ack(label) => put(&[Header::new(Kind::Ack, label, stamp).as_bytes()]),
     }

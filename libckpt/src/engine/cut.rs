@@ -20,10 +20,7 @@ pub(crate) enum SectionError {
         "the {section} section has version {found}, this library reads version {SECTIONS_VERSION}; restart with \
          the version of the library that wrote the checkpoint"
     )]
-    Version {
-        section: &'static str,
-        found: u32,
-    },
+    Version { section: &'static str, found: u32 },
     /// The bytes do not decode.
     #[error("the {section} section does not decode: {reason}")]
     Malformed {
@@ -36,11 +33,20 @@ fn encode<T: serde::Serialize>(content: &T) -> Result<Vec<u8>, Fatal> {
     postcard::to_stdvec(&(SECTIONS_VERSION, content)).map_err(Fatal::new)
 }
 
-fn decode<'de, T: serde::Deserialize<'de>>(section: &'static str, bytes: &'de [u8]) -> Result<T, SectionError> {
-    let malformed = |error: postcard::Error| SectionError::Malformed { section, reason: error.to_string() };
+fn decode<'de, T: serde::Deserialize<'de>>(
+    section: &'static str,
+    bytes: &'de [u8],
+) -> Result<T, SectionError> {
+    let malformed = |error: postcard::Error| SectionError::Malformed {
+        section,
+        reason: error.to_string(),
+    };
     let (version, content) = postcard::take_from_bytes::<u32>(bytes).map_err(malformed)?;
     if version != SECTIONS_VERSION {
-        return Err(SectionError::Version { section, found: version });
+        return Err(SectionError::Version {
+            section,
+            found: version,
+        });
     }
     let (content, rest) = postcard::take_from_bytes::<T>(content).map_err(malformed)?;
     if !rest.is_empty() {
@@ -66,20 +72,32 @@ impl Engine {
 
     /// Begins to record channel state: the cut was taken. Queues the markers.
     pub(crate) fn begin_recording(&mut self, epoch: Epoch) -> Result<(), Fatal> {
-        self.core.recording = Some(Recording { epoch, packets: Vec::new() });
+        self.core.recording = Some(Recording {
+            epoch,
+            packets: Vec::new(),
+        });
         self.core.participant.cut_taken(epoch).map_err(Fatal::new)?;
         self.settle()
     }
 
     /// The channel section of each hosted rank, in the order of `core.hosted`.
     pub(crate) fn take_channels(&mut self, epoch: Epoch) -> Result<Vec<Vec<u8>>, Fatal> {
-        let recording = self.core.recording.take().filter(|recording| recording.epoch == epoch);
+        let recording = self
+            .core
+            .recording
+            .take()
+            .filter(|recording| recording.epoch == epoch);
         let Some(recording) = recording else {
-            return Err(Fatal::new(format!("no channel state was recorded for {epoch}")));
+            return Err(Fatal::new(format!(
+                "no channel state was recorded for {epoch}"
+            )));
         };
         let mut channels = vec![Vec::new(); self.core.hosted.len()];
         for (rank, packet) in recording.packets {
-            let index = self.core.index_of(rank).ok_or_else(|| Fatal::new(format!("channel state of {rank}")))?;
+            let index = self
+                .core
+                .index_of(rank)
+                .ok_or_else(|| Fatal::new(format!("channel state of {rank}")))?;
             channels[index].push(packet);
         }
         channels.iter().map(encode).collect()
@@ -87,7 +105,12 @@ impl Engine {
 
     /// Forgets a snapshot that will not be.
     pub(crate) fn discard_recording(&mut self, epoch: Epoch) {
-        if self.core.recording.as_ref().is_some_and(|recording| recording.epoch == epoch) {
+        if self
+            .core
+            .recording
+            .as_ref()
+            .is_some_and(|recording| recording.epoch == epoch)
+        {
             self.core.recording = None;
         }
     }
@@ -97,7 +120,10 @@ impl Engine {
     ///
     /// # Errors
     /// Names the rank whose section can't be used.
-    pub(crate) fn restore(&mut self, sections: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), (Rank, String)> {
+    pub(crate) fn restore(
+        &mut self,
+        sections: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), (Rank, String)> {
         let mut channels = Vec::new();
         for (index, (tables, channel)) in sections.into_iter().enumerate() {
             let rank = self.core.hosted[index].rank;
@@ -112,12 +138,14 @@ impl Engine {
         for (index, channel) in channels.into_iter().enumerate() {
             let rank = self.core.hosted[index].rank;
             for packet in channel {
-                self.redeliver(packet).map_err(|fatal| (rank, fatal.to_string()))?;
+                self.redeliver(packet)
+                    .map_err(|fatal| (rank, fatal.to_string()))?;
             }
         }
         for index in 0..self.core.hosted.len() {
             let rank = self.core.hosted[index].rank;
-            self.reissue(index).map_err(|fatal| (rank, fatal.to_string()))?;
+            self.reissue(index)
+                .map_err(|fatal| (rank, fatal.to_string()))?;
         }
         Ok(())
     }
@@ -133,7 +161,11 @@ impl Engine {
 
     fn reissue(&mut self, index: usize) -> Result<(), Fatal> {
         let tables = &mut self.core.hosted[index].tables;
-        let announced: Vec<_> = tables.unacked.values().map(|unacked| unacked.label).collect();
+        let announced: Vec<_> = tables
+            .unacked
+            .values()
+            .map(|unacked| unacked.label)
+            .collect();
         let unsent = std::mem::take(&mut tables.unsent);
         for label in announced {
             let peer = self.core.placement[label.destination.index()];

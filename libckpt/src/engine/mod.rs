@@ -32,8 +32,8 @@ use protocol::control::LinkCount;
 use protocol::ids::Epoch;
 
 pub(crate) use self::core::Core;
-pub use self::ops::{wtime, yield_now};
 pub(crate) use self::ops::*;
+pub use self::ops::{wtime, yield_now};
 pub(crate) use self::request::{Envelope, RequestId};
 
 /// Something that must not be. The process ends: going on could corrupt the job.
@@ -104,7 +104,11 @@ thread_local! {
 }
 
 impl Engine {
-    pub(crate) fn new(core: Core, transport: Box<dyn Transport>, attention: Arc<Attention>) -> Self {
+    pub(crate) fn new(
+        core: Core,
+        transport: Box<dyn Transport>,
+        attention: Arc<Attention>,
+    ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             crowded: core.outbound.len() > processors,
@@ -152,7 +156,10 @@ pub(crate) fn visit<R>(f: impl FnOnce(&mut Engine) -> R) -> Option<R> {
             let mut engine = engine.borrow_mut();
             let engine = engine.as_mut()?;
             engine.visits += 1;
-            engine.attention.visits.store(engine.visits, Ordering::Relaxed);
+            engine
+                .attention
+                .visits
+                .store(engine.visits, Ordering::Relaxed);
             Some(f(engine))
         })
     })

@@ -68,7 +68,11 @@ pub fn yield_now() {
 #[must_use]
 pub fn wtime() -> f64 {
     visit(|engine| {
-        let before_s = engine.core.hosted.get(engine.running).map_or(0.0, |hosted| hosted.wtime_s);
+        let before_s = engine
+            .core
+            .hosted
+            .get(engine.running)
+            .map_or(0.0, |hosted| hosted.wtime_s);
         before_s + engine.started.elapsed().as_secs_f64()
     })
     .unwrap_or(0.0)
@@ -171,7 +175,9 @@ pub(crate) fn test(request: RequestId) -> Result<Option<Envelope>> {
 pub(crate) fn wait_until_one(requests: &[RequestId]) -> Result<usize> {
     wait_for(|engine| {
         let table = &engine.core.hosted[engine.running].tables.requests;
-        requests.iter().position(|&request| !table.is_pending(request))
+        requests
+            .iter()
+            .position(|&request| !table.is_pending(request))
     })
 }
 
@@ -180,7 +186,10 @@ pub(crate) fn wait_until_one(requests: &[RequestId]) -> Result<usize> {
 pub(crate) fn cancel(request: RequestId) -> Result<Option<Envelope>> {
     let withdrawn = visit(|engine| {
         let tables = &mut engine.core.hosted[engine.running].tables;
-        let at = tables.posted.iter().position(|posted| posted.request == request)?;
+        let at = tables
+            .posted
+            .iter()
+            .position(|posted| posted.request == request)?;
         tables.posted.remove(at);
         tables.requests.withdraw(request);
         Some(())
@@ -198,7 +207,11 @@ pub(crate) fn probe(from: Option<Rank>, context: u64, tag: Option<i32>) -> Resul
 }
 
 /// Looks for a message without receiving it.
-pub(crate) fn immediate_probe(from: Option<Rank>, context: u64, tag: Option<i32>) -> Result<Option<Envelope>> {
+pub(crate) fn immediate_probe(
+    from: Option<Rank>,
+    context: u64,
+    tag: Option<i32>,
+) -> Result<Option<Envelope>> {
     look(|engine| engine.peek(from, context, tag))
 }
 
@@ -222,7 +235,8 @@ pub(crate) fn immediate_matched_probe(
 
 /// Receives a message that a matched probe took.
 pub(crate) fn receive_matched(matched: MatchedId, into: &mut [u8]) -> Result<Envelope> {
-    let request = visit(|engine| engine.start_receive_matched(matched, into)).ok_or(Error::OutsideRank)??;
+    let request =
+        visit(|engine| engine.start_receive_matched(matched, into)).ok_or(Error::OutsideRank)??;
     wait(request)
 }
 
@@ -234,7 +248,8 @@ fn look<T>(mut look: impl FnMut(&mut Engine) -> Option<T>) -> Result<Option<T>> 
         }
         engine.progress();
         let found = look(engine);
-        let yielding = engine.scheduler_wanted() || (found.is_none() && engine.core.hosted.len() > 1);
+        let yielding =
+            engine.scheduler_wanted() || (found.is_none() && engine.core.hosted.len() > 1);
         if found.is_none() && !yielding {
             engine.relax();
         }
@@ -283,7 +298,11 @@ impl Engine {
         let tables = &self.core.hosted[self.running].tables;
         let label = &tables.unexpected[tables.find_unexpected(from, context, tag)?].label;
         #[allow(clippy::cast_possible_truncation)] // 64-bit machines only
-        Some(Envelope { source: label.source, tag: label.tag, bytes: label.bytes as usize })
+        Some(Envelope {
+            source: label.source,
+            tag: label.tag,
+            bytes: label.bytes as usize,
+        })
     }
 
     fn take_probed(
@@ -315,13 +334,15 @@ impl Engine {
                     Ok(())
                 }
                 Ok(false) => {
-                    self.core.enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
+                    self.core
+                        .enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
                     self.settle()
                 }
                 Err(error) => Err(Fatal::new(error)),
             }
         } else {
-            self.core.enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
+            self.core
+                .enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
             self.settle()
         };
         self.note(result);
@@ -333,8 +354,15 @@ impl Engine {
         if bytes.len() <= self.core.eager_bytes_max {
             self.send_eager(to, context, tag, bytes);
             let hosted = &mut self.core.hosted[self.running];
-            let envelope = Envelope { source: hosted.rank, tag, bytes: bytes.len() };
-            hosted.tables.requests.complete(request, Outcome::Done(envelope));
+            let envelope = Envelope {
+                source: hosted.rank,
+                tag,
+                bytes: bytes.len(),
+            };
+            hosted
+                .tables
+                .requests
+                .complete(request, Outcome::Done(envelope));
             return Ok(request);
         }
         let label = self.core.label(self.running, to, context, tag, bytes.len());
@@ -360,7 +388,16 @@ impl Engine {
     ) -> Result<RequestId> {
         let into = RankBytesMut::new(into)?;
         let request = self.core.hosted[self.running].tables.requests.start();
-        self.core.post(self.running, Posted { request, source: from, context, tag, into });
+        self.core.post(
+            self.running,
+            Posted {
+                request,
+                source: from,
+                context,
+                tag,
+                into,
+            },
+        );
         if !self.core.reads.is_empty() {
             let result = self.settle();
             self.note(result);
@@ -372,7 +409,10 @@ impl Engine {
         let into = RankBytesMut::new(into)?;
         let tables = &mut self.core.hosted[self.running].tables;
         let request = tables.requests.start();
-        let arrived = tables.probed.remove(&matched.0).expect("a matched message is received once");
+        let arrived = tables
+            .probed
+            .remove(&matched.0)
+            .expect("a matched message is received once");
         let posted = Posted {
             request,
             source: Some(arrived.label.source),

@@ -142,8 +142,12 @@ impl Header {
 
     /// Splits a packet into header and body.
     pub(crate) fn parse(packet: &[u8]) -> Result<(&Self, Kind, &[u8]), Fatal> {
-        let (header, body) = Self::ref_from_prefix(packet)
-            .map_err(|_| Fatal::new(format!("a packet of {} bytes is shorter than its header", packet.len())))?;
+        let (header, body) = Self::ref_from_prefix(packet).map_err(|_| {
+            Fatal::new(format!(
+                "a packet of {} bytes is shorter than its header",
+                packet.len()
+            ))
+        })?;
         let kind = Kind::of(header.kind.get())
             .ok_or_else(|| Fatal::new(format!("a packet of unknown kind {}", header.kind)))?;
         Ok((header, kind, body))
@@ -161,7 +165,10 @@ impl Header {
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
-        Stamp { incarnation: self.incarnation.get(), epoch: self.epoch.get() }
+        Stamp {
+            incarnation: self.incarnation.get(),
+            epoch: self.epoch.get(),
+        }
     }
 
     /// The epoch of a link control packet, or the offset of a fragment.
@@ -186,12 +193,19 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(process: Process, address: u64) -> Self {
-        Self { process: process.0.into(), address: address.into() }
+        Self {
+            process: process.0.into(),
+            address: address.into(),
+        }
     }
 
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Fatal> {
-        Self::read_from_bytes(body)
-            .map_err(|_| Fatal::new(format!("an announcement with a body of {} bytes", body.len())))
+        Self::read_from_bytes(body).map_err(|_| {
+            Fatal::new(format!(
+                "an announcement with a body of {} bytes",
+                body.len()
+            ))
+        })
     }
 
     pub(crate) fn process(&self) -> Process {

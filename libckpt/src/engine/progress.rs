@@ -74,10 +74,12 @@ impl Engine {
                 }
                 Output::LinkOpened { peer } => self.core.list(peer),
                 Output::ChannelsComplete { epoch, links } => {
-                    self.snapshot_events.push(super::SnapshotEvent::ChannelsComplete { epoch, links });
+                    self.snapshot_events
+                        .push(super::SnapshotEvent::ChannelsComplete { epoch, links });
                 }
                 Output::Discard { epoch } => {
-                    self.snapshot_events.push(super::SnapshotEvent::Discard { epoch });
+                    self.snapshot_events
+                        .push(super::SnapshotEvent::Discard { epoch });
                 }
             }
         }
@@ -85,17 +87,28 @@ impl Engine {
 
     /// Reads the bytes of an announced message from where they lie.
     fn read(&mut self, index: usize, key: (Rank, u64)) -> Result<(), Fatal> {
-        let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) else { return Ok(()) };
+        let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) else {
+            return Ok(());
+        };
         let label = transfer.label;
         let place = transfer.place;
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         let bytes = label.bytes as usize;
         let home = self.core.placement[label.source.index()];
         if home == self.core.me {
-            let sender = self.core.index_of(label.source).expect("a rank placed here is hosted here");
-            let unacked = self.core.hosted[sender].tables.unacked.get(&(label.destination, label.sequence));
+            let sender = self
+                .core
+                .index_of(label.source)
+                .expect("a rank placed here is hosted here");
+            let unacked = self.core.hosted[sender]
+                .tables
+                .unacked
+                .get(&(label.destination, label.sequence));
             let Some(unacked) = unacked else {
-                return Err(Fatal::new(format!("{} does not have the message that it announced", label.source)));
+                return Err(Fatal::new(format!(
+                    "{} does not have the message that it announced",
+                    label.source
+                )));
             };
             let from = unacked.from;
             if let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) {
@@ -108,9 +121,18 @@ impl Engine {
             self.pull(home, label);
             return Ok(());
         };
-        let source = BulkSource { process: place.process(), address: place.address() };
-        let transfer = self.core.hosted[index].tables.transfers.get_mut(&key).expect("found above");
-        let outcome = self.transport.bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
+        let source = BulkSource {
+            process: place.process(),
+            address: place.address(),
+        };
+        let transfer = self.core.hosted[index]
+            .tables
+            .transfers
+            .get_mut(&key)
+            .expect("found above");
+        let outcome = self
+            .transport
+            .bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
         match outcome {
             Ok(()) => self.core.finish_transfer(index, key),
             Err(BulkError::Forbidden { .. }) => self.pull(home, label),
@@ -143,7 +165,11 @@ impl Engine {
         let stamp = self.core.stamp();
         while let Some(control) = self.core.outbound[peer.index()].control.front().copied() {
             let header = Header::of_control(control, stamp);
-            if !self.transport.try_send(peer, &[header.as_bytes()]).map_err(Fatal::new)? {
+            if !self
+                .transport
+                .try_send(peer, &[header.as_bytes()])
+                .map_err(Fatal::new)?
+            {
                 return Ok(());
             }
             self.core.outbound[peer.index()].control.pop_front();
@@ -163,7 +189,11 @@ impl Engine {
         }
         while let Some(label) = self.core.outbound[peer.index()].pulls.front().copied() {
             let header = Header::new(Kind::Pull, &label, stamp);
-            if !self.transport.try_send(peer, &[header.as_bytes()]).map_err(Fatal::new)? {
+            if !self
+                .transport
+                .try_send(peer, &[header.as_bytes()])
+                .map_err(Fatal::new)?
+            {
                 return Ok(());
             }
             self.core.outbound[peer.index()].pulls.pop_front();
@@ -173,20 +203,28 @@ impl Engine {
 
     /// Puts a packet of a rank on its link, if there is room.
     fn put(&mut self, peer: Process, packet: &Recorded) -> Result<bool, Fatal> {
-        let Self { core, transport, .. } = self;
+        let Self {
+            core, transport, ..
+        } = self;
         let place = |label: &Label| core.place_of(label);
-        with_parts(packet, core.stamp(), place, |parts| transport.try_send(peer, parts)).map_err(Fatal::new)
+        with_parts(packet, core.stamp(), place, |parts| {
+            transport.try_send(peer, parts)
+        })
+        .map_err(Fatal::new)
     }
 
     /// Sends pieces of the messages that a process has asked for.
     fn stream_to(&mut self, peer: Process) -> Result<(), Fatal> {
         let stamp = self.core.stamp();
         let piece_bytes = self.transport.packet_bytes_max() - HEADER_BYTES;
-        while let Some((label, offset)) = self.core.outbound[peer.index()].streams.front().copied() {
-            let unacked = self
-                .core
-                .index_of(label.source)
-                .and_then(|index| self.core.hosted[index].tables.unacked.get(&(label.destination, label.sequence)));
+        while let Some((label, offset)) = self.core.outbound[peer.index()].streams.front().copied()
+        {
+            let unacked = self.core.index_of(label.source).and_then(|index| {
+                self.core.hosted[index]
+                    .tables
+                    .unacked
+                    .get(&(label.destination, label.sequence))
+            });
             let Some(unacked) = unacked else {
                 // Acknowledged meanwhile: nobody waits for the rest.
                 self.core.outbound[peer.index()].streams.pop_front();
@@ -197,7 +235,11 @@ impl Engine {
             let at = offset as usize;
             let piece = &bytes[at..bytes.len().min(at + piece_bytes)];
             let header = Header::new(Kind::Fragment, &label, stamp).with_number(offset);
-            if !self.transport.try_send(peer, &[header.as_bytes(), piece]).map_err(Fatal::new)? {
+            if !self
+                .transport
+                .try_send(peer, &[header.as_bytes(), piece])
+                .map_err(Fatal::new)?
+            {
                 return Ok(());
             }
             let end = at + piece.len();
@@ -218,7 +260,12 @@ impl super::Core {
     pub(crate) fn place_of(&self, label: &Label) -> Place {
         let address = self
             .index_of(label.source)
-            .and_then(|index| self.hosted[index].tables.unacked.get(&(label.destination, label.sequence)))
+            .and_then(|index| {
+                self.hosted[index]
+                    .tables
+                    .unacked
+                    .get(&(label.destination, label.sequence))
+            })
             .map_or(0, |unacked| unacked.from.address());
         Place::new(self.me, address)
     }

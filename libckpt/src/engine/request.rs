@@ -82,7 +82,9 @@ impl Requests {
     #[inline]
     pub(crate) fn take(&mut self, request: RequestId) -> Option<Outcome> {
         let entry = &mut self.entries[request.0 as usize];
-        let Entry::Complete(outcome) = *entry else { return None };
+        let Entry::Complete(outcome) = *entry else {
+            return None;
+        };
         *entry = Entry::Free;
         self.free.push(request.0);
         Some(outcome)

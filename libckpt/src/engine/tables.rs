@@ -122,7 +122,8 @@ impl Tables {
     #[inline]
     pub(crate) fn incoming(&mut self, source: Rank) -> &mut Incoming<Recorded> {
         if source.index() >= self.incoming.len() {
-            self.incoming.resize_with(source.index() + 1, Incoming::default);
+            self.incoming
+                .resize_with(source.index() + 1, Incoming::default);
         }
         &mut self.incoming[source.index()]
     }
@@ -131,7 +132,8 @@ impl Tables {
     #[inline]
     pub(crate) fn next_sequence(&mut self, destination: Rank) -> u64 {
         if destination.index() >= self.outgoing.len() {
-            self.outgoing.resize_with(destination.index() + 1, Outgoing::default);
+            self.outgoing
+                .resize_with(destination.index() + 1, Outgoing::default);
         }
         self.outgoing[destination.index()].take()
     }
@@ -149,7 +151,12 @@ impl Tables {
 
     /// Where in `unexpected` the first message that a receive or probe asks for stands.
     #[inline]
-    pub(crate) fn find_unexpected(&self, source: Option<Rank>, context: u64, tag: Option<i32>) -> Option<usize> {
+    pub(crate) fn find_unexpected(
+        &self,
+        source: Option<Rank>,
+        context: u64,
+        tag: Option<i32>,
+    ) -> Option<usize> {
         self.unexpected.iter().position(|arrived| {
             arrived.label.context == context
                 && source.is_none_or(|source| source == arrived.label.source)

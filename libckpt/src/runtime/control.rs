@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use libckpt_rank::library_thread;
 use libckpt_transport::Waker;
-use protocol::control::{Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, exit};
+use protocol::control::{
+    Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, exit,
+};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Process, Rank};
 
@@ -53,12 +55,20 @@ pub(crate) fn join(
     let hello = Hello {
         version: CONTROL_VERSION,
         token,
-        caller: Caller::Process { process, pid: std::process::id(), identity },
+        caller: Caller::Process {
+            process,
+            pid: std::process::id(),
+            identity,
+        },
     };
     let mut bytes = Vec::new();
     frame::encode(&hello, &mut bytes).map_err(|error| failed("cannot say hello", &error))?;
-    stream.write_all(&bytes).map_err(|error| failed("cannot say hello", &error))?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(|error| failed("cannot wait", &error))?;
+    stream
+        .write_all(&bytes)
+        .map_err(|error| failed("cannot say hello", &error))?;
+    stream
+        .set_read_timeout(Some(ANSWER_WITHIN))
+        .map_err(|error| failed("cannot wait", &error))?;
     let mut decoder = Decoder::new();
     let directive = loop {
         match decoder.next::<Directive>() {
@@ -74,9 +84,15 @@ pub(crate) fn join(
             Err(error) => return Err(failed("no answer", &error)),
         }
     };
-    stream.set_read_timeout(None).map_err(|error| failed("cannot wait", &error))?;
+    stream
+        .set_read_timeout(None)
+        .map_err(|error| failed("cannot wait", &error))?;
     match directive {
-        Directive::Assignment(assignment) => Ok(Joined { stream, decoder, assignment: *assignment }),
+        Directive::Assignment(assignment) => Ok(Joined {
+            stream,
+            decoder,
+            assignment: *assignment,
+        }),
         Directive::Refused { reason } => Err(StartError::Refused { reason }),
         // The job ended while this process was starting.
         Directive::Stop | Directive::End => std::process::exit(exit::STOPPED),
@@ -127,7 +143,8 @@ impl Control {
         let (directives, inbox) = channel();
         let writing = joined.stream.try_clone().map_err(|error| failed(&error))?;
         let control = Self { outgoing };
-        library_thread("ckpt-report", move || write_reports(writing, &reports)).map_err(|error| failed(&error))?;
+        library_thread("ckpt-report", move || write_reports(writing, &reports))
+            .map_err(|error| failed(&error))?;
         let reader = Reader {
             stream: joined.stream,
             decoder: joined.decoder,
@@ -201,7 +218,9 @@ impl Reader {
         if ENDING.load(Ordering::SeqCst) {
             return;
         }
-        eprintln!("libckpt: the coordinator is gone ({reason}); this process ends, `ckpt restart` goes on");
+        eprintln!(
+            "libckpt: the coordinator is gone ({reason}); this process ends, `ckpt restart` goes on"
+        );
         // Not `exit`: the ranks' thread is running and must not see statics destroyed.
         libckpt_rank::process::end_now(exit::STOPPED);
     }
@@ -255,7 +274,10 @@ impl Reader {
         let running = self.attention.running.load(Ordering::Relaxed);
         match u32::try_from(running) {
             Ok(rank) if since >= COMPUTING_LONG && !self.attention.idle.load(Ordering::Relaxed) => {
-                vec![(Rank(rank), u64::try_from(since.as_millis()).unwrap_or(u64::MAX))]
+                vec![(
+                    Rank(rank),
+                    u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+                )]
             }
             _ => Vec::new(),
         }

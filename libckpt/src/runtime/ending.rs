@@ -45,7 +45,10 @@ impl Termination for ExitStatus {
     fn ending(self) -> Ending {
         match self.0 {
             0 => Ending::Finished,
-            code => Ending::Failed { code: i32::from(code), message: String::new() },
+            code => Ending::Failed {
+                code: i32::from(code),
+                message: String::new(),
+            },
         }
     }
 }
@@ -54,12 +57,18 @@ impl<T: Termination, E: Display> Termination for Result<T, E> {
     fn ending(self) -> Ending {
         match self {
             Ok(value) => value.ending(),
-            Err(error) => Ending::Failed { code: 1, message: error.to_string() },
+            Err(error) => Ending::Failed {
+                code: 1,
+                message: error.to_string(),
+            },
         }
     }
 }
 
 /// The ending of a rank that panicked. The panic hook has printed the message.
 pub(crate) fn panicked() -> Ending {
-    Ending::Failed { code: exit::PANIC, message: "panicked".to_owned() }
+    Ending::Failed {
+        code: exit::PANIC,
+        message: "panicked".to_owned(),
+    }
 }

@@ -84,7 +84,8 @@ impl Job {
             .ok_or_else(|| malformed(environment::TOKEN, "not 64 hexadecimal digits"))?;
         let me = Process(number(environment::PROCESS)?);
         let processes: u32 = number(environment::PROCESSES)?;
-        let identity = identity::program_identity().map_err(|error| StartError::Identity(error.to_string()))?;
+        let identity = identity::program_identity()
+            .map_err(|error| StartError::Identity(error.to_string()))?;
         let joined = control::join(address, token, me, identity)?;
         let assignment = joined.assignment.clone();
         let transport: Box<dyn Transport> = if processes == 1 {
@@ -96,7 +97,13 @@ impl Job {
         };
         let attention = Arc::new(Attention::default());
         let (control, inbox) = Control::start(joined, attention.clone(), transport.waker())?;
-        Ok(Self { process: me, assignment, transport, attention, control: Some((control, inbox)) })
+        Ok(Self {
+            process: me,
+            assignment,
+            transport,
+            attention,
+            control: Some((control, inbox)),
+        })
     }
 
     /// A job of this process alone, without checkpoints.
@@ -124,8 +131,17 @@ impl Job {
         })
     }
 
-    fn start<T: Termination + 'static>(self, solver: fn(World) -> T) -> Result<Scheduler, StartError> {
-        let Self { process, assignment, transport, attention, control } = self;
+    fn start<T: Termination + 'static>(
+        self,
+        solver: fn(World) -> T,
+    ) -> Result<Scheduler, StartError> {
+        let Self {
+            process,
+            assignment,
+            transport,
+            attention,
+            control,
+        } = self;
         let ranks = u32::try_from(assignment.placement.len())
             .map_err(|_| StartError::Internal("more ranks than can be numbered".to_owned()))?;
         let layout = SlotLayout::new(ranks, assignment.slot_bytes, assignment.stack_bytes)?;
@@ -152,9 +168,12 @@ impl Job {
 
         let snapshots = match &control {
             Some((control, inbox)) => {
-                let snapshots = Snapshots::start(&assignment, control.clone())?;
+                let mut snapshots = Snapshots::start(&assignment, control.clone())?;
                 control.report(Report::Ready { restore_us });
                 wait_for_go(inbox)?;
+                if assignment.restore.is_none() {
+                    snapshots.record_baseline();
+                }
                 Some(snapshots)
             }
             None => None,
@@ -170,7 +189,12 @@ impl Job {
                 }
             }
         });
-        Ok(Scheduler { slots, control, snapshots, output })
+        Ok(Scheduler {
+            slots,
+            control,
+            snapshots,
+            output,
+        })
     }
 }
 
@@ -208,9 +232,17 @@ fn own(ending: Ending) -> Ending {
 }
 
 /// Tells the coordinator that a checkpoint can't be restored, and ends the process.
-fn give_up(control: Option<&(Control, Receiver<Directive>)>, epoch: Epoch, failure: &restore::Failure) -> ! {
+fn give_up(
+    control: Option<&(Control, Receiver<Directive>)>,
+    epoch: Epoch,
+    failure: &restore::Failure,
+) -> ! {
     if let Some((control, _)) = control {
-        control.report(Report::RestoreFailed { rank: failure.rank, epoch, reason: failure.reason.clone() });
+        control.report(Report::RestoreFailed {
+            rank: failure.rank,
+            epoch,
+            reason: failure.reason.clone(),
+        });
         control.flush();
     }
     std::process::exit(exit::LIBRARY)
@@ -220,7 +252,9 @@ fn wait_for_go(inbox: &Receiver<Directive>) -> Result<(), StartError> {
     match inbox.recv() {
         Ok(Directive::Go) => Ok(()),
         Ok(Directive::End) => std::process::exit(0),
-        Ok(other) => Err(StartError::Internal(format!("expected to be told to go, not {other:?}"))),
+        Ok(other) => Err(StartError::Internal(format!(
+            "expected to be told to go, not {other:?}"
+        ))),
         // The control thread ends the process.
         Err(_) => loop {
             std::thread::park();
@@ -240,15 +274,22 @@ fn name_ranks_in_panics() {
 }
 
 fn malformed(name: &'static str, reason: &str) -> StartError {
-    StartError::Environment { name, reason: reason.to_owned() }
+    StartError::Environment {
+        name,
+        reason: reason.to_owned(),
+    }
 }
 
 fn variable(name: &'static str) -> Result<String, StartError> {
     std::env::var(name).map_err(|error| malformed(name, &error.to_string()))
 }
 
-fn number<N: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str) -> Result<N, StartError> {
-    variable(name)?.parse().map_err(|error: N::Err| malformed(name, &format!("not a number: {error}")))
+fn number<N: std::str::FromStr<Err: std::fmt::Display>>(
+    name: &'static str,
+) -> Result<N, StartError> {
+    variable(name)?
+        .parse()
+        .map_err(|error: N::Err| malformed(name, &format!("not a number: {error}")))
 }
 
 fn hexadecimal(text: &str) -> Option<[u8; 32]> {

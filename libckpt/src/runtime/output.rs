@@ -28,19 +28,30 @@ impl Output {
         let mut pipes = Vec::new();
         if let Ok(text) = std::env::var(environment::OUTPUT_FDS) {
             for part in text.split(',').filter(|part| !part.is_empty()) {
-                let malformed = |reason: String| StartError::Environment { name: environment::OUTPUT_FDS, reason };
+                let malformed = |reason: String| StartError::Environment {
+                    name: environment::OUTPUT_FDS,
+                    reason,
+                };
                 let mut numbers = part.split(':').map(str::parse::<i32>);
-                let (Some(Ok(rank)), Some(Ok(out)), Some(Ok(err)), None) =
-                    (numbers.next(), numbers.next(), numbers.next(), numbers.next())
-                else {
+                let (Some(Ok(rank)), Some(Ok(out)), Some(Ok(err)), None) = (
+                    numbers.next(),
+                    numbers.next(),
+                    numbers.next(),
+                    numbers.next(),
+                ) else {
                     return Err(malformed(format!("{part:?} is not RANK:OUT:ERR")));
                 };
-                let rank = u32::try_from(rank).map_err(|_| malformed(format!("{part:?} has a negative rank")))?;
-                let open = |fd| inherited_descriptor(fd).map_err(|error| malformed(error.to_string()));
+                let rank = u32::try_from(rank)
+                    .map_err(|_| malformed(format!("{part:?} has a negative rank")))?;
+                let open =
+                    |fd| inherited_descriptor(fd).map_err(|error| malformed(error.to_string()));
                 pipes.push((Rank(rank), open(out)?, open(err)?));
             }
         }
-        Ok(Self { pipes, current: None })
+        Ok(Self {
+            pipes,
+            current: None,
+        })
     }
 
     /// Makes standard output and error those of a rank.

@@ -47,7 +47,10 @@ pub(crate) fn restore(
     visit(|engine| engine.restore(sections))
         .expect("the ranks' thread has the engine")
         .map_err(|(rank, reason)| Failure { rank, reason })?;
-    Ok((slots, u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)))
+    Ok((
+        slots,
+        u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
+    ))
 }
 
 fn restore_rank(
@@ -63,11 +66,20 @@ fn restore_rank(
         .get(rank.index())
         .filter(|stored| stored.rank == rank)
         .ok_or_else(|| format!("{} has no file for {rank}", restore.epoch))?;
-    let key = FileKey { job: assignment.job, incarnation: restore.incarnation, epoch: restore.epoch, rank };
+    let key = FileKey {
+        job: assignment.job,
+        incarnation: restore.incarnation,
+        epoch: restore.epoch,
+        rank,
+    };
     let storage = DiskStorage::open(Path::new(&assignment.store)).map_err(|error| said(&error))?;
     let file = RankFile::open(&storage, stored, key).map_err(|error| said(&error))?;
     let slot = RestoringSlot::create(layout, rank).map_err(|error| said(&error))?;
-    let image = Arc::new(Image { file, slot, next: AtomicUsize::new(0) });
+    let image = Arc::new(Image {
+        file,
+        slot,
+        next: AtomicUsize::new(0),
+    });
 
     let helpers = (1..threads)
         .map(|_| {
@@ -78,14 +90,22 @@ fn restore_rank(
         .map_err(|error| said(&error))?;
     let mut placed = image.place_chunks();
     for helper in helpers {
-        let by_helper = helper.join().unwrap_or_else(|_| Err("a thread that restored panicked".to_owned()));
+        let by_helper = helper
+            .join()
+            .unwrap_or_else(|_| Err("a thread that restored panicked".to_owned()));
         placed = placed.and(by_helper);
     }
     placed?;
 
     let image = Arc::into_inner(image).ok_or("a thread still restores")?;
-    let tables = image.file.section(SectionKind::Tables).map_err(|error| said(&error))?;
-    let channel = image.file.section(SectionKind::Channel).map_err(|error| said(&error))?;
+    let tables = image
+        .file
+        .section(SectionKind::Tables)
+        .map_err(|error| said(&error))?;
+    let channel = image
+        .file
+        .section(SectionKind::Channel)
+        .map_err(|error| said(&error))?;
     let slot = image.slot.finish().map_err(|error| said(&error))?;
     Ok((slot, tables, channel))
 }
@@ -108,9 +128,14 @@ impl Image {
                 return Ok(());
             }
             let mut refused = None;
-            let read = self.file.read_chunk_into(chunk, &mut scratch, |first, count| {
-                self.slot.window(first, count).map_err(|error| refused = Some(error)).ok()
-            });
+            let read = self
+                .file
+                .read_chunk_into(chunk, &mut scratch, |first, count| {
+                    self.slot
+                        .window(first, count)
+                        .map_err(|error| refused = Some(error))
+                        .ok()
+                });
             read.map_err(|error| error.to_string())?;
             if let Some(error) = refused {
                 return Err(error.to_string());

@@ -61,7 +61,10 @@ impl Scheduler {
         if let Some(index) = engine.core.ready.pop_front() {
             engine.running = index;
             let rank = engine.core.hosted[index].rank;
-            engine.attention.running.store(u64::from(rank.0), Ordering::Relaxed);
+            engine
+                .attention
+                .running
+                .store(u64::from(rank.0), Ordering::Relaxed);
             return Next::Run(index);
         }
         if moved { Next::Look } else { Next::Idle }
@@ -84,7 +87,11 @@ impl Scheduler {
     fn look(&mut self) {
         let (fatal, ended, events) = in_engine(|engine| {
             engine.attention.directive.store(false, Ordering::SeqCst);
-            (engine.fatal.take(), std::mem::take(&mut engine.ended), std::mem::take(&mut engine.snapshot_events))
+            (
+                engine.fatal.take(),
+                std::mem::take(&mut engine.ended),
+                std::mem::take(&mut engine.snapshot_events),
+            )
         });
         if let Some(fatal) = fatal {
             self.die(&fatal);
@@ -95,7 +102,9 @@ impl Scheduler {
         for event in events {
             if let Some(snapshots) = &mut self.snapshots {
                 match event {
-                    SnapshotEvent::ChannelsComplete { epoch, links } => snapshots.channels_complete(epoch, links),
+                    SnapshotEvent::ChannelsComplete { epoch, links } => {
+                        snapshots.channels_complete(epoch, links)
+                    }
                     SnapshotEvent::Discard { epoch } => snapshots.discard(epoch),
                 }
             }
@@ -114,14 +123,18 @@ impl Scheduler {
                 match directive {
                     Directive::Snapshot { epoch } => participant.handle_snapshot(epoch),
                     Directive::Abort { epoch } => participant.handle_abort(epoch),
-                    Directive::Committed { epoch } => participant.handle_committed(epoch).map_err(Fatal::new)?,
+                    Directive::Committed { epoch } => {
+                        participant.handle_committed(epoch).map_err(Fatal::new)?
+                    }
                     Directive::End => end(0),
                     Directive::Go
                     | Directive::Stop
                     | Directive::Ping
                     | Directive::Assignment(_)
                     | Directive::Refused { .. } => {
-                        return Err(Fatal::new(format!("an unexpected directive: {directive:?}")));
+                        return Err(Fatal::new(format!(
+                            "an unexpected directive: {directive:?}"
+                        )));
                     }
                 }
                 engine.settle()
@@ -146,10 +159,20 @@ impl Scheduler {
             (Some((control, _)), Ending::Finished) => control.report(Report::RankFinished { rank }),
             (Some((control, _)), Ending::Failed { code, message }) => {
                 say_why(rank, &message);
-                control.report(Report::RankFailed { rank, code, message });
+                control.report(Report::RankFailed {
+                    rank,
+                    code,
+                    message,
+                });
             }
             (None, Ending::Finished) => {
-                let all = in_engine(|engine| engine.core.hosted.iter().all(|hosted| hosted.tables.finished));
+                let all = in_engine(|engine| {
+                    engine
+                        .core
+                        .hosted
+                        .iter()
+                        .all(|hosted| hosted.tables.finished)
+                });
                 if all {
                     end(0);
                 }
@@ -165,7 +188,9 @@ impl Scheduler {
     fn die(&self, fatal: &Fatal) -> ! {
         eprintln!("libckpt: internal error, please report it: {fatal}");
         if let Some((control, _)) = &self.control {
-            control.report(Report::Warning { text: fatal.to_string() });
+            control.report(Report::Warning {
+                text: fatal.to_string(),
+            });
             control.flush();
         }
         end(exit::LIBRARY)

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use libckpt_rank::capture::Staging;
+use libckpt_rank::inspect::{Baseline, Finding, foreign_pointers};
 use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Compression, LinkCount, Report, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
@@ -33,6 +34,12 @@ pub(crate) struct Snapshots {
     staging: Option<Vec<Staging>>,
     /// Snapshots up to this epoch are not to be written any further.
     discarded: Arc<AtomicU64>,
+    /// How the process was before its ranks ran; compared at the first cut.
+    baseline: Option<Baseline>,
+    /// Refuse a snapshot that would lose something, instead of warning.
+    strict: bool,
+    /// Look for pointers out of the images at the first cut.
+    scan: bool,
     /// The snapshot that the writer has, until its channel state is complete.
     writing: Option<Epoch>,
 }
@@ -45,8 +52,16 @@ struct CapturedRank {
 
 enum Job {
     /// The pages of each rank lie in the staging memory with its index.
-    Write { epoch: Epoch, ranks: Vec<CapturedRank>, staging: Vec<Staging> },
-    Finish { epoch: Epoch, channels: Vec<Vec<u8>>, links: Vec<LinkCount> },
+    Write {
+        epoch: Epoch,
+        ranks: Vec<CapturedRank>,
+        staging: Vec<Staging>,
+    },
+    Finish {
+        epoch: Epoch,
+        channels: Vec<Vec<u8>>,
+        links: Vec<LinkCount>,
+    },
 }
 
 impl Snapshots {
@@ -56,7 +71,10 @@ impl Snapshots {
     /// When the store can't be opened or the thread can't be started.
     pub(crate) fn start(assignment: &Assignment, control: Control) -> Result<Self, StartError> {
         let path = Path::new(&assignment.store);
-        let failed = |reason: String| StartError::Store { path: path.to_owned(), reason };
+        let failed = |reason: String| StartError::Store {
+            path: path.to_owned(),
+            reason,
+        };
         let storage = DiskStorage::open(path).map_err(|error| failed(error.to_string()))?;
         let (jobs, inbox) = channel();
         let (give_back, returned) = channel();
@@ -71,8 +89,24 @@ impl Snapshots {
             give_back,
             open: None,
         };
-        library_thread("ckpt-writer", move || writer.run(&inbox)).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { control, jobs, returned, staging: Some(Vec::new()), discarded, writing: None })
+        library_thread("ckpt-writer", move || writer.run(&inbox))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self {
+            control,
+            jobs,
+            returned,
+            staging: Some(Vec::new()),
+            discarded,
+            baseline: None,
+            strict: assignment.strict,
+            scan: assignment.scan,
+            writing: None,
+        })
+    }
+
+    /// Notes how the process is now, just before its ranks run for the first time.
+    pub(crate) fn record_baseline(&mut self) {
+        self.baseline = Some(Baseline::record());
     }
 
     /// Captures all ranks. They are suspended.
@@ -90,17 +124,30 @@ impl Snapshots {
             Ok((ranks, staging)) => {
                 self.control.report(Report::Cut { epoch, stall_us });
                 self.writing = Some(epoch);
-                self.jobs.send(Job::Write { epoch, ranks, staging }).map_err(|_| writer_gone())
+                self.jobs
+                    .send(Job::Write {
+                        epoch,
+                        ranks,
+                        staging,
+                    })
+                    .map_err(|_| writer_gone())
             }
             Err(reason) => {
-                self.control.report(Report::SnapshotFailed { epoch, reason });
+                self.control
+                    .report(Report::SnapshotFailed { epoch, reason });
                 Ok(())
             }
         }
     }
 
-    fn capture(&mut self, slots: &[Slot]) -> Result<Result<(Vec<CapturedRank>, Vec<Staging>), String>, Fatal> {
-        let staging = self.staging.take().or_else(|| self.returned.try_recv().ok());
+    fn capture(
+        &mut self,
+        slots: &[Slot],
+    ) -> Result<Result<(Vec<CapturedRank>, Vec<Staging>), String>, Fatal> {
+        let staging = self
+            .staging
+            .take()
+            .or_else(|| self.returned.try_recv().ok());
         let Some(mut staging) = staging else {
             return Ok(Err("the snapshot before is still being written; the store's disk is too slow for this \
                            interval, choose a longer --every"
@@ -111,8 +158,12 @@ impl Snapshots {
         for (index, slot) in slots.iter().enumerate() {
             match slot.capture(&mut staging[index]) {
                 Ok(_) => {
-                    let tables = visit(|engine| engine.capture_tables(index)).expect("the ranks' thread has it")?;
-                    ranks.push(CapturedRank { rank: slot.rank(), tables });
+                    let tables = visit(|engine| engine.capture_tables(index))
+                        .expect("the ranks' thread has it")?;
+                    ranks.push(CapturedRank {
+                        rank: slot.rank(),
+                        tables,
+                    });
                 }
                 Err(error) => {
                     self.staging = Some(staging);
@@ -120,7 +171,39 @@ impl Snapshots {
                 }
             }
         }
+        if let Err(refusal) = self.inspect(slots, &staging) {
+            self.staging = Some(staging);
+            return Ok(Err(refusal));
+        }
         Ok(Ok((ranks, staging)))
+    }
+
+    /// At the first cut: tells what a restart would lose, or refuses.
+    fn inspect(&mut self, slots: &[Slot], staging: &[Staging]) -> Result<(), String> {
+        let Some(baseline) = &self.baseline else {
+            return Ok(());
+        };
+        let mut findings = baseline.findings();
+        if self.scan {
+            findings.extend(
+                slots
+                    .iter()
+                    .zip(staging)
+                    .filter_map(|(slot, staging)| foreign_pointers(slot, staging)),
+            );
+        }
+        if self.strict && !findings.is_empty() {
+            let reasons: Vec<_> = findings.into_iter().map(|Finding(text)| text).collect();
+            return Err(format!(
+                "{} (refused because of --strict)",
+                reasons.join("; ")
+            ));
+        }
+        self.baseline = None;
+        for Finding(text) in findings {
+            self.control.report(Report::Warning { text });
+        }
+        Ok(())
     }
 
     /// Every marker has come.
@@ -131,12 +214,20 @@ impl Snapshots {
             return;
         }
         self.writing = None;
-        let channels = visit(|engine| engine.take_channels(epoch)).expect("the ranks' thread has the engine");
+        let channels =
+            visit(|engine| engine.take_channels(epoch)).expect("the ranks' thread has the engine");
         match channels {
             Ok(channels) => {
-                let _ = self.jobs.send(Job::Finish { epoch, channels, links });
+                let _ = self.jobs.send(Job::Finish {
+                    epoch,
+                    channels,
+                    links,
+                });
             }
-            Err(fatal) => self.control.report(Report::SnapshotFailed { epoch, reason: fatal.to_string() }),
+            Err(fatal) => self.control.report(Report::SnapshotFailed {
+                epoch,
+                reason: fatal.to_string(),
+            }),
         }
     }
 
@@ -147,7 +238,11 @@ impl Snapshots {
         if self.writing == Some(epoch) {
             self.writing = None;
             // The writer looks up from waiting for the channel state.
-            let _ = self.jobs.send(Job::Finish { epoch, channels: Vec::new(), links: Vec::new() });
+            let _ = self.jobs.send(Job::Finish {
+                epoch,
+                channels: Vec::new(),
+                links: Vec::new(),
+            });
         }
     }
 }
@@ -173,20 +268,37 @@ impl Writer {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             match job {
-                Job::Write { epoch, ranks, staging } => {
+                Job::Write {
+                    epoch,
+                    ranks,
+                    staging,
+                } => {
                     let written = self.write(epoch, &ranks, &staging);
                     // Whoever waits for it is gone only at the end of the process.
                     let _ = self.give_back.send(staging);
-                    self.open = self.keep_or_report(epoch, written).flatten().map(|files| (epoch, files));
+                    self.open = self
+                        .keep_or_report(epoch, written)
+                        .flatten()
+                        .map(|files| (epoch, files));
                 }
-                Job::Finish { epoch, channels, links } => {
-                    let Some((_, files)) = self.open.take_if(|(open, _)| *open == epoch) else { continue };
+                Job::Finish {
+                    epoch,
+                    channels,
+                    links,
+                } => {
+                    let Some((_, files)) = self.open.take_if(|(open, _)| *open == epoch) else {
+                        continue;
+                    };
                     if self.is_discarded(epoch) {
                         continue;
                     }
                     let finished = finish(files, &channels);
                     if let Some(files) = self.keep_or_report(epoch, finished) {
-                        self.control.report(Report::Stored { epoch, files, links });
+                        self.control.report(Report::Stored {
+                            epoch,
+                            files,
+                            links,
+                        });
                     }
                 }
             }
@@ -202,7 +314,10 @@ impl Writer {
             Ok(value) => Some(value),
             Err(error) => {
                 if !self.is_discarded(epoch) {
-                    self.control.report(Report::SnapshotFailed { epoch, reason: error.to_string() });
+                    self.control.report(Report::SnapshotFailed {
+                        epoch,
+                        reason: error.to_string(),
+                    });
                 }
                 None
             }
@@ -218,10 +333,17 @@ impl Writer {
     ) -> store::Result<Option<Vec<RankFileWriter>>> {
         let mut files = Vec::with_capacity(ranks.len());
         for (captured, staging) in ranks.iter().zip(staging) {
-            let key =
-                FileKey { job: self.job, incarnation: self.incarnation, epoch, rank: captured.rank };
+            let key = FileKey {
+                job: self.job,
+                incarnation: self.incarnation,
+                epoch,
+                rank: captured.rank,
+            };
             let mut file = RankFileWriter::create(self.storage.clone(), key, self.compression)?;
-            let pieces = staging.pages().chunks(PIECE_PAGES).zip(staging.bytes().chunks(PIECE_PAGES * PAGE_BYTES));
+            let pieces = staging
+                .pages()
+                .chunks(PIECE_PAGES)
+                .zip(staging.bytes().chunks(PIECE_PAGES * PAGE_BYTES));
             for (pages, bytes) in pieces {
                 if self.is_discarded(epoch) {
                     return Ok(None);

@@ -1,0 +1,70 @@
+//! Open files: their offsets and the kernel's objects behind them are no part of an image.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+/// What was open.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    open: BTreeMap<i32, String>,
+}
+
+impl Descriptors {
+    /// The descriptors open now, each with what it is.
+    #[must_use]
+    pub fn record() -> Self {
+        let mut open = BTreeMap::new();
+        // Without /proc nothing is known, and nothing is reported.
+        for entry in fs::read_dir("/proc/self/fd")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            // The descriptor that lists the directory is closed again before anyone looks.
+            if let (Some(number), Ok(target)) = (number, fs::read_link(entry.path())) {
+                open.insert(number, target.to_string_lossy().into_owned());
+            }
+        }
+        open.retain(|_, target| !target.ends_with("/fd"));
+        Self { open }
+    }
+
+    /// What has been opened since, as `number (target)`.
+    #[must_use]
+    pub fn opened(&self) -> Vec<String> {
+        Self::record()
+            .open
+            .iter()
+            .filter(|(number, target)| self.open.get(number) != Some(target))
+            .map(|(number, target)| format!("{number} ({target})"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_opened_since_is_named_and_one_closed_again_is_not() {
+        let before = Descriptors::record();
+        let file = fs::File::open("/proc/version").unwrap();
+        assert!(
+            before
+                .opened()
+                .iter()
+                .any(|opened| opened.contains("/proc/version"))
+        );
+        drop(file);
+        assert!(
+            !before
+                .opened()
+                .iter()
+                .any(|opened| opened.contains("/proc/version"))
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! What an image can't hold, found and told instead of lost in silence (design 3, the table).
+//!
+//! An image is a slot. What a solver keeps elsewhere, in statics, thread-locals, open files or memory of a
+//! C library, is as at the start after a restart. [`Baseline::record`] notes how these are before the ranks
+//! run; [`Baseline::findings`] compares at the first checkpoint.
+//!
+//! - [`statics`]: writable data and thread-locals of the program that changed.
+//! - [`descriptors`]: files, sockets and pipes that were opened.
+//! - [`pointers`]: words in a rank's memory that look like addresses of memory outside of it.
+
+pub mod descriptors;
+pub mod pointers;
+pub mod statics;
+
+use crate::capture::Staging;
+use crate::context::in_process;
+use crate::slot::Slot;
+
+/// How the process was before its ranks ran.
+#[derive(Debug)]
+pub struct Baseline {
+    statics: statics::Statics,
+    descriptors: descriptors::Descriptors,
+}
+
+/// Something that a restart would lose, as a sentence for the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding(pub String);
+
+impl Baseline {
+    /// Notes how the process is now. To be called on the thread that resumes ranks, with all of the
+    /// library's own threads and files in place.
+    #[must_use]
+    pub fn record() -> Self {
+        in_process(|| Self {
+            statics: statics::Statics::record(),
+            descriptors: descriptors::Descriptors::record(),
+        })
+    }
+
+    /// What has changed since that a restart would lose.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        in_process(|| {
+            let mut findings = Vec::new();
+            let changed = self.statics.changed();
+            if !changed.is_empty() {
+                findings.push(Finding(format!(
+                    "statics or thread-locals of the program have changed and are no part of a checkpoint: {}; \
+                     keep such values in the rank's own memory, or in a RankLocal",
+                    changed.join(", ")
+                )));
+            }
+            let opened = self.descriptors.opened();
+            if !opened.is_empty() {
+                findings.push(Finding(format!(
+                    "the program has opened files or sockets, which are not reopened by a restart: {}",
+                    opened.join(", ")
+                )));
+            }
+            findings
+        })
+    }
+}
+
+/// Looks through a captured image for words that look like addresses outside of the slot.
+#[must_use]
+pub fn foreign_pointers(slot: &Slot, staging: &Staging) -> Option<Finding> {
+    in_process(|| {
+        let found = pointers::scan(slot, staging);
+        let first = found.first()?;
+        Some(Finding(format!(
+            "{} holds {} words that look like addresses outside of its memory, the first at {:#x}: {:#x} in {}; if \
+             one is a pointer, it is invalid after a restart",
+            slot.rank(),
+            found.len(),
+            first.at,
+            first.value,
+            first.target
+        )))
+    })
+}
