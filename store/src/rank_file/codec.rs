@@ -83,7 +83,8 @@ impl Scratch {
     }
 }
 
-/// What a writer compresses with. The last one used by a thread is kept for the thread's next writer.
+/// What a thread compresses with: made at its first chunk, kept for all writers that it runs. A process may
+/// have a file open for each of many ranks, and contexts for each would cost megabytes apiece.
 pub(super) struct Packer {
     compression: Compression,
     compressor: Option<Compressor<'static>>,
@@ -97,13 +98,22 @@ thread_local! {
 }
 
 impl Packer {
-    /// The one that this thread kept, or a new one.
-    pub(super) fn take(compression: Compression) -> io::Result<Self> {
-        if let Some(kept) = KEPT.with_borrow_mut(Option::take)
-            && kept.compression == compression
-        {
-            return Ok(kept);
-        }
+    /// Runs `use_it` with this thread's packer.
+    pub(super) fn with<T>(
+        compression: Compression,
+        use_it: impl FnOnce(&mut Self) -> T,
+    ) -> io::Result<T> {
+        KEPT.with_borrow_mut(|kept| {
+            if let Some(packer) = kept
+                && packer.compression == compression
+            {
+                return Ok(use_it(packer));
+            }
+            Ok(use_it(kept.insert(Self::new(compression)?)))
+        })
+    }
+
+    fn new(compression: Compression) -> io::Result<Self> {
         let level = match compression {
             Compression::None => None,
             Compression::Fast => Some(1),
@@ -116,12 +126,6 @@ impl Packer {
             frame: Vec::new(),
             check: Vec::new(),
         })
-    }
-
-    /// Keeps it for this thread's next writer.
-    pub(super) fn keep(self) {
-        // At the end of a thread there is no next writer.
-        let _ = KEPT.try_with(|kept| *kept.borrow_mut() = Some(self));
     }
 
     /// One zstd frame of `raw`, decompressed again and found equal; nothing where `raw` is better stored

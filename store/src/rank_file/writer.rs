@@ -9,9 +9,9 @@ use super::index::{ImageRun, Index, PageSource};
 use crate::durable::is_failed_fsync;
 use crate::format::checksum::{Checksums, FileDigest};
 use crate::format::layout::{
-    CHUNK_MAGIC, CHUNK_RAW_BYTES, ChunkEntry, ChunkHeader, ENCODING_RAW, ENCODING_ZSTD, FileHeader,
-    HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION,
-    TRAILER_MAGIC, Trailer,
+    CHUNK_MAGIC, CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, ChunkHeader, ENCODING_RAW, ENCODING_ZSTD,
+    FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun,
+    RANK_FILE_VERSION, TRAILER_MAGIC, Trailer,
 };
 use crate::storage::{self, Access, SharedStorage, WriteFile, read_exact_at, write_all};
 use crate::{Error, FileKey, PAGE_BYTES, Result, names};
@@ -29,7 +29,7 @@ pub struct RankFileWriter {
     sums: Checksums,
     path: String,
     file: Option<Box<dyn WriteFile>>,
-    packer: Option<Packer>,
+    compression: Compression,
     digest: FileDigest,
     header_checksum: u64,
     written_bytes: u64,
@@ -38,8 +38,6 @@ pub struct RankFileWriter {
     /// The chunk of pages that is being filled.
     pending: Vec<u8>,
     pending_runs: Vec<PageRun>,
-    /// A chunk put together, to be written at once.
-    chunk: Vec<u8>,
     broken: bool,
 }
 
@@ -48,8 +46,6 @@ impl RankFileWriter {
     pub fn create(storage: SharedStorage, key: FileKey, compression: Compression) -> Result<Self> {
         let path = names::rank_file(&key, 1);
         let shown = storage.describe(&path);
-        let packer =
-            Packer::take(compression).map_err(Error::io("start zstd for", shown.as_str()))?;
         let file = storage
             .create_new(&path, Access::Owner)
             .map_err(Error::io("create", shown))?;
@@ -71,15 +67,14 @@ impl RankFileWriter {
             sums,
             path,
             file: Some(file),
-            packer: Some(packer),
+            compression,
             digest: FileDigest::new(),
             header_checksum: header.checksum.get(),
             written_bytes: 0,
             raw_bytes: 0,
             index: Index::default(),
-            pending: Vec::with_capacity(CHUNK_RAW_BYTES),
+            pending: Vec::new(),
             pending_runs: Vec::new(),
-            chunk: Vec::with_capacity(CHUNK_RAW_BYTES + (16 << 10)),
             broken: false,
         };
         writer.append(header.as_bytes())?;
@@ -120,7 +115,7 @@ impl RankFileWriter {
             return Err(self.invalid(format!("{pages} pages from {first_page} on can't be")));
         }
         if pages > 0 {
-            self.raw_bytes += pages * PAGE_BYTES as u64;
+            self.raw_bytes = self.raw_bytes.saturating_add(pages * PAGE_BYTES as u64);
             self.list(first_page, pages, PageSource::Zero);
         }
         Ok(())
@@ -259,22 +254,27 @@ impl RankFileWriter {
         // A section's chunk must not take the number that the pages being collected count on.
         if kind != KIND_PAGES {
             self.flush_pages()?;
+            // Pages rarely follow a section, and a process may have many files open.
+            self.pending = Vec::new();
         }
-        let number = u32::try_from(self.index.chunks.len()).expect("chunks are counted in 32 bits");
-        let mut packer = self.packer.take().expect("the packer is only lent out");
-        let written = self.pack_and_append(&mut packer, number, kind, runs, raw);
-        self.packer = Some(packer);
-        written
+        let shown = self.storage.describe(&self.path);
+        Packer::with(self.compression, |packer| {
+            self.pack_and_append(packer, kind, runs, raw)
+        })
+        .map_err(Error::io("start zstd for", shown))?
     }
 
     fn pack_and_append(
         &mut self,
         packer: &mut Packer,
-        number: u32,
         kind: u32,
         runs: &[PageRun],
         raw: &[u8],
     ) -> Result<()> {
+        let number = u32::try_from(self.index.chunks.len())
+            .ok()
+            .filter(|number| u64::from(*number) < CHUNKS_MAX)
+            .ok_or_else(|| self.invalid("the image has too many chunks".into()))?;
         let raw_checksum = self.sums.raw(number, runs.as_bytes(), raw);
         let packed = packer.pack(raw).map_err(|what| {
             Error::corrupt(
@@ -298,7 +298,7 @@ impl RankFileWriter {
             stored_checksum: 0.into(),
         };
         header.stored_checksum = self.sums.stored(&header, runs.as_bytes(), payload).into();
-        let entry = ChunkEntry {
+        self.index.chunks.push(ChunkEntry {
             offset: self.written_bytes.into(),
             kind: header.kind,
             encoding: header.encoding,
@@ -307,16 +307,10 @@ impl RankFileWriter {
             stored_bytes: header.stored_bytes,
             raw_checksum: header.raw_checksum,
             stored_checksum: header.stored_checksum,
-        };
-        let mut chunk = std::mem::take(&mut self.chunk);
-        chunk.clear();
-        chunk.extend_from_slice(header.as_bytes());
-        chunk.extend_from_slice(runs.as_bytes());
-        chunk.extend_from_slice(payload);
-        let appended = self.append(&chunk);
-        self.chunk = chunk;
-        self.index.chunks.push(entry);
-        appended
+        });
+        let front = [header.as_bytes(), runs.as_bytes()].concat();
+        self.append(&front)?;
+        self.append(payload)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
@@ -404,9 +398,6 @@ impl RankFileWriter {
 
 impl Drop for RankFileWriter {
     fn drop(&mut self) {
-        if let Some(packer) = self.packer.take() {
-            packer.keep();
-        }
         if self.file.take().is_some() {
             // What can't be removed has no manifest and is swept up by the coordinator.
             let _ = self.storage.remove_file(&self.path);
