@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use libckpt_rank::capture::Staging;
-use libckpt_rank::inspect::{Baseline, Finding, foreign_pointers};
+use libckpt_rank::inspect::{Baseline, Changes, Finding, foreign_pointers};
 use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Compression, LinkCount, Report, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
@@ -51,6 +51,11 @@ struct CapturedRank {
 }
 
 enum Job {
+    /// Find the words for what a restart would lose, and tell.
+    Warn {
+        changes: Changes,
+        pointers: Vec<Finding>,
+    },
     /// The pages of each rank lie in the staging memory with its index.
     Write {
         epoch: Epoch,
@@ -183,26 +188,25 @@ impl Snapshots {
         let Some(baseline) = &self.baseline else {
             return Ok(());
         };
-        let mut findings = baseline.findings();
+        let changes = baseline.changes();
+        let mut pointers = Vec::new();
         if self.scan {
-            findings.extend(
-                slots
-                    .iter()
-                    .zip(staging)
-                    .filter_map(|(slot, staging)| foreign_pointers(slot, staging)),
-            );
+            let images = slots.iter().zip(staging);
+            pointers.extend(images.filter_map(|(slot, staging)| foreign_pointers(slot, staging)));
         }
-        if self.strict && !findings.is_empty() {
-            let reasons: Vec<_> = findings.into_iter().map(|Finding(text)| text).collect();
-            return Err(format!(
-                "{} (refused because of --strict)",
-                reasons.join("; ")
-            ));
+        if self.strict {
+            let findings = changes.findings().into_iter().chain(pointers);
+            let reasons: Vec<_> = findings.map(|Finding(text)| text).collect();
+            if !reasons.is_empty() {
+                return Err(format!(
+                    "{} (refused because of --strict)",
+                    reasons.join("; ")
+                ));
+            }
+        } else {
+            let _ = self.jobs.send(Job::Warn { changes, pointers });
         }
         self.baseline = None;
-        for Finding(text) in findings {
-            self.control.report(Report::Warning { text });
-        }
         Ok(())
     }
 
@@ -268,6 +272,11 @@ impl Writer {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             match job {
+                Job::Warn { changes, pointers } => {
+                    for Finding(text) in changes.findings().into_iter().chain(pointers) {
+                        self.control.report(Report::Warning { text });
+                    }
+                }
                 Job::Write {
                     epoch,
                     ranks,

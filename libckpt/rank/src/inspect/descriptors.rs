@@ -24,12 +24,13 @@ impl Descriptors {
                 .file_name()
                 .to_str()
                 .and_then(|name| name.parse().ok());
-            // The descriptor that lists the directory is closed again before anyone looks.
             if let (Some(number), Ok(target)) = (number, fs::read_link(entry.path())) {
                 open.insert(number, target.to_string_lossy().into_owned());
             }
         }
-        open.retain(|_, target| !target.ends_with("/fd"));
+        // What the library itself looks up about this process.
+        let own = format!("/proc/{}/", std::process::id());
+        open.retain(|_, target| !target.starts_with(&own));
         Self { open }
     }
 

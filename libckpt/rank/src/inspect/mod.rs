@@ -2,7 +2,7 @@
 //!
 //! An image is a slot. What a solver keeps elsewhere, in statics, thread-locals, open files or memory of a
 //! C library, is as at the start after a restart. [`Baseline::record`] notes how these are before the ranks
-//! run; [`Baseline::findings`] compares at the first checkpoint.
+//! run; [`Baseline::changes`] compares at the first checkpoint.
 //!
 //! - [`statics`]: writable data and thread-locals of the program that changed.
 //! - [`descriptors`]: files, sockets and pipes that were opened.
@@ -38,28 +38,44 @@ impl Baseline {
         })
     }
 
-    /// What has changed since that a restart would lose.
+    /// What has changed since. Quick; the words for it ([`Changes::findings`]) take longer and may be found
+    /// by any thread, while the ranks go on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        in_process(|| Changes {
+            statics: self.statics.changed(),
+            opened: self.descriptors.opened(),
+        })
+    }
+}
+
+/// What has changed since a [`Baseline`].
+#[derive(Debug)]
+pub struct Changes {
+    statics: statics::Changed,
+    opened: Vec<String>,
+}
+
+impl Changes {
+    /// What of it a restart would lose.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
-        in_process(|| {
-            let mut findings = Vec::new();
-            let changed = self.statics.changed();
-            if !changed.is_empty() {
-                findings.push(Finding(format!(
-                    "statics or thread-locals of the program have changed and are no part of a checkpoint: {}; \
-                     keep such values in the rank's own memory, or in a RankLocal",
-                    changed.join(", ")
-                )));
-            }
-            let opened = self.descriptors.opened();
-            if !opened.is_empty() {
-                findings.push(Finding(format!(
-                    "the program has opened files or sockets, which are not reopened by a restart: {}",
-                    opened.join(", ")
-                )));
-            }
-            findings
-        })
+        let mut findings = Vec::new();
+        let changed = self.statics.names();
+        if !changed.is_empty() {
+            findings.push(Finding(format!(
+                "statics or thread-locals of the program have changed and are no part of a checkpoint: {}; \
+                 keep such values in the rank's own memory, or in a RankLocal",
+                changed.join(", ")
+            )));
+        }
+        if !self.opened.is_empty() {
+            findings.push(Finding(format!(
+                "the program has opened files or sockets, which are not reopened by a restart: {}",
+                self.opened.join(", ")
+            )));
+        }
+        findings
     }
 }
 

@@ -110,23 +110,42 @@ impl Statics {
         }
     }
 
-    /// Names of the program's own statics and thread-locals that have changed since.
+    /// What has changed since, by address.
     #[must_use]
-    pub fn changed(&self) -> Vec<String> {
-        let changed: Vec<usize> = self
-            .data
-            .iter()
-            .flat_map(|(start, before)| differing_words(*start, before))
-            .collect();
-        let locals: Vec<usize> = self
-            .thread_locals
-            .iter()
-            .flat_map(|(start, before)| {
-                differing_words(*start, before)
-                    .into_iter()
-                    .map(move |word| word - start)
-            })
-            .collect();
+    pub fn changed(&self) -> Changed {
+        Changed {
+            data: self
+                .data
+                .iter()
+                .flat_map(|(start, before)| differing_words(*start, before))
+                .collect(),
+            thread_locals: self
+                .thread_locals
+                .iter()
+                .flat_map(|(start, before)| {
+                    let words = differing_words(*start, before);
+                    words.into_iter().map(move |word| word - start)
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Words that have changed since [`Statics::record`].
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Addresses.
+    data: Vec<usize>,
+    /// Offsets into the program's block of thread-locals.
+    thread_locals: Vec<usize>,
+}
+
+impl Changed {
+    /// Names of the program's own statics and thread-locals among them. Reads the program's symbols,
+    /// which may take a second for a large one.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let (changed, locals) = (&self.data, &self.thread_locals);
         if changed.is_empty() && locals.is_empty() {
             return Vec::new();
         }
@@ -142,8 +161,8 @@ impl Statics {
             let start = usize::try_from(symbol.address()).unwrap_or(usize::MAX);
             let size = usize::try_from(symbol.size()).unwrap_or(0);
             let (words, start) = match symbol.kind() {
-                SymbolKind::Data => (&changed, start.saturating_add(bias)),
-                SymbolKind::Tls => (&locals, start),
+                SymbolKind::Data => (changed, start.saturating_add(bias)),
+                SymbolKind::Tls => (locals, start),
                 _ => continue,
             };
             // A changed word of 8 bytes may begin before a smaller symbol inside it.
