@@ -1,0 +1,163 @@
+//! The heat equation on a rectangle: `du/dt = a (d2u/dx2 + d2u/dy2)`, explicit in time (each point moves
+//! towards the mean of its four neighbours), the edges held at fixed temperatures.
+//!
+//! Each rank has a block of rows. Before each step it exchanges its first and last row with the ranks above
+//! and below, and computes the rows between while these are on the way.
+
+mod block;
+
+use std::time::Duration;
+
+use examples::{Arguments, History, Problem};
+use libckpt::prelude::*;
+
+use crate::block::Block;
+
+const USAGE: &str = "\
+The heat equation in two dimensions.
+
+  --size ROWSxCOLUMNS   points of the grid, edges not counted   [1024x1024]
+  --mib-per-rank MIB    instead of --size: so much memory for the grid on each rank
+  --steps N             steps in time                           [1000]
+  --progress            rank 0 prints each step
+  --pause-us US         sleep so long in each step, in microseconds; makes small runs last";
+
+/// Columns of the grid where its size is told in MiB.
+const COLUMNS_BY_MIB: usize = 2048;
+
+#[derive(Debug)]
+struct Options {
+    size: Size,
+    steps: u64,
+    progress: bool,
+    pause: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Grid { rows: usize, columns: usize },
+    MibPerRank(usize),
+}
+
+impl Options {
+    fn read() -> Result<Self, Problem> {
+        let mut arguments = Arguments::from_environment(USAGE)?;
+        let grid = arguments.text("--size")?;
+        let mib = arguments.text("--mib-per-rank")?;
+        let options = Self {
+            size: Size::read(grid, mib)?,
+            steps: arguments.value("--steps", 1000)?,
+            progress: arguments.flag("--progress"),
+            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+        };
+        arguments.finish()?;
+        Ok(options)
+    }
+}
+
+impl Size {
+    fn read(grid: Option<String>, mib: Option<String>) -> Result<Self, Problem> {
+        let number = |name: &str, text: &str| match text.parse::<usize>() {
+            Ok(0) => Err(Problem::wrong(format!("{name} {text}: not 0"))),
+            Ok(number) => Ok(number),
+            Err(error) => Err(Problem::wrong(format!("{name} {text}: {error}"))),
+        };
+        match (grid, mib) {
+            (Some(_), Some(_)) => Err(Problem::wrong("either --size or --mib-per-rank, not both")),
+            (None, Some(mib)) => Ok(Self::MibPerRank(number("--mib-per-rank", &mib)?)),
+            (None, None) => Ok(Self::Grid {
+                rows: 1024,
+                columns: 1024,
+            }),
+            (Some(grid), None) => {
+                let (rows, columns) = grid
+                    .split_once('x')
+                    .ok_or_else(|| Problem::wrong(format!("--size {grid}: not ROWSxCOLUMNS")))?;
+                Ok(Self::Grid {
+                    rows: number("--size", rows)?,
+                    columns: number("--size", columns)?,
+                })
+            }
+        }
+    }
+
+    /// Rows and columns of the whole grid.
+    fn of_grid(self, ranks: usize) -> (usize, usize) {
+        match self {
+            Self::Grid { rows, columns } => (rows, columns),
+            Self::MibPerRank(mib) => {
+                // Each point is kept twice: before and after the step.
+                let points = (mib << 20) / (2 * size_of::<f64>());
+                (points / COLUMNS_BY_MIB * ranks, COLUMNS_BY_MIB)
+            }
+        }
+    }
+}
+
+#[libckpt::main]
+fn main(world: World) -> Result<(), String> {
+    match Options::read() {
+        Ok(options) => solve(&world, &options).map_err(|error| error.to_string()),
+        Err(problem) => problem.told_by_rank_0(&world),
+    }
+}
+
+fn solve(world: &World, options: &Options) -> libckpt::Result<()> {
+    let (rows, columns) = options.size.of_grid(world.size());
+    let speaks = world.rank() == 0;
+    if speaks {
+        println!(
+            "heat: {rows} x {columns} points on {} ranks, {} steps",
+            world.size(),
+            options.steps
+        );
+    }
+    let mut block = Block::new(rows, columns, world.rank(), world.size());
+    let mut history = History::new();
+    for step in 1..=options.steps {
+        block.step(world, &mut history)?;
+        if !options.pause.is_zero() {
+            std::thread::sleep(options.pause);
+        }
+        if options.progress && speaks {
+            println!("step {step}");
+        }
+    }
+    let mut warmth = 0.0;
+    world.all_reduce_into(&block.warmth(), &mut warmth, SystemOperation::sum())?;
+    history.fold_float(warmth);
+    if speaks {
+        println!("mean temperature: {:.9}", warmth / (rows * columns) as f64);
+    }
+    history.print_result(world)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_rows_by_columns_or_mib() {
+        let read = |grid: Option<&str>, mib: Option<&str>| {
+            Size::read(grid.map(str::to_owned), mib.map(str::to_owned))
+        };
+        assert_eq!(
+            read(Some("3x40"), None),
+            Ok(Size::Grid {
+                rows: 3,
+                columns: 40
+            })
+        );
+        assert_eq!(read(None, Some("64")), Ok(Size::MibPerRank(64)));
+        for wrong in ["3", "3x", "x4", "0x4", "3x-4", "3x4x5"] {
+            assert!(read(Some(wrong), None).is_err(), "{wrong}");
+        }
+        assert!(read(Some("3x4"), Some("64")).is_err());
+    }
+
+    #[test]
+    fn mib_per_rank_are_the_bytes_of_both_grids() {
+        let (rows, columns) = Size::MibPerRank(64).of_grid(4);
+        assert_eq!(rows / 4 * columns * 2 * size_of::<f64>(), 64 << 20);
+    }
+}
