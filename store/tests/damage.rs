@@ -8,9 +8,11 @@ use std::sync::Arc;
 use common::{Image, RANKS, image, image_of, key, read_image, store_with, write_image};
 use protocol::control::{Compression, StoredFile};
 use protocol::ids::{Epoch, Incarnation};
+use store::format::layout::{FileHeader, Trailer};
 use store::job_store::verify_store;
 use store::storage::Storage as _;
 use store::{Error, JobStore, MemoryStorage, RankFile, SharedStorage, names};
+use zerocopy::FromBytes;
 
 /// The ways in which a byte is changed: each bit alone would be eight times slower and shows no more.
 const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
@@ -138,7 +140,8 @@ fn chunks_that_change_places_are_noticed() {
     // All between the headers and the indexes: the same pages, of another epoch.
     storage
         .tamper(&stored.name, |bytes| {
-            let chunks = 60..bytes.len() - 700;
+            let (_, trailer) = Trailer::read_from_suffix(bytes).unwrap();
+            let chunks = size_of::<FileHeader>()..trailer.index_offset.get() as usize;
             bytes[chunks.clone()].copy_from_slice(&foreign[chunks]);
         })
         .unwrap();

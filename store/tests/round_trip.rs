@@ -211,13 +211,6 @@ fn zero_pages_cost_nothing() {
 #[test]
 fn bytes_that_do_not_compress_are_stored_as_they_are() {
     let storage = storage();
-    let page = Content::Noise(7).page();
-    let mut file =
-        RankFileWriter::create(storage.clone(), key(1, 1, 0), Compression::Fast).unwrap();
-    for number in 0..64 {
-        file.page_run(number, &page[..]).unwrap();
-    }
-    drop(file);
     let noise: Vec<u8> = {
         use rand::{Rng, SeedableRng};
         let mut bytes = vec![0; 64 * PAGE_BYTES];

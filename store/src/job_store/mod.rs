@@ -64,7 +64,8 @@ impl JobStore {
         for dir in [names::INCARNATIONS, names::EPOCHS] {
             create_dir_if_missing(&*storage, dir)?;
         }
-        // The record comes last: only with it the directory is a store.
+        // The record comes last, when the rest is durable: only with it the directory is a store.
+        storage::sync_dir(&*storage, "")?;
         durable::replace(&*storage, names::JOB, &record::encode(&job), Access::Umask)?;
         Ok(Self::new(storage, job, Some(lock)))
     }

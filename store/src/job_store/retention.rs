@@ -7,8 +7,8 @@ use std::sync::{MutexGuard, PoisonError};
 
 use protocol::ids::Epoch;
 
-use super::JobStore;
 use super::listing::CheckpointState;
+use super::{JobStore, numbered};
 use crate::record::Manifest;
 use crate::storage::{self, Access};
 use crate::{Error, Result, durable, names};
@@ -78,16 +78,34 @@ impl JobStore {
         Ok(removed)
     }
 
-    /// Removes what snapshots that never became checkpoints left: to be done when a coordinator starts,
-    /// before its first snapshot. Their directories stay.
+    /// Removes what was never finished: files of snapshots that did not become checkpoints, whose
+    /// directories stay, and records that did not get their name. To be done when a coordinator starts, before its
+    /// first snapshot.
     pub fn sweep(&self) -> Result<()> {
-        self.require_mine("removing what aborted snapshots left")?;
+        self.require_mine("removing what was never finished")?;
+        let (_, other) = numbered(&*self.storage, names::INCARNATIONS, false)?;
+        for path in other {
+            if self.is_left_over(&path) {
+                storage::remove_if_there(&*self.storage, &path)?;
+            }
+        }
         for checkpoint in self.list()?.checkpoints {
             if matches!(checkpoint.state, CheckpointState::Unpublished) {
                 self.empty(checkpoint.epoch)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether this is an unfinished record for a number that is taken, so that it can't become one any more.
+    fn is_left_over(&self, path: &str) -> bool {
+        path.ends_with(names::UNFINISHED)
+            && path
+                .rsplit('/')
+                .next()
+                .and_then(|name| name.split('.').next())
+                .and_then(names::number)
+                .is_some_and(|number| self.incarnation.is_some_and(|mine| number <= mine.0))
     }
 
     /// Removes one checkpoint, unless another one refers to it.

@@ -1,0 +1,313 @@
+//! A fault at every operation in turn, while a checkpoint is written and published, on a real disk: the
+//! last good checkpoint restores, errors are clear, and the job can go on.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{
+    Failed, assert_readable, assert_restores, checkpoint, job, key, store_with, write_image,
+};
+use protocol::control::Compression;
+use protocol::ids::Epoch;
+use store::fault::{Fault, FaultStorage, Operation, Plan};
+use store::storage::Storage as _;
+use store::{CheckpointState, DiskStorage, Error, JobStore, MemoryStorage, SharedStorage};
+
+/// What a restarted coordinator does: takes checkpoint 2 after checkpoint 1, and drops what is old.
+fn restart_and_checkpoint(storage: SharedStorage) -> Result<bool, Failed> {
+    let mut store = JobStore::open_locked_on(storage)?;
+    let from = store.newest_usable()?.map(|manifest| manifest.id());
+    store.begin_incarnation(from)?;
+    store.sweep()?;
+    let taken = checkpoint(&store, Epoch(2));
+    match taken {
+        Ok(published) => {
+            // That old files stay is no failure of the checkpoint.
+            let _ = store.retain(1);
+            Ok(published.durable)
+        }
+        Err(Failed::Before(error)) => {
+            // Nor that its files stay: they are swept up later.
+            let _ = store.abort_epoch(Epoch(2));
+            Err(Failed::Before(error))
+        }
+        unresolved => unresolved.map(|_| false),
+    }
+}
+
+fn disk(dir: &Path) -> SharedStorage {
+    Arc::new(DiskStorage::open(dir).unwrap())
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// Errors name a path, and what the system said.
+fn assert_clear(error: &Error, plan: Plan) {
+    let text = error.to_string();
+    assert!(
+        text.contains('/') || text.starts_with("(memory)"),
+        "{plan}: {text}"
+    );
+    if let Error::Io { source, .. } = error {
+        assert!(text.contains(&source.to_string()), "{plan}: {text}");
+    }
+    if let Fault::Errno(libc::ENOSPC) | Fault::DiskFull = plan.fault {
+        assert!(text.contains("free space"), "{plan}: {text}");
+    }
+}
+
+fn every_operation_fails_with(fault: Fault) {
+    let start = tempfile::tempdir().unwrap();
+    drop(store_with(disk(start.path()), 1));
+    let mut outcomes = (0, 0, 0);
+    for at in 0.. {
+        let plan = Plan { at, fault };
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(start.path(), dir.path());
+        let storage = FaultStorage::failing(disk(dir.path()), plan);
+        let outcome = restart_and_checkpoint(Arc::new(storage.clone()));
+        let ended = storage.operations() <= at;
+
+        // What anyone finds who looks at it afterwards.
+        let mut store = JobStore::open_locked_on(disk(dir.path())).unwrap();
+        let listing = store.list().unwrap();
+        for manifest in listing.usable() {
+            assert_readable(&store, manifest);
+        }
+        let newest = listing
+            .newest_usable()
+            .expect("no checkpoint is left")
+            .epoch;
+        match &outcome {
+            Ok(_) => {
+                outcomes.0 += 1;
+                assert_eq!(newest, Epoch(2), "{plan}: published");
+            }
+            Err(Failed::Before(error)) => {
+                outcomes.1 += 1;
+                assert_clear(error, plan);
+                assert_eq!(newest, Epoch(1), "{plan}: {error}");
+            }
+            Err(Failed::Unresolved(error)) => {
+                outcomes.2 += 1;
+                assert_clear(error, plan);
+            }
+        }
+        // The job goes on from what is there.
+        let from = assert_restores(&store, newest);
+        store.begin_incarnation(Some(from)).unwrap();
+        store.sweep().unwrap();
+        let next = store.highest_epoch().unwrap().next();
+        assert!(checkpoint(&store, next).unwrap().durable, "{plan}");
+        assert_restores(&store, next);
+        store.retain(1).unwrap();
+        let report = store.verify(|_| {}).unwrap();
+        assert!(report.is_sound(), "{plan}");
+        assert!(report.strays.is_empty(), "{plan}: {:?}", report.strays);
+        if ended {
+            assert!(at > 50, "the operations were counted: {at}");
+            assert!(matches!(outcome, Ok(true)), "{plan}: nothing failed");
+            break;
+        }
+    }
+    let (published, aborted, _) = outcomes;
+    assert!(published > 0, "{outcomes:?}");
+    if !matches!(fault, Fault::ShortWrite | Fault::FailedSync) {
+        assert!(aborted > 0, "{outcomes:?}");
+    }
+}
+
+#[test]
+fn the_disk_is_full_for_one_operation() {
+    every_operation_fails_with(Fault::Errno(libc::ENOSPC));
+}
+
+#[test]
+fn the_disk_is_full_from_then_on() {
+    every_operation_fails_with(Fault::DiskFull);
+}
+
+#[test]
+fn the_disk_fails() {
+    every_operation_fails_with(Fault::Errno(libc::EIO));
+}
+
+#[test]
+fn writes_are_short() {
+    every_operation_fails_with(Fault::ShortWrite);
+}
+
+#[test]
+fn fsync_fails() {
+    every_operation_fails_with(Fault::FailedSync);
+}
+
+#[test]
+fn fsync_fails_and_the_data_are_gone() {
+    every_operation_fails_with(Fault::LostSync);
+}
+
+#[test]
+fn operations_are_done_and_reported_as_failed() {
+    every_operation_fails_with(Fault::DoneButError);
+}
+
+/// A storage in memory with the directory of epoch 1, whose first fsync of a file goes wrong.
+fn first_sync(fault: Fault) -> FaultStorage {
+    let storage = MemoryStorage::new();
+    storage.create_dir("epochs").unwrap();
+    storage.create_dir("epochs/000001").unwrap();
+    FaultStorage::failing(Arc::new(storage), Plan { at: 0, fault })
+}
+
+#[test]
+fn a_rank_file_whose_fsync_fails_is_written_again_under_another_name() {
+    let storage = first_sync(Fault::FailedSync);
+    let image = common::image(1, 20);
+    let shared: SharedStorage = Arc::new(storage.clone());
+    let stored = write_image(shared, key(1, 1, 0), &image, Compression::Fast).unwrap();
+    assert_eq!(stored.name, "epochs/000001/i0001-r00000.2.img");
+    let found = common::read_image(&storage, &stored, key(1, 1, 0)).unwrap();
+    assert_eq!(found, image);
+    let synced: Vec<_> = storage
+        .log()
+        .into_iter()
+        .filter(|(operation, _)| *operation == Operation::Sync)
+        .map(|(_, path)| path)
+        .collect();
+    assert_eq!(
+        synced,
+        [
+            "epochs/000001/i0001-r00000.img",
+            "epochs/000001/i0001-r00000.2.img"
+        ],
+        "no file is tried twice"
+    );
+    assert_eq!(storage.list("epochs/000001").unwrap().len(), 1);
+}
+
+#[test]
+fn a_rank_file_that_lost_its_data_in_a_failed_fsync_does_not_count() {
+    let storage = first_sync(Fault::LostSync);
+    let shared: SharedStorage = Arc::new(storage.clone());
+    let error = write_image(
+        shared,
+        key(1, 1, 0),
+        &common::image(1, 20),
+        Compression::Fast,
+    )
+    .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Io {
+                operation: "fsync",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(storage.list("epochs/000001").unwrap().is_empty());
+}
+
+/// The directory's fsync after the rename fails: the checkpoint is there, but an older one is not given
+/// up for it.
+#[test]
+fn retention_does_not_count_on_a_checkpoint_that_may_not_be_durable() {
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let counting = FaultStorage::counting(Arc::new(memory.clone()));
+    let taken = restart_and_checkpoint(Arc::new(counting.clone()));
+    assert!(matches!(taken, Ok(true)));
+    let rename = counting
+        .log()
+        .iter()
+        .position(|(operation, path)| *operation == Operation::Rename && path.ends_with("manifest"))
+        .unwrap();
+
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let plan = Plan {
+        at: rename as u64 + 1,
+        fault: Fault::FailedSync,
+    };
+    let storage = FaultStorage::failing(Arc::new(memory.clone()), plan);
+    let taken = restart_and_checkpoint(Arc::new(storage));
+    assert!(matches!(taken, Ok(false)), "{taken:?}");
+    let store = JobStore::open_on(Arc::new(memory)).unwrap();
+    let states: Vec<_> = store.list().unwrap().checkpoints;
+    assert_eq!(states.len(), 2);
+    assert!(
+        states
+            .iter()
+            .all(|found| matches!(found.state, CheckpointState::Committed))
+    );
+}
+
+#[test]
+fn a_file_system_without_hard_links_still_makes_incarnations_exclusively() {
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let counting = FaultStorage::counting(Arc::new(memory.clone()));
+    let mut store = JobStore::open_locked_on(Arc::new(counting.clone())).unwrap();
+    store.begin_incarnation(None).unwrap();
+    drop(store);
+    let link = counting
+        .log()
+        .iter()
+        .position(|(operation, _)| *operation == Operation::Link)
+        .unwrap();
+    let plan = Plan {
+        at: link as u64,
+        fault: Fault::Errno(libc::EOPNOTSUPP),
+    };
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let storage = FaultStorage::failing(Arc::new(memory), plan);
+    let mut store = JobStore::open_locked_on(Arc::new(storage.clone())).unwrap();
+    let begun = store.begin_incarnation(None).unwrap();
+    assert!(storage.struck());
+    assert_eq!(begun.incarnation.0, 2);
+    assert_eq!(store.incarnations().unwrap().0.last(), Some(&begun));
+}
+
+#[test]
+fn making_a_store_fails_cleanly_at_every_operation_and_can_be_tried_again() {
+    for at in 0.. {
+        let plan = Plan {
+            at,
+            fault: Fault::Errno(libc::ENOSPC),
+        };
+        let memory = MemoryStorage::new();
+        let storage = FaultStorage::failing(Arc::new(memory.clone()), plan);
+        let made = JobStore::create_on(Arc::new(storage.clone()), job());
+        if !storage.struck() {
+            made.unwrap();
+            assert!(at > 5);
+            break;
+        }
+        let Err(error) = made else { continue };
+        assert_clear(&error, plan);
+        match JobStore::create_on(Arc::new(memory.clone()), job()) {
+            Ok(_) => {}
+            // Where only the last fsync failed, it is made.
+            Err(Error::AlreadyExists { .. }) => {
+                drop(JobStore::open_locked_on(Arc::new(memory)).unwrap())
+            }
+            Err(error) => panic!("{plan}: {error}"),
+        }
+    }
+}
