@@ -3,6 +3,8 @@
 mod common;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 use common::{FOREVER, Job, Role, random};
 use libckpt_transport::shm::ShmTransport;
@@ -227,6 +229,23 @@ fn a_link_that_was_quiet_for_long_is_heard_again() {
         }
         assert!(me.watched_links() < 15);
     }
+}
+
+#[test]
+fn a_link_whose_packets_are_read_at_once_uses_little_memory() {
+    let job = Job::new(2, 0);
+    let (mut here, mut there) = (job.join(0), job.join(1));
+    for number in 0..20_000_u32 {
+        let packet = number.to_le_bytes().repeat(1 + number as usize % 200);
+        assert!(here.try_send(Process(1), &[&packet]).unwrap());
+        assert!(
+            there
+                .poll(&mut |_, bytes| assert_eq!(bytes, packet))
+                .unwrap()
+        );
+    }
+    let used_bytes = File::from(job.fd).metadata().unwrap().blocks() * 512;
+    assert!(used_bytes <= 48 << 10, "{used_bytes} bytes used");
 }
 
 #[test]

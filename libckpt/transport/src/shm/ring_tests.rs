@@ -12,8 +12,12 @@ use crate::shm::region::create;
 
 /// Both ends of a ring of the smallest size, in a region of their own.
 fn ends() -> (Sender, Receiver) {
-    let layout = Layout::of_job(512);
-    let file = File::from(create(512).unwrap());
+    ends_in_job_of(512)
+}
+
+fn ends_in_job_of(processes: u32) -> (Sender, Receiver) {
+    let layout = Layout::of_job(processes as usize);
+    let file = File::from(create(processes).unwrap());
     let mapping = Mapping::new(&file, layout.region_bytes()).unwrap();
     let place = layout.ring(0, 1);
     let control = || Shared::new(&mapping, layout.link(0, 1));
@@ -37,14 +41,15 @@ fn a_ring_is_a_queue() {
     let seed = rand::random();
     println!("seed {seed}");
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    for _ in 0..50 {
-        let (mut sender, mut receiver) = ends();
+    // The smallest rings and the largest, where a drained link starts over early.
+    for round in 0..60 {
+        let (mut sender, mut receiver) = ends_in_job_of(if round % 3 == 0 { 2 } else { 512 });
         let mut model = VecDeque::new();
         let longest = packet_bytes_max(sender.ring.bytes);
         // A sender that is faster, then a receiver that is, over and over: full and empty both happen.
         let mut full = 0;
         for turn in 0..4000 {
-            let sends = if turn / 200 % 2 == 0 { 0.8 } else { 0.2 };
+            let sends = if turn / 500 % 2 == 0 { 0.9 } else { 0.2 };
             if random.random_bool(sends) {
                 let most = if random.random_bool(0.3) {
                     longest
