@@ -1,4 +1,4 @@
-//! A fault at every operation in turn, while a checkpoint is written and published, on a real disk: the
+//! A fault at every operation in turn, while a checkpoint is written and published, on a real file system: the
 //! last good checkpoint restores, errors are clear, and the job can go on.
 
 mod common;
@@ -14,6 +14,7 @@ use protocol::ids::Epoch;
 use store::fault::{Fault, FaultStorage, Operation, Plan};
 use store::storage::Storage as _;
 use store::{CheckpointState, DiskStorage, Error, JobStore, MemoryStorage, SharedStorage};
+use tempfile::TempDir;
 
 /// What a restarted coordinator does: takes checkpoint 2 after checkpoint 1, and drops what is old.
 fn restart_and_checkpoint(storage: SharedStorage) -> Result<bool, Failed> {
@@ -34,6 +35,17 @@ fn restart_and_checkpoint(storage: SharedStorage) -> Result<bool, Failed> {
             Err(Failed::Before(error))
         }
         unresolved => unresolved.map(|_| false),
+    }
+}
+
+/// A directory of the real file system, in memory where there is such a one: what fsync costs on a disk
+/// shows nothing here, and there are thousands of them.
+fn directory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
     }
 }
 
@@ -70,12 +82,12 @@ fn assert_clear(error: &Error, plan: Plan) {
 }
 
 fn every_operation_fails_with(fault: Fault) {
-    let start = tempfile::tempdir().unwrap();
+    let start = directory();
     drop(store_with(disk(start.path()), 1));
     let mut outcomes = (0, 0, 0);
     for at in 0.. {
         let plan = Plan { at, fault };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = directory();
         copy_dir(start.path(), dir.path());
         let storage = FaultStorage::failing(disk(dir.path()), plan);
         let outcome = restart_and_checkpoint(Arc::new(storage.clone()));
