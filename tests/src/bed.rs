@@ -163,7 +163,7 @@ impl Bed {
         Job::start(self, command)?.wait(PATIENCE)
     }
 
-    /// Runs a command of `ckpt` on the store, with further arguments and `--json`; its output as JSON.
+    /// Runs a command of `ckpt` on the store, with further arguments and `--json`; the result in its record.
     ///
     /// # Errors
     /// When it fails, or prints something else.
@@ -173,8 +173,7 @@ impl Bed {
         all.extend_from_slice(arguments);
         all.push("--json");
         let outcome = self.ckpt(&all)?.expect_code(0)?;
-        serde_json::from_str(&outcome.stdout_text())
-            .with_context(|| format!("`ckpt {command} --json` printed: {}", outcome.stdout_text()))
+        outcome.json().map(|mut record| record["result"].take())
     }
 
     /// Runs a command of `ckpt` on the store, whatever it returns.

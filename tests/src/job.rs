@@ -345,6 +345,19 @@ impl Outcome {
         }
     }
 
+    /// Its output as the JSON record of a command.
+    ///
+    /// # Errors
+    /// If it is not one.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        let record: serde_json::Value = serde_json::from_str(&self.stdout_text())
+            .with_context(|| format!("no JSON record\n{}", self.story()))?;
+        match record["schema"].as_u64() {
+            Some(1) => Ok(record),
+            _ => bail!("a record of another schema: {record}"),
+        }
+    }
+
     /// Its output as one text.
     #[must_use]
     pub fn stdout_text(&self) -> String {

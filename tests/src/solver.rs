@@ -29,13 +29,13 @@ impl Solver {
         }
     }
 
-    /// The heat equation on a grid, each step printed.
+    /// The heat equation on a grid, each step printed. Steps last a little, so that small grids are caught too.
     #[must_use]
     pub fn heat(ranks: usize, rows: usize, columns: usize, steps: usize) -> Self {
         Self::new(
             "heat",
             ranks,
-            &format!("--size {rows}x{columns} --steps {steps} --progress"),
+            &format!("--size {rows}x{columns} --steps {steps} --pause-us 700 --progress"),
         )
     }
 

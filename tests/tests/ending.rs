@@ -139,10 +139,15 @@ fn a_program_that_is_not_there_is_a_usage_error() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_is_no_solver_is_refused_or_passes_its_code_through() -> Result<()> {
+fn a_program_that_is_no_solver_is_refused_with_what_to_do() -> Result<()> {
     let bed = Bed::new()?;
     let store = bed.store().display().to_string();
     let outcome = bed.ckpt(&["run", "-n", "1", "--store", &store, "--", "/bin/false"])?;
-    assert_eq!(outcome.code(), Some(1), "{}", outcome.story());
+    assert_eq!(outcome.code(), Some(64), "{}", outcome.story());
+    assert!(
+        outcome.stderr_text().contains("libckpt::main"),
+        "{}",
+        outcome.story()
+    );
     Ok(())
 }

@@ -46,7 +46,7 @@ pub fn newest_in_store(bed: &Bed) -> Result<Option<u64>> {
     };
     Ok(checkpoints
         .iter()
-        .filter(|checkpoint| checkpoint.get("bad").is_none_or(Value::is_null))
+        .filter(|checkpoint| checkpoint.get("state").and_then(Value::as_str) == Some("committed"))
         .filter_map(|checkpoint| checkpoint.get("epoch")?.as_u64())
         .max())
 }
