@@ -52,7 +52,7 @@ impl Connection {
         Ok(getsockopt(&self.stream, PeerCredentials)?.uid())
     }
 
-    /// Takes in what has come. Frames are then given by [`Self::next`], also after [`Flow::Closed`].
+    /// Takes in what has come. Frames are then given by [`Self::next_message`], also after [`Flow::Closed`].
     pub fn fill(&mut self) -> Flow {
         let mut bytes = [0; READ_BYTES];
         loop {
@@ -70,7 +70,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the peer sends something else than such messages; nothing more can be read then.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         self.decoder.next()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::control::{Directive, JobStatus, Response};
 use protocol::coordinator::{self, Coordinator, RequestId};
-use protocol::ids::{Epoch, JobId};
+use protocol::ids::{Epoch, JobId, Rank};
 use protocol::recovery::{End, Output, Phase, Recovery};
 
 use super::peers::Peers;
@@ -52,6 +52,8 @@ pub(super) struct Job<'a> {
     pub(super) peers: Peers,
     /// Requests that came while no ranks ran.
     pub(super) held: Vec<RequestId>,
+    /// Ranks that had finished already when their checkpoint was taken, told before the ranks run.
+    pub(super) finished_early: Vec<Rank>,
     pub(super) cost: Cost,
     pub(super) committed: Option<Epoch>,
     /// Epochs whose files were removed on abort; late writers may have made some since.
@@ -229,6 +231,9 @@ impl Job<'_> {
             store_timeout: crate::plan::STORE_TIMEOUT,
         };
         let mut coordinator = Coordinator::new(config, now);
+        for rank in self.finished_early.drain(..) {
+            coordinator.handle_rank_finished(now, rank);
+        }
         for request in self.held.drain(..) {
             coordinator.handle_request(now, request);
         }

@@ -98,6 +98,7 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
         chosen: None,
         peers: peers::Peers::default(),
         held: Vec::new(),
+        finished_early: Vec::new(),
         cost: job::Cost::default(),
         committed: None,
         aborted: Vec::new(),

@@ -63,21 +63,23 @@ impl Job<'_> {
             let connection = &mut peer.connection;
             let handled = match peer.who {
                 Who::Unknown { .. } => connection
-                    .next::<Hello>()
+                    .next_message::<Hello>()
                     .map(|hello| hello.map(|hello| self.handle_hello(number, hello))),
-                Who::Process(process) => connection.next::<Report>().map(|report| {
+                Who::Process(process) => connection.next_message::<Report>().map(|report| {
                     report.map(|report| {
                         self.handle_report(process, report);
                         true
                     })
                 }),
                 Who::Command { asked: true } => return true,
-                Who::Command { asked: false } => connection.next::<Request>().map(|request| {
-                    request.map(|request| {
-                        self.handle_request(number, &request);
-                        true
+                Who::Command { asked: false } => {
+                    connection.next_message::<Request>().map(|request| {
+                        request.map(|request| {
+                            self.handle_request(number, &request);
+                            true
+                        })
                     })
-                }),
+                }
             };
             match handled {
                 Ok(Some(true)) => self.carry_out(),
@@ -99,8 +101,10 @@ impl Job<'_> {
     }
 
     fn handle_hello(&mut self, number: u32, hello: Hello) -> bool {
+        let is_process = matches!(hello.caller, Caller::Process { .. });
         if !self.token.is(&hello.token) {
-            return self.refuse(number, "the token is not this job's".to_owned());
+            let reason = "the token is not this job's".to_owned();
+            return self.refuse(number, is_process, reason);
         }
         if hello.version != CONTROL_VERSION {
             let reason = format!(
@@ -110,10 +114,10 @@ impl Job<'_> {
             let end = End::CannotStart {
                 reason: reason.clone(),
             };
-            if matches!(hello.caller, Caller::Process { .. }) {
+            if is_process {
                 self.recovery.handle_hopeless(&reason, end);
             }
-            return self.refuse(number, reason);
+            return self.refuse(number, is_process, reason);
         }
         match hello.caller {
             Caller::Command => {
@@ -138,15 +142,15 @@ impl Job<'_> {
         identity: ProgramIdentity,
     ) -> bool {
         if process.0 >= self.plan.processes || self.recovery.phase() != Phase::Starting {
-            return self.refuse(number, format!("no {process} is awaited"));
+            return self.refuse(number, true, format!("no {process} is awaited"));
         }
         if let Err(mismatch) = self.start.accept(identity) {
             let (reason, end) = describe(&mismatch);
             self.recovery.handle_hopeless(&reason, end);
-            return self.refuse(number, reason);
+            return self.refuse(number, true, reason);
         }
         if !self.peers.set_process(number, process) {
-            return self.refuse(number, format!("{process} has connected before"));
+            return self.refuse(number, true, format!("{process} has connected before"));
         }
         self.recovery.handle_connected(clock::now(), process);
         self.teller.tell(&Event::Connected {
@@ -159,12 +163,17 @@ impl Job<'_> {
         true
     }
 
-    fn refuse(&mut self, number: u32, reason: String) -> bool {
+    /// Tells a caller that it is turned away, in the language that it understands.
+    fn refuse(&mut self, number: u32, is_process: bool, reason: String) -> bool {
         tracing::warn!(%reason, "a caller was refused");
-        if let Some(peer) = self.peers.get_mut(number)
-            && let Err(error) = peer.connection.send(&Directive::Refused { reason })
-        {
-            tracing::warn!(%error, "a refusal could not be sent");
+        if let Some(peer) = self.peers.get_mut(number) {
+            let sent = match is_process {
+                true => peer.connection.send(&Directive::Refused { reason }),
+                false => peer.connection.send(&Response::Failed { reason }),
+            };
+            if let Err(error) = sent {
+                tracing::warn!(%error, "a refusal could not be sent");
+            }
         }
         false
     }
@@ -222,8 +231,9 @@ impl Job<'_> {
             }
             Report::RankFinished { rank } => {
                 self.teller.tell(&Event::Finished { rank: rank.0 });
-                if let Some(coordinator) = &mut self.coordinator {
-                    coordinator.handle_rank_finished(now, rank);
+                match &mut self.coordinator {
+                    Some(coordinator) => coordinator.handle_rank_finished(now, rank),
+                    None => self.finished_early.push(rank),
                 }
             }
             Report::RankFailed {

@@ -126,6 +126,7 @@ impl Job<'_> {
         // The processes of the start before are gone; so are their connections and pipes.
         self.peers.remove_processes(&self.poller);
         self.start = Start::default();
+        self.finished_early.clear();
         self.store
             .begin(self.chosen.as_ref().map(|chosen| chosen.id));
     }
