@@ -21,7 +21,7 @@ const WARM_SHARE: usize = 4;
 /// Smallest segment taken among the large runs, in bytes.
 const SEGMENT_BYTES_MIN: usize = 8 << 20;
 
-/// Flag of segments taken among the large runs: they are not joined with the break's, nor given back.
+/// Flag of segments taken among the large runs: they are not joined with the break's.
 const SEGMENT_FLAG: u32 = 1;
 
 /// Where the back end's memory ends, and how much of it was touched.
@@ -76,8 +76,8 @@ impl Space {
         self.small.touched - self.small.top + self.runs.warm_bytes()
     }
 
-    /// Gives back all memory in which nothing lives.
-    pub(super) fn discard_warm(&mut self) {
+    /// Gives back all memory kept although nothing lives there.
+    fn discard_warm(&mut self) {
         self.discard_above(self.small.top);
         self.runs.discard_warm();
     }
@@ -107,16 +107,32 @@ impl Space {
         }
     }
 
+    /// Shortens the segment at `base`, if it ends at the break.
     fn shorten(&mut self, base: usize, old_bytes: usize, bytes: usize) -> bool {
         let small = &mut self.small;
-        if base != small.start || base + old_bytes != small.top {
+        if base + old_bytes != small.top {
             return false;
         }
         small.top = base + bytes;
-        let keep = WARM_BYTES + bytes / WARM_SHARE;
+        let keep = WARM_BYTES + (small.top - small.start) / WARM_SHARE;
         if small.touched - small.top > 2 * keep {
             self.discard_above(self.small.top + keep);
         }
+        true
+    }
+
+    /// Takes a whole segment back, or several that the back end has joined.
+    ///
+    /// # Safety
+    /// Nothing lives in them.
+    unsafe fn give_back(&mut self, base: usize, bytes: usize) -> bool {
+        if base < self.small.limit {
+            // Under the break may be more than one: it was raised again after other segments had been
+            // taken. The first one stays.
+            return base > self.small.start && self.shorten(base, bytes, 0);
+        }
+        // SAFETY: by the contract above.
+        unsafe { self.runs.free_segments(base..base + bytes) };
         true
     }
 
@@ -157,12 +173,13 @@ unsafe impl Allocator for Segments {
         unsafe { (*self.space).shorten(base.addr(), old_bytes, bytes) }
     }
 
-    fn free(&self, _: *mut u8, _: usize) -> bool {
-        false
+    fn free(&self, base: *mut u8, bytes: usize) -> bool {
+        // SAFETY: as in `alloc`; the back end has nothing in these segments any more.
+        unsafe { (*self.space).give_back(base.addr(), bytes) }
     }
 
-    fn can_release_part(&self, flags: u32) -> bool {
-        flags & SEGMENT_FLAG == 0
+    fn can_release_part(&self, _: u32) -> bool {
+        true
     }
 
     fn allocates_zeros(&self) -> bool {
@@ -198,11 +215,8 @@ impl Back {
     pub(super) fn new(at: *mut Back, space: Space) -> Self {
         // SAFETY: only an address is computed.
         let beside = unsafe { &raw mut (*at).space };
-        let mut small = Dlmalloc::new_with_allocator(Segments { space: beside });
-        // No segment is ever given back as a whole.
-        small.set_max_release_check_rate(0);
         Self {
-            small,
+            small: Dlmalloc::new_with_allocator(Segments { space: beside }),
             space,
             small_bytes: 0,
         }
@@ -322,6 +336,13 @@ impl Back {
             self.small_bytes = self.small_bytes - old_bytes + bytes;
         }
         block
+    }
+
+    /// Gives back all memory in which nothing lives.
+    pub(super) fn trim(&mut self) {
+        // SAFETY: it only touches what is free.
+        unsafe { self.small.trim(0) };
+        self.space.discard_warm();
     }
 
     /// Bytes of small blocks that are out of the back end's hands.

@@ -321,7 +321,7 @@ impl Heap {
                 free_list(&mut back, class, blocks);
             }
         }
-        back.space.discard_warm();
+        back.trim();
     }
 
     /// The ranges, whole pages, that an image must hold beside this structure itself. What is outside

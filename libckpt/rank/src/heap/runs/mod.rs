@@ -108,13 +108,29 @@ impl Runs {
         Some(self.address(first))
     }
 
-    /// A segment for the back end: never freed.
+    /// A segment for the back end.
     pub(super) fn allocate_segment(&mut self, bytes: usize) -> Option<Range<usize>> {
         let units = units_of(bytes)?;
         let (first, _) = self.take_best(units, UNIT_BYTES)?;
         self.table.write_all(first, units, State::Segment);
         self.live_units += units;
         Some(self.range(first, units))
+    }
+
+    /// Frees neighbouring segments.
+    ///
+    /// # Safety
+    /// The range is made of whole segments, in which nothing lives any more.
+    pub(super) unsafe fn free_segments(&mut self, range: Range<usize>) {
+        let mut address = range.start;
+        while address < range.end {
+            let first = self.unit_at(address);
+            let units = self.table.head(first).units;
+            address += units as usize * UNIT_BYTES;
+            self.live_units -= units;
+            // SAFETY: by the contract above.
+            unsafe { self.release(first, units) };
+        }
     }
 
     /// Whether a block of the heap is a run, not one that the back end made.
@@ -211,7 +227,7 @@ impl Runs {
         }
     }
 
-    /// Bytes of live runs and segments.
+    /// Bytes of live runs.
     pub(super) fn live_bytes(&self) -> usize {
         self.live_bytes
     }

@@ -62,6 +62,43 @@ fn a_full_heap_says_no_and_goes_on_when_something_is_freed() {
 }
 
 #[test]
+fn blocks_packed_where_runs_have_been_are_told_from_runs() {
+    let region = Region::new(64 << 20);
+    let heap = region.heap();
+    // SAFETY: this thread owns the heap, and the blocks are its own.
+    unsafe {
+        let mut runs = vec![];
+        loop {
+            let block = heap.allocate(layout(500 << 10, 8));
+            if block.is_null() {
+                break;
+            }
+            // A block that grows to this size gets a unit of its own, one after the other.
+            let grown = heap.reallocate(block, layout(500 << 10, 8), 1 << 20);
+            if grown.is_null() {
+                heap.deallocate(block, layout(500 << 10, 8));
+                break;
+            }
+            runs.push(grown);
+        }
+        assert!(runs.len() > 20);
+        for run in runs {
+            heap.deallocate(run, layout(1 << 20, 8));
+        }
+        for bytes in [1 << 20, 1_300_000, 3 << 20] {
+            for block in fill(&region, bytes) {
+                heap.deallocate(block, layout(bytes, 8));
+            }
+        }
+        heap.trim();
+        assert_eq!(heap.statistics().live_bytes, 0);
+    }
+    // The back end has given all of its segments back.
+    let large = fill(&region, 9 << 20);
+    assert!(large.len() >= 5, "only {} blocks fit", large.len());
+}
+
+#[test]
 fn sizes_that_no_slot_can_hold_are_refused() {
     let region = Region::new(64 << 20);
     for bytes in [64 << 20, 1 << 40, isize::MAX as usize - 4096] {

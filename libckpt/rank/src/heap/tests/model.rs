@@ -232,7 +232,9 @@ impl Player {
             }
             if restores > 0 && step % (steps / restores) == 0 {
                 self.check_all();
-                self.region.wipe_and_restore();
+                // SAFETY: this thread owns the heap.
+                unsafe { self.region.heap().drain_remote() };
+                self.region.wipe_and_restore(self.region.image());
                 self.check_all();
             }
         }

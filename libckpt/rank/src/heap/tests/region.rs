@@ -11,6 +11,9 @@ pub(super) struct Region {
     bytes: usize,
 }
 
+/// Ranges by their addresses.
+pub(super) type Image = Vec<(usize, Vec<u8>)>;
+
 /// Room for the heap's structure in front of its memory.
 const HEADER_BYTES: usize = 64 << 10;
 
@@ -58,10 +61,8 @@ impl Region {
         self.memory().addr()..self.memory().addr() + self.bytes
     }
 
-    /// Takes the bytes that an image holds, wipes everything, and puts only those back.
-    pub(super) fn wipe_and_restore(&self) {
-        // SAFETY: no other thread uses this heap.
-        unsafe { self.heap().drain_remote() };
+    /// The bytes that an image holds, header aside.
+    pub(super) fn image(&self) -> Image {
         let mut image = vec![];
         self.heap().live_ranges(|range| {
             assert!(self.addresses().start <= range.start && range.end <= self.addresses().end);
@@ -70,7 +71,12 @@ impl Region {
             let bytes = unsafe { bytes_at(range.start, range.len()) }.to_vec();
             image.push((range.start, bytes));
         });
-        // SAFETY: as above; the header is put back below.
+        image
+    }
+
+    /// Wipes everything, and puts only the header, as it is now, and an image back.
+    pub(super) fn wipe_and_restore(&self, image: Image) {
+        // SAFETY: no other thread uses this heap; the header is put back below.
         let header = unsafe { bytes_at(self.base, HEADER_BYTES) }.to_vec();
         // SAFETY: the mapping is this region's, and what it held is known.
         unsafe {

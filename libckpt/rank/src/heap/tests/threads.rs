@@ -121,7 +121,7 @@ fn the_threads_of_a_rank_share_its_heap_with_the_owner() {
         }
         let mut random = ChaCha8Rng::seed_from_u64(9);
         let mut held = vec![];
-        for _ in 0..200_000 {
+        for _ in 0..600_000 {
             // SAFETY: this thread owns the heap, and the blocks are its own.
             unsafe {
                 if held.len() < 300 {
