@@ -1,7 +1,12 @@
 //! The disk of the store is full: the checkpoint is given up, the job goes on, the user is told.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+
 use anyhow::Result;
 use tests::bed::{Bed, PATIENCE};
+use tests::damage::last_start;
 use tests::disk::SmallDisk;
 use tests::phase::Target;
 use tests::skip::skip;
@@ -51,9 +56,21 @@ fn a_job_whose_disk_is_full_goes_on_and_says_so() -> Result<()> {
     Ok(())
 }
 
+/// A file of somebody else that takes all that is left of a disk, but for so many bytes.
+fn fill(disk: &SmallDisk, but_bytes: u64) -> Result<PathBuf> {
+    let path = disk.join("hog");
+    let mut hog = File::create(&path)?;
+    let block = vec![1; 64 << 10];
+    while hog.write_all(&block).is_ok() {}
+    while hog.write_all(&block[..512]).is_ok() {}
+    let bytes = hog.metadata()?.len();
+    hog.set_len(bytes.saturating_sub(but_bytes))?;
+    Ok(path)
+}
+
 #[test]
 fn a_job_whose_disk_fills_up_keeps_its_last_checkpoint() -> Result<()> {
-    let Some(disk) = small_disk("disk that fills up", 64 << 10) else {
+    let Some(disk) = small_disk("disk that fills up", 16 << 10) else {
         return Ok(());
     };
     let expected = Bed::new()?
@@ -63,8 +80,7 @@ fn a_job_whose_disk_fills_up_keeps_its_last_checkpoint() -> Result<()> {
     let bed = Bed::new()?.with_store(disk.join("store"));
     let mut job = bed.start(&heat(), "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
-    // All that is left goes to a file of somebody else.
-    let _ = std::fs::write(disk.join("hog"), vec![1; 64 << 20]);
+    let hog = fill(&disk, 100 << 10)?;
     let aborted = job.wait_event("an abort", |event| event.is("aborted"))?;
     assert!(
         aborted.text("reason").contains("No space left"),
@@ -73,9 +89,42 @@ fn a_job_whose_disk_fills_up_keeps_its_last_checkpoint() -> Result<()> {
     job.kill(Target::Process(1))?;
     let go = job.wait_events("the second go", 2, |event| event.is("go"))?;
     assert!(go.epoch().is_some(), "the last checkpoint is used: {go:?}");
-    std::fs::remove_file(disk.join("hog"))?;
+    std::fs::remove_file(hog)?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected);
+    Ok(())
+}
+
+#[test]
+fn a_job_that_fails_on_a_disk_without_one_byte_left_ends_in_good_order() -> Result<()> {
+    let Some(disk) = small_disk("disk without one byte left", 16 << 10) else {
+        return Ok(());
+    };
+    let expected = Bed::new()?
+        .run(&heat(), "--every off")?
+        .expect_code(0)?
+        .result()?;
+    let bed = Bed::new()?.with_store(disk.join("store"));
+    let mut job = bed.start(&heat(), "--every 100ms")?;
+    job.wait_event("a checkpoint", |event| event.is("committed"))?;
+    let hog = fill(&disk, 0)?;
+    job.wait_event("an abort", |event| event.is("aborted"))?;
+    job.kill(Target::Process(1))?;
+    let outcome = job.wait(PATIENCE)?;
+    if outcome.code() != Some(0) {
+        assert_eq!(outcome.code(), Some(69), "{}", outcome.story());
+        let told = outcome.stderr_text();
+        assert!(
+            told.contains("No space left") && told.contains("ckpt restart"),
+            "{told}"
+        );
+        std::fs::remove_file(hog)?;
+        let outcome = bed.restart("")?.wait(PATIENCE)?.expect_code(0)?;
+        assert!(last_start(&outcome.events).is_some(), "{}", outcome.story());
+        assert_eq!(outcome.result()?, expected);
+    } else {
+        assert_eq!(outcome.result()?, expected);
+    }
     Ok(())
 }
 

@@ -25,6 +25,9 @@ struct Options {
     /// How many kills have to fall in each phase for the campaign to count; ten in a hundred runs if not told.
     #[arg(long)]
     hits: Option<usize>,
+    /// Only runs of this solver.
+    #[arg(long)]
+    solver: Option<String>,
     /// A factor on the length of the solvers.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
@@ -36,8 +39,17 @@ fn main() -> Result<ExitCode> {
     let references = References::default();
     let mut tally = Tally::default();
     let start = Instant::now();
-    for seed in options.seed..options.seed + options.runs {
-        let plan = Plan::draw(seed, &load);
+    let plans = (options.seed..)
+        .map(|seed| Plan::draw(seed, &load))
+        .filter(|plan| {
+            options
+                .solver
+                .as_ref()
+                .is_none_or(|solver| *solver == plan.solver.name)
+        })
+        .take(usize::try_from(options.runs)?);
+    for plan in plans {
+        let seed = plan.seed;
         match drive(&plan, &references) {
             Ok(run) => {
                 let hits: Vec<_> = run

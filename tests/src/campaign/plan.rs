@@ -85,7 +85,7 @@ impl Plan {
 
 fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Solver {
     let solver = match which {
-        0 => Solver::heat(ranks, 512, 512, load.count(6000)),
+        0 => Solver::heat(ranks, 512, 512, load.count(2500)),
         1 => match load.matrices.choose(random) {
             Some(matrix) => {
                 let mut solver = Solver::cg(ranks, matrix);
