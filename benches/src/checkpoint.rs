@@ -1,0 +1,162 @@
+//! How long the ranks stand still for a checkpoint, how long it takes until it is durable, and its bytes.
+//!
+//! The references are the least that the machine needs for the same bytes, measured in turn with the checkpoints:
+//! for the stall, as many threads as processes copy as many bytes as an image has; for the time until durable,
+//! as many threads write the bytes of the files and fsync them, on the same disk. The job runs on meanwhile and
+//! takes its share of the cores, as it does from a checkpoint.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+use tests::bed::{Bed, PATIENCE};
+
+use crate::record::Record;
+use crate::{Effort, jobs};
+
+pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+    let samples = effort.samples.unwrap_or(9);
+    let mut records = Vec::new();
+    for (ranks, mib) in [(2, 64), (4, 64), (2, 256), (4, 256)] {
+        records.extend(case(ranks, mib, samples)?);
+    }
+    Ok(records)
+}
+
+#[allow(clippy::cast_precision_loss)] // bytes and times are far below 2^52
+fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
+    let name = format!("heat, {ranks} ranks of {mib} MiB");
+    let bed = Bed::new()?;
+    let mut job = bed.start(&jobs::heat(ranks, mib), "--every off --keep 1")?;
+    job.wait_lines("the first steps", 5, |line| line.starts_with("step "))?;
+    let copies = Copies::new(ranks, mib << 20);
+    let [
+        mut stall,
+        mut durable,
+        mut file_mib,
+        mut raw_mib,
+        mut copy,
+        mut write,
+    ] = [const { Vec::new() }; 6];
+    // The first one touches staging memory for the first time and looks at the program; it is told apart.
+    let mut first = None;
+    for sample in 0..=samples {
+        bed.on_store("checkpoint", &[])?.expect_code(0)?;
+        let event = job.wait_events("the checkpoint", sample + 1, |event| event.is("committed"))?;
+        let figure = |field: &str| {
+            event
+                .number(field)
+                .map(|value| value as f64)
+                .context("a figure")
+        };
+        let (stall_ms, durable_ms) = (figure("stall_us")? / 1e3, figure("took_us")? / 1e3);
+        let file_bytes = figure("file_bytes")?;
+        if sample == 0 {
+            first = Some((stall_ms, durable_ms));
+            copies.run();
+            continue;
+        }
+        stall.push(stall_ms);
+        durable.push(durable_ms);
+        file_mib.push(file_bytes / f64::from(1 << 20));
+        raw_mib.push(figure("raw_bytes")? / f64::from(1 << 20));
+        copy.push(copies.run());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bytes of a file
+        write.push(write_files(
+            &bed.join("reference"),
+            ranks,
+            file_bytes as usize / ranks,
+        )?);
+    }
+    job.signal(Signal::SIGTERM)?;
+    job.wait(PATIENCE)?.expect_code(75)?;
+
+    let copy = Record::new(&name, "copy_of_as_much_ms", &copy);
+    let write = Record::new(&name, "write_of_as_much_ms", &write);
+    let (first_stall, first_durable) = first.context("a first checkpoint")?;
+    Ok(vec![
+        Record::new(&name, "stall_ms", &stall).against(&copy),
+        copy,
+        Record::new(&name, "durable_ms", &durable).against(&write),
+        write,
+        Record::new(&name, "first_stall_ms", &[first_stall]),
+        Record::new(&name, "first_durable_ms", &[first_durable]),
+        Record::new(&name, "file_mib", &file_mib),
+        Record::new(&name, "raw_mib", &raw_mib),
+    ])
+}
+
+/// Memory that is copied as an image would be: touched before, as kept staging memory is.
+struct Copies {
+    pairs: Vec<std::sync::Mutex<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl Copies {
+    fn new(ranks: usize, bytes: usize) -> Self {
+        Self {
+            pairs: (0..ranks)
+                .map(|_| std::sync::Mutex::new((vec![1; bytes], vec![2; bytes])))
+                .collect(),
+        }
+    }
+
+    /// The longest time of a copy, in milliseconds, with all made at once.
+    fn run(&self) -> f64 {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .pairs
+                .iter()
+                .map(|pair| {
+                    scope.spawn(move || {
+                        let mut pair = pair
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner);
+                        let (from, to) = &mut *pair;
+                        let start = Instant::now();
+                        to.copy_from_slice(std::hint::black_box(from));
+                        std::hint::black_box(to);
+                        start.elapsed().as_secs_f64() * 1e3
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().ok())
+                .fold(0.0, f64::max)
+        })
+    }
+}
+
+/// Writes and fsyncs a file by each of so many threads; how long all took, in milliseconds.
+fn write_files(path: &Path, threads: usize, bytes: usize) -> Result<f64> {
+    // Not zeroes: some disks store those for nothing.
+    let content: Vec<u8> = (0..bytes).map(|index| (index * 31 % 251) as u8).collect();
+    let start = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let writers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (path, content) = (path.with_extension(thread.to_string()), &content);
+                scope.spawn(move || -> Result<()> {
+                    let mut file = File::create(&path)?;
+                    file.write_all(content)?;
+                    file.sync_all()?;
+                    Ok(())
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer
+                .join()
+                .map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+        }
+        Ok(())
+    })?;
+    let elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
+    for thread in 0..threads {
+        std::fs::remove_file(path.with_extension(thread.to_string()))?;
+    }
+    Ok(elapsed_ms)
+}

@@ -1,0 +1,41 @@
+//! Jobs to measure: real ones, under the real coordinator, with a store on the disk of the temporary folder.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use tests::solver::Solver;
+
+/// Builds programs of the workspace in the profile of this one (which was built by `cargo run`), and
+/// returns the folder that they are in.
+///
+/// # Errors
+/// When they do not build.
+pub fn build(arguments: &[&str]) -> Result<PathBuf> {
+    let program = std::env::current_exe().context("where is this program?")?;
+    let folder = program.parent().context("a program lies in a folder")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--manifest-path", manifest])
+        .args(arguments);
+    if folder.ends_with("release") {
+        command.arg("--release");
+    } else {
+        eprintln!("this is no optimised build: use `cargo run --release -p benches`");
+    }
+    if !command.status().context("start cargo")?.success() {
+        bail!("{arguments:?} do not build");
+    }
+    Ok(folder.to_owned())
+}
+
+/// The heat equation with so much memory on each rank, for so many steps that it is stopped before its end.
+pub fn heat(ranks: usize, mib_per_rank: usize) -> Solver {
+    Solver::new(
+        "heat",
+        ranks,
+        &format!("--mib-per-rank {mib_per_rank} --steps 1000000000 --progress"),
+    )
+}

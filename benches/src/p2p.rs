@@ -1,0 +1,100 @@
+//! Half a round trip of a message between two ranks: 8 B, 64 KiB, 1 MiB.
+//!
+//! The solver `bench-pingpong` runs as a job of two processes and prints, for each size, the time of every window
+//! of round trips. In turn with it runs the transport's own ping-pong, which moves the same bytes without
+//! matching, tags and counters: the reference, whose windows also are medians.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use tests::bed::Bed;
+use tests::solver::Solver;
+
+use crate::record::Record;
+use crate::{Effort, jobs};
+
+/// Sizes as the solver names them, and the case of the bare transport that moves a message of this size as
+/// the engine does: a packet up to the eager limit, one copy out of the sender's memory above it.
+const CASES: &[(&str, &str)] = &[("8B", "8B"), ("64KiB", "64K-bulk"), ("1MiB", "1M-bulk")];
+
+pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+    let folder = jobs::build(&[
+        "-p",
+        "benches",
+        "--bins",
+        "-p",
+        "libckpt-transport",
+        "--examples",
+    ])?;
+    let turns = effort.samples.unwrap_or(9);
+    let mut engine = vec![Vec::new(); CASES.len()];
+    let mut transport = vec![Vec::new(); CASES.len()];
+    for _ in 0..turns {
+        let ours = run_job(&folder)?;
+        for (index, (name, bare_name)) in CASES.iter().enumerate() {
+            engine[index].push(find(&ours, name)?);
+            transport[index].push(run_transport(&folder, bare_name)?);
+        }
+    }
+    let mut records = Vec::new();
+    for (index, (name, _)) in CASES.iter().enumerate() {
+        let case = format!("ping-pong {name}");
+        let ours = Record::new(&case, "half_round_trip_us", &engine[index]);
+        let bare = Record::new(&case, "bare_transport_us", &transport[index]);
+        records.push(ours.against(&bare));
+        records.push(bare);
+    }
+    Ok(records)
+}
+
+type Times = Vec<(String, f64)>;
+
+fn find(times: &Times, name: &str) -> Result<f64> {
+    times
+        .iter()
+        .find(|(case, _)| case == name)
+        .map(|(_, time)| *time)
+        .with_context(|| format!("no time for {name} in {times:?}"))
+}
+
+/// Median half round trips of the engine, in microseconds.
+fn run_job(folder: &Path) -> Result<Times> {
+    let bed = Bed::new()?;
+    let mut solver = Solver::new("bench-pingpong", 2, "");
+    solver.name = folder.join("bench-pingpong").display().to_string();
+    let outcome = bed.run(&solver, "--every off")?.expect_code(0)?;
+    Ok(outcome
+        .stdout
+        .iter()
+        .filter_map(|line| {
+            let mut words = line.text.strip_prefix("pingpong ")?.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        })
+        .collect())
+}
+
+/// That of the bare transport: the third column of its table.
+fn run_transport(folder: &Path, case: &str) -> Result<f64> {
+    let output = Command::new(folder.join("examples/pingpong"))
+        .arg(case)
+        .output()
+        .context("start the transport's ping-pong")?;
+    if !output.status.success() {
+        bail!(
+            "the transport's ping-pong failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let table = String::from_utf8_lossy(&output.stdout);
+    table
+        .lines()
+        .find_map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            if *words.first()? != case {
+                return None;
+            }
+            words.get(2)?.parse().ok()
+        })
+        .with_context(|| format!("no time for {case} in: {table}"))
+}

@@ -1,0 +1,105 @@
+//! What is measured: one figure of one case.
+
+use serde::Serialize;
+
+/// A figure. Its unit is the last word of the metric's name.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// What was measured.
+    pub case: String,
+    /// Which figure of it, with its unit.
+    pub metric: String,
+    /// How many samples.
+    pub n: usize,
+    /// The sample in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+    /// The median divided by that of the reference, which ran in turn with it; none without a reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+}
+
+impl Record {
+    /// The figure that samples make. At least one sample is needed.
+    #[must_use]
+    pub fn new(case: &str, metric: &str, samples: &[f64]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Self {
+            case: case.to_owned(),
+            metric: metric.to_owned(),
+            n: sorted.len(),
+            median: median(&sorted),
+            min: sorted.first().copied().unwrap_or(f64::NAN),
+            max: sorted.last().copied().unwrap_or(f64::NAN),
+            ratio: None,
+        }
+    }
+
+    /// The same with its ratio to a reference.
+    #[must_use]
+    pub fn against(mut self, reference: &Self) -> Self {
+        self.ratio = Some(self.median / reference.median);
+        self
+    }
+}
+
+/// The middle of sorted samples; the mean of the two in the middle of an even number.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted {
+        [] => f64::NAN,
+        _ if sorted.len().is_multiple_of(2) => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        _ => sorted[middle],
+    }
+}
+
+/// Prints figures for people.
+pub fn print_table(records: &[Record]) {
+    let width = records
+        .iter()
+        .map(|record| record.case.len())
+        .max()
+        .unwrap_or(4)
+        .max(4);
+    println!(
+        "{:<width$}  {:<24} {:>4} {:>12} {:>12} {:>12} {:>7}",
+        "case", "metric", "n", "median", "min", "max", "ratio"
+    );
+    for record in records {
+        let ratio = record
+            .ratio
+            .map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        println!(
+            "{:<width$}  {:<24} {:>4} {:>12.3} {:>12.3} {:>12.3} {ratio:>7}",
+            record.case, record.metric, record.n, record.median, record.min, record.max
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let record = Record::new("case", "time_us", &[3.0, 1.0, 2.0]);
+        assert_eq!(
+            (record.n, record.median, record.min, record.max),
+            (3, 2.0, 1.0, 3.0)
+        );
+        assert_eq!(Record::new("case", "time_us", &[4.0, 1.0]).median, 2.5);
+    }
+
+    #[test]
+    fn a_ratio_is_there_only_with_a_reference() -> Result<(), serde_json::Error> {
+        let reference = Record::new("case", "time_us", &[2.0]);
+        let record = Record::new("case", "time_us", &[3.0]);
+        assert!(!serde_json::to_string(&record)?.contains("ratio"));
+        assert_eq!(record.against(&reference).ratio, Some(1.5));
+        Ok(())
+    }
+}
