@@ -42,7 +42,7 @@ pub const ENCODING_ZSTD: u32 = 1;
 pub const PAGE_BYTES_FIELD: u32 = PAGE_BYTES as u32;
 
 /// What the checksums cover besides the bytes: which part of which file it is.
-#[derive(Clone, Copy, Debug, IntoBytes, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Context {
     /// The job.

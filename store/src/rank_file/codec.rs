@@ -7,12 +7,18 @@ use std::io;
 use protocol::control::Compression;
 use zstd::bulk::{Compressor, Decompressor};
 
+use crate::PAGE_BYTES;
 use crate::format::layout::CHUNK_RAW_BYTES;
 
 /// A compressed chunk must be smaller than this part of its raw bytes, or it is stored as it is:
 /// below that, reading it back costs more than the bytes are worth.
 const WORTH_NUMERATOR: usize = 15;
 const WORTH_DENOMINATOR: usize = 16;
+
+/// Chunks from this length on are tried by a sample first.
+const SAMPLED_BYTES: usize = 64 << 10;
+/// How many pages the sample has, spread over the chunk.
+const SAMPLE_PAGES: usize = 4;
 
 /// Memory that a reading thread needs: one for each thread, used for all its chunks.
 #[derive(Default)]
@@ -131,13 +137,10 @@ impl Packer {
     /// One zstd frame of `raw`, decompressed again and found equal; nothing where `raw` is better stored
     /// as it is.
     pub(super) fn pack(&mut self, raw: &[u8]) -> Result<Option<&[u8]>, String> {
-        let Some(compressor) = &mut self.compressor else {
+        if raw.len() >= SAMPLED_BYTES && !self.sample_is_worth(raw) {
             return Ok(None);
-        };
-        // Just enough room for what is worth it: zstd gives up where it needs more.
-        let room = raw.len() / WORTH_DENOMINATOR * WORTH_NUMERATOR;
-        self.frame.resize(room.max(CHUNK_RAW_BYTES), 0);
-        let Ok(frame_bytes) = compressor.compress_to_buffer(raw, &mut self.frame[..room]) else {
+        }
+        let Some(frame_bytes) = self.compress(raw) else {
             return Ok(None);
         };
         let frame = &self.frame[..frame_bytes];
@@ -147,5 +150,30 @@ impl Packer {
             return Err("decompressing it again gives other bytes".into());
         }
         Ok(Some(frame))
+    }
+
+    /// Makes one zstd frame of `raw` in `frame`; nothing where it is not worth it.
+    fn compress(&mut self, raw: &[u8]) -> Option<usize> {
+        // Just enough room for what is worth it: zstd gives up where it needs more.
+        let room = raw.len() / WORTH_DENOMINATOR * WORTH_NUMERATOR;
+        self.frame.resize(room.max(CHUNK_RAW_BYTES), 0);
+        self.compressor
+            .as_mut()?
+            .compress_to_buffer(raw, &mut self.frame[..room])
+            .ok()
+    }
+
+    /// Whether a few pages of a chunk compress. Numbers of a solver often do not, and finding that out
+    /// page by page takes processor time from the ranks.
+    fn sample_is_worth(&mut self, raw: &[u8]) -> bool {
+        let mut sample = std::mem::take(&mut self.check);
+        sample.clear();
+        let stride = raw.len() / SAMPLE_PAGES;
+        for part in raw.chunks(stride).take(SAMPLE_PAGES) {
+            sample.extend_from_slice(&part[..PAGE_BYTES]);
+        }
+        let worth = self.compress(&sample).is_some();
+        self.check = sample;
+        worth
     }
 }
