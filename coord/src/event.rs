@@ -109,6 +109,8 @@ pub enum Event {
     Aborted {
         /// Which.
         epoch: u64,
+        /// What kind of reason.
+        cause: Cause,
         /// Why.
         reason: String,
     },
@@ -157,6 +159,18 @@ pub enum Event {
         /// The exit code of `ckpt`.
         code: i32,
     },
+}
+
+/// What kind of reason ended a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Something went wrong in taking or storing it.
+    Failed,
+    /// This start of the job is over.
+    Lost,
+    /// The job is complete, so nobody needs it.
+    Finished,
 }
 
 /// A committed checkpoint in figures.

@@ -3,13 +3,13 @@
 use protocol::control::{Directive, Response};
 use protocol::coordinator::{Collected, Last, Output};
 use protocol::ids::Epoch;
-use protocol::recovery::{Choice, End};
+use protocol::recovery::{Choice, End, Phase};
 use store::{Figures, Manifest};
 
 use super::job::{Cost, Job, number_of};
 use super::start::{Start, StartError};
 use crate::clock;
-use crate::event::{Committed, Event};
+use crate::event::{Cause, Committed, Event};
 use crate::storeroom::{Answer, Begun};
 
 impl Job<'_> {
@@ -40,8 +40,10 @@ impl Job<'_> {
                 remove,
             } => {
                 self.tell_processes(&Directive::Abort { epoch });
+                let cause = self.cause_of_abort();
                 self.teller.tell(&Event::Aborted {
                     epoch: epoch.0,
+                    cause,
                     reason,
                 });
                 if remove {
@@ -66,6 +68,18 @@ impl Job<'_> {
                 self.recovery
                     .handle_last_snapshot(clock::now(), without_last);
             }
+        }
+    }
+
+    fn cause_of_abort(&self) -> Cause {
+        let finished = self
+            .coordinator
+            .as_ref()
+            .map(|coordinator| coordinator.status().finished);
+        match self.recovery.phase() {
+            Phase::Clearing => Cause::Lost,
+            _ if finished == Some(self.plan.ranks) => Cause::Finished,
+            _ => Cause::Failed,
         }
     }
 

@@ -74,7 +74,12 @@ fn tell_list(list: &ListReport) -> String {
         program.join(" "),
         if *complete { ", complete" } else { "" }
     );
-    if checkpoints.is_empty() {
+    // Numbers that were used up by snapshots which came to nothing are of no use to people.
+    let mut checkpoints = checkpoints
+        .iter()
+        .filter(|row| row.state != "unpublished")
+        .peekable();
+    if checkpoints.peek().is_none() {
         text.push_str("no checkpoints\n");
         return text;
     }

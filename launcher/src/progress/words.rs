@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coord::event::{Committed, Event};
+use coord::event::{Cause, Committed, Event};
 
 use crate::units;
 
@@ -30,9 +30,11 @@ pub fn notable(event: &Event) -> Option<String> {
         Event::Bad { epoch, reason } => {
             format!("warning: epoch {epoch} is passed over: {reason}")
         }
-        Event::Aborted { epoch, reason } => {
-            format!("warning: epoch {epoch} is aborted: {reason}; the job goes on")
-        }
+        Event::Aborted {
+            epoch,
+            cause: Cause::Failed,
+            reason,
+        } => format!("warning: epoch {epoch} is aborted: {reason}; the job goes on"),
         Event::Waiting { epoch, processes } => {
             let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
             format!(
@@ -54,6 +56,7 @@ pub fn notable(event: &Event) -> Option<String> {
         | Event::Publishing { .. }
         | Event::Renaming { .. }
         | Event::Committed(_)
+        | Event::Aborted { .. }
         | Event::Removed { .. }
         | Event::Finished { .. }
         | Event::End { .. } => return None,

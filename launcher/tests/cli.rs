@@ -1,0 +1,409 @@
+//! The command line from outside: exit codes, and the JSON records as `docs/cli.md` promises them.
+//!
+//! Records are compared with the files in `golden/`; paths of this machine and digests are masked. Set
+//! `UPDATE_GOLDEN=1` to write them anew, and look at the difference before you commit it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use protocol::control::{Compression, MappedObject, ProgramIdentity};
+use protocol::ids::{Epoch, JobId, Rank};
+use store::{
+    CheckpointId, Figures, FileKey, JobRecord, JobStore, Manifest, RankFileWriter, SectionKind,
+};
+
+fn ckpt(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ckpt"))
+        .current_dir(dir)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Digests change with every bit of the rank file's format, which is not the affair of these records.
+fn mask_digests(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                match name.as_str() {
+                    "digest" => *value = "32 hexadecimal digits".into(),
+                    _ => mask_digests(value),
+                }
+            }
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(mask_digests),
+        _ => {}
+    }
+}
+
+/// Compares a record with its golden file.
+fn assert_golden(name: &str, dir: &Path, output: &Output) {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let text = text.replace(dir.to_str().unwrap(), "/scratch");
+    let mut value: serde_json::Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error} in {text:?}, stderr {:?}", told(output)));
+    mask_digests(&mut value);
+    let pretty = format!("{}\n", serde_json::to_string_pretty(&value).unwrap());
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &pretty).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(pretty, golden, "{}", path.display());
+}
+
+/// A store as a job of two ranks leaves it: checkpoints 1 and 2, the second from a restart.
+fn store_of_a_job(dir: &Path) -> PathBuf {
+    let path = dir.join("job.ckpt");
+    let job = JobRecord {
+        job: JobId([0xab; 16]),
+        argv: vec!["solver".into(), "--steps".into(), "7".into()],
+        cwd: dir.to_owned(),
+        ranks: 2,
+        processes: 2,
+        slot_bytes: 1 << 30,
+        stack_bytes: 1 << 20,
+        compression: Compression::None,
+        keep: 2,
+        created_unix_ms: 1_700_000_000_000,
+        options: [("program".to_owned(), "/bin/true".to_owned())].into(),
+    };
+    let mut store = JobStore::create(&path, job.clone()).unwrap();
+    let mut from: Option<CheckpointId> = None;
+    for number in 1..=2 {
+        let incarnation = store.begin_incarnation(from).unwrap().incarnation;
+        let epoch = Epoch(number);
+        store.begin_epoch(epoch).unwrap();
+        let files = [0, 1].map(|rank| {
+            let key = FileKey {
+                job: job.job,
+                incarnation,
+                epoch,
+                rank: Rank(rank),
+            };
+            let mut writer =
+                RankFileWriter::create(store.storage().clone(), key, Compression::None).unwrap();
+            writer.page_run(0, &[7; store::PAGE_BYTES]).unwrap();
+            for kind in SectionKind::ALL {
+                writer.section(kind, b"section").unwrap();
+            }
+            writer.finish().unwrap()
+        });
+        let manifest = Manifest {
+            job: job.job,
+            incarnation,
+            epoch,
+            from,
+            parent: None,
+            programs: vec![ProgramIdentity {
+                objects: vec![MappedObject {
+                    path: "/bin/solver".to_owned(),
+                    build_id: vec![1, 2, 0xfe],
+                    address: 0x5555_5555_4000,
+                }],
+                page_bytes: 4096,
+                ..ProgramIdentity::default()
+            }],
+            files: files.to_vec(),
+            needs: Vec::new(),
+            committed_unix_ms: 1_700_000_000_000 + number * 1000,
+            figures: Figures {
+                stall_us: 1500,
+                elapsed_us: 20_000,
+                raw_bytes: files.iter().map(|file| file.raw_bytes).sum(),
+                stored_bytes: files.iter().map(|file| file.file_bytes).sum(),
+            },
+        };
+        assert!(store.publish(&manifest, |_| {}).unwrap().durable);
+        from = Some(manifest.id());
+    }
+    path
+}
+
+#[test]
+fn the_records_of_the_commands_are_as_documented() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    store_of_a_job(dir);
+    for (name, arguments) in [
+        ("ls", &["ls", "job.ckpt", "--json"][..]),
+        ("show", &["show", "job.ckpt", "2", "--json"]),
+        ("verify", &["verify", "job.ckpt", "--json"]),
+        ("status", &["status", "job.ckpt", "--json"]),
+        ("rm", &["rm", "job.ckpt", "1", "--json"]),
+        ("rm_all", &["rm", "job.ckpt", "--all", "--json"]),
+    ] {
+        let output = ckpt(dir, arguments);
+        assert_eq!(code(&output), 0, "{name}: {}", told(&output));
+        assert_golden(name, dir, &output);
+    }
+    assert!(!dir.join("job.ckpt").exists());
+}
+
+#[test]
+fn the_record_of_a_failure_has_kind_and_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let output = ckpt(dir, &["ls", "nowhere", "--json"]);
+    assert_eq!(code(&output), 64);
+    assert_golden("error", dir, &output);
+    let output = ckpt(dir, &["--json", "ls"]);
+    assert_eq!(code(&output), 64);
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record["error"]["kind"], "usage");
+}
+
+#[test]
+fn latest_is_the_newest_checkpoint_that_may_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store_of_a_job(dir.path());
+    let latest = || {
+        let output = ckpt(dir.path(), &["show", "job.ckpt", "latest", "--json"]);
+        let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        record["result"]["checkpoint"]["epoch"].as_u64().unwrap()
+    };
+    assert_eq!(latest(), 2);
+    let store = JobStore::open_locked(&path).unwrap();
+    store.mark_bad(Epoch(2), "torn").unwrap();
+    assert_eq!(latest(), 1);
+    let output = ckpt(dir.path(), &["ls", "job.ckpt"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("bad") && text.contains("torn"), "{text}");
+}
+
+#[test]
+fn a_flipped_byte_is_found_named_and_has_an_exit_code_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store_of_a_job(dir.path());
+    let file = path.join("epochs/000002/i0002-r00001.img");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let output = ckpt(dir.path(), &["verify", "job.ckpt", "--json"]);
+    assert_eq!(code(&output), 65);
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record["result"]["sound"], false);
+    assert_eq!(
+        record["result"]["damaged"][0]["path"],
+        "epochs/000002/i0002-r00001.img"
+    );
+    let output = ckpt(dir.path(), &["verify", "job.ckpt", "--quiet"]);
+    assert_eq!(code(&output), 65);
+    assert!(output.stdout.is_empty());
+    assert!(told(&output).contains("1 damaged"), "{}", told(&output));
+}
+
+#[test]
+fn a_store_with_checkpoints_is_not_run_over() {
+    let dir = tempfile::tempdir().unwrap();
+    store_of_a_job(dir.path());
+    let arguments = ["run", "-n", "2", "--store", "job.ckpt", "--", "/bin/true"];
+    let output = ckpt(dir.path(), &arguments);
+    assert_eq!(code(&output), 64);
+    let text = told(&output);
+    assert!(
+        text.contains("--resume") && text.contains("ckpt rm"),
+        "{text}"
+    );
+    assert_eq!(code(&ckpt(dir.path(), &["verify", "job.ckpt"])), 0);
+}
+
+#[test]
+fn resuming_with_another_number_of_ranks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    store_of_a_job(dir.path());
+    let arguments = [
+        "run",
+        "--resume",
+        "-n",
+        "3",
+        "--store",
+        "job.ckpt",
+        "--",
+        "/bin/true",
+    ];
+    let output = ckpt(dir.path(), &arguments);
+    assert_eq!(code(&output), 64);
+    assert!(told(&output).contains("has 2 ranks, not 3"));
+}
+
+#[test]
+fn a_store_whose_job_never_came_to_a_checkpoint_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let arguments = ["run", "-n", "1", "--store", "new.ckpt", "--", "/bin/true"];
+        let output = ckpt(dir.path(), &arguments);
+        let text = told(&output);
+        assert_eq!(code(&output), 64);
+        assert!(text.contains("libckpt::main"), "{text}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_no_store_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(home.join("thesis.tex"), "precious").unwrap();
+    for arguments in [
+        &["run", "-n", "1", "--store", "home", "--", "/bin/true"][..],
+        &["rm", "home", "--all"],
+        &["restart", "home"],
+        &["verify", "home"],
+    ] {
+        let output = ckpt(dir.path(), arguments);
+        assert_eq!(code(&output), 64, "{arguments:?}: {}", told(&output));
+    }
+    let left: Vec<_> = std::fs::read_dir(&home).unwrap().collect();
+    assert_eq!(left.len(), 1);
+}
+
+#[test]
+fn programs_that_can_not_be_run_are_usage_errors_that_name_them() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("data"), "no program").unwrap();
+    for (program, words) in [
+        ("no-such-solver-anywhere", "no such program"),
+        ("./missing", "no such program"),
+        ("./data", "not an executable file"),
+    ] {
+        let output = ckpt(
+            dir.path(),
+            &["run", "-n", "2", "--store", "s.ckpt", "--", program],
+        );
+        let text = told(&output);
+        assert_eq!(code(&output), 64, "{text}");
+        assert!(text.contains(words) && text.contains(program), "{text}");
+        assert!(!dir.path().join("s.ckpt").exists());
+    }
+}
+
+#[test]
+fn impossible_numbers_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    for (options, words) in [
+        (&["-n", "0"][..], "0 is not in"),
+        (&["-n", "2", "--procs", "3"], "3 processes for 2 ranks"),
+        (&["-n", "2", "--slot-size", "3M"], "power of two"),
+        (&["-n", "2", "--every", "0s"], "longer than nothing"),
+        (&["-n", "2", "--keep", "0"], "0 is not in"),
+        (&["-n", "2", "--compress", "99"], "from 1 to 22"),
+        (&["-n", "2", "--heartbeat-timeout", "1ms"], "busy machine"),
+    ] {
+        let mut arguments = vec!["run", "--store", "s.ckpt"];
+        arguments.extend(options);
+        arguments.extend(["--", "/bin/true"]);
+        let output = ckpt(dir.path(), &arguments);
+        let text = told(&output);
+        assert_eq!(code(&output), 64, "{options:?}: {text}");
+        assert!(text.contains(words), "{options:?}: {text}");
+        assert!(!dir.path().join("s.ckpt").exists());
+    }
+}
+
+#[test]
+fn commands_to_a_job_that_does_not_run_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    store_of_a_job(dir.path());
+    let output = ckpt(dir.path(), &["checkpoint", "job.ckpt"]);
+    assert_eq!(code(&output), 69);
+    assert!(told(&output).contains("not running"));
+    let output = ckpt(dir.path(), &["status", "job.ckpt"]);
+    assert_eq!(code(&output), 0);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("not running; the last checkpoint is epoch 2"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_store_in_use_is_neither_removed_nor_run_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store_of_a_job(dir.path());
+    let _held = JobStore::open_locked(&path).unwrap();
+    for arguments in [
+        &["rm", "job.ckpt", "--all"][..],
+        &["rm", "job.ckpt", "1"],
+        &["restart", "job.ckpt"],
+    ] {
+        let output = ckpt(dir.path(), arguments);
+        assert_eq!(code(&output), 69, "{arguments:?}");
+        assert!(told(&output).contains("in use"), "{}", told(&output));
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(code(&ckpt(dir.path(), &["--help"])), 0);
+    assert_eq!(code(&ckpt(dir.path(), &["run", "--help"])), 0);
+    assert_eq!(code(&ckpt(dir.path(), &["--version"])), 0);
+    assert_eq!(code(&ckpt(dir.path(), &["no-such-command"])), 64);
+}
+
+/// Every name that `value` uses for a field.
+fn fields(value: &serde_json::Value, names: &mut std::collections::BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            for (name, value) in object {
+                names.insert(name.clone());
+                fields(value, names);
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| fields(value, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_document_names_every_option_and_every_field() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../docs/cli.md")).unwrap();
+    let mut names = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(root.join("tests/golden")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        fields(&serde_json::from_str(&text).unwrap(), &mut names);
+    }
+    for command in [
+        "run",
+        "restart",
+        "ls",
+        "show",
+        "verify",
+        "checkpoint",
+        "status",
+        "rm",
+    ] {
+        names.insert(format!("ckpt {command}"));
+        let help = ckpt(&root, &[command, "--help"]).stdout;
+        for word in String::from_utf8(help).unwrap().split_whitespace() {
+            if let Some(option) = word.strip_prefix("--") {
+                let option: String = option
+                    .chars()
+                    .take_while(|letter| letter.is_ascii_lowercase() || *letter == '-')
+                    .collect();
+                if !option.is_empty() {
+                    names.insert(format!("--{option}"));
+                }
+            }
+        }
+    }
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|name| !document.contains(name.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/cli.md does not mention {missing:?}"
+    );
+}
