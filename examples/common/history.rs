@@ -89,19 +89,50 @@ impl History {
 /// shows.
 #[must_use]
 pub fn hash_of_floats(numbers: &[f64]) -> u64 {
-    let mut lanes = [0x6a09_e667_f3bc_c908_u64; 8];
-    let (blocks, rest) = numbers.as_chunks::<8>();
+    let mut lanes = Lanes::new();
+    let (blocks, rest) = numbers.as_chunks();
     for block in blocks {
-        for (lane, number) in lanes.iter_mut().zip(block) {
-            *lane = lane.rotate_left(7).wrapping_add(number.to_bits());
+        lanes.take(block.map(f64::to_bits));
+    }
+    rest.iter()
+        .fold(lanes.hash(), |hash, number| mix(hash ^ number.to_bits()))
+}
+
+/// The same for bytes.
+#[must_use]
+pub fn hash_of_bytes(bytes: &[u8]) -> u64 {
+    let mut lanes = Lanes::new();
+    let (words, rest) = bytes.as_chunks::<8>();
+    let (blocks, more) = words.as_chunks();
+    for block in blocks {
+        lanes.take(block.map(u64::from_le_bytes));
+    }
+    let hash = more.iter().fold(lanes.hash(), |hash, word| {
+        mix(hash ^ u64::from_le_bytes(*word))
+    });
+    rest.iter()
+        .fold(hash, |hash, byte| mix(hash ^ u64::from(*byte) ^ 0x100))
+}
+
+struct Lanes([u64; 8]);
+
+impl Lanes {
+    fn new() -> Self {
+        Self([0x6a09_e667_f3bc_c908; 8])
+    }
+
+    #[inline]
+    fn take(&mut self, words: [u64; 8]) {
+        for (lane, word) in self.0.iter_mut().zip(words) {
+            *lane = lane.rotate_left(7).wrapping_add(word);
         }
     }
-    for (lane, number) in lanes.iter_mut().zip(rest) {
-        *lane = lane.rotate_left(7).wrapping_add(number.to_bits());
+
+    fn hash(self) -> u64 {
+        self.0
+            .into_iter()
+            .fold(0, |hash, lane| mix(hash ^ lane).rotate_left(11))
     }
-    lanes
-        .into_iter()
-        .fold(0, |hash, lane| mix(hash ^ lane).rotate_left(11))
 }
 
 #[cfg(test)]
@@ -135,6 +166,19 @@ mod tests {
         let mut swapped = numbers.clone();
         swapped.swap(3, 11);
         assert_ne!(hash_of_floats(&swapped), hash);
+    }
+
+    #[test]
+    fn one_bit_of_one_byte_of_many_shows() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(1003).collect();
+        let hash = hash_of_bytes(&bytes);
+        for at in [0, 63, 64, 960, 999, 1000, 1002] {
+            let mut other = bytes.clone();
+            other[at] ^= 0x10;
+            assert_ne!(hash_of_bytes(&other), hash, "byte {at}");
+        }
+        assert_ne!(hash_of_bytes(&bytes[..1002]), hash);
+        assert_ne!(hash_of_bytes(&[]), hash_of_bytes(&[0]));
     }
 
     #[test]
