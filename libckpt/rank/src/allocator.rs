@@ -116,17 +116,19 @@ fn allocate_elsewhere(layout: Layout, zeroed: bool) -> *mut u8 {
 /// Frees a block that is not the running rank's.
 #[inline]
 unsafe fn deallocate_elsewhere(block: *mut u8, layout: Layout) {
-    match hosted::header_of(block.addr()) {
+    let Some(rank) = hosted::rank_of(block.addr()) else {
         // SAFETY: the block came from the system allocator; no slot holds it.
-        None => unsafe { System.dealloc(block, layout) },
-        Some(home) => {
-            // SAFETY: the block came from the heap of the slot that it lies in, which is mapped.
-            unsafe {
-                if shared_header() == home {
-                    (*home).heap.deallocate_shared(block, layout);
-                } else {
-                    (*home).heap.deallocate_remote(block, layout);
-                }
+        unsafe { System.dealloc(block, layout) };
+        return;
+    };
+    // The slot may be gone, and its memory with it: nothing is left to free.
+    if let Some(home) = hosted::header(rank) {
+        // SAFETY: the block came from the heap of the slot that it lies in, which is mapped.
+        unsafe {
+            if shared_header() == home {
+                (*home).heap.deallocate_shared(block, layout);
+            } else {
+                (*home).heap.deallocate_remote(block, layout);
             }
         }
     }

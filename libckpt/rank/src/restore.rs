@@ -174,9 +174,10 @@ impl RestoringSlot {
         Ok(slot)
     }
 
-    /// The offsets of a run of pages, if they lie in one region that images hold.
+    /// The offsets of a run of pages, if images hold them. A run may cross from the stack into the heap.
     fn byte_range(&self, first: u64, count: usize) -> Result<Range<u64>, RestoreError> {
         let header = 0..HEADER_BYTES;
+        let memory = self.regions.stack.start..self.regions.heap.end;
         let start = first.checked_mul(PAGE_BYTES as u64);
         let range = start.and_then(|start| {
             let bytes = (count as u64).checked_mul(PAGE_BYTES as u64)?;
@@ -184,7 +185,7 @@ impl RestoringSlot {
         });
         range
             .filter(|range| {
-                [&header, &self.regions.stack, &self.regions.heap]
+                [&header, &memory]
                     .into_iter()
                     .any(|region| region.start <= range.start && range.end <= region.end)
             })

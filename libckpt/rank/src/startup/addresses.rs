@@ -16,8 +16,17 @@ pub(super) const STACK_LIMIT_BYTES: u64 = 8 << 20;
 /// Set in the environment of the second start, so that there is no third.
 const GUARD: &str = "CKPT_ADDRESSES_FIXED";
 
+/// What lies at the same address in every process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fixed {
+    /// Everything.
+    All,
+    /// The program, which is linked for a fixed address; not its libraries, nor thread-locals.
+    Program,
+}
+
 /// Returns where the program runs at fixed addresses; starts it again where it does not.
-pub(super) fn fix() -> Result<(), StartupError> {
+pub(super) fn fix() -> Result<Fixed, StartupError> {
     let second_start = std::env::var_os(GUARD).is_some();
     if second_start {
         // SAFETY: no other thread exists yet (contract of `prepare`).
@@ -30,7 +39,7 @@ pub(super) fn fix() -> Result<(), StartupError> {
         Err(source) => return excuse_fixed_program(source),
     };
     if persona & libc::ADDR_NO_RANDOMIZE != 0 && !limit_changed {
-        return Ok(());
+        return Ok(Fixed::All);
     }
     if second_start {
         return Err(StartupError::StillRandomised);
@@ -44,13 +53,13 @@ pub(super) fn fix() -> Result<(), StartupError> {
 /// The argument of personality(2) that changes nothing.
 const PERSONA_ASK: libc::c_ulong = 0xffff_ffff;
 
-/// Where randomisation can't be switched off, a program at a fixed address may still do. Whether all
-/// else lies where it did is checked when the process joins.
-fn excuse_fixed_program(source: io::Error) -> Result<(), StartupError> {
+/// Where randomisation can't be switched off, a program at a fixed address may still do. Whether its
+/// libraries lie where they did is checked when the process joins; a static one has none.
+fn excuse_fixed_program(source: io::Error) -> Result<Fixed, StartupError> {
     if is_position_independent() {
         Err(StartupError::Randomised { source })
     } else {
-        Ok(())
+        Ok(Fixed::Program)
     }
 }
 
@@ -92,7 +101,7 @@ fn fix_stack_limit() -> Result<bool, StartupError> {
 }
 
 /// Replaces the process by the same program with the same arguments.
-fn start_again() -> Result<(), StartupError> {
+fn start_again() -> Result<Fixed, StartupError> {
     // SAFETY: no other thread exists yet (contract of `prepare`).
     unsafe { std::env::set_var(GUARD, "1") };
     let arguments: Vec<CString> = std::env::args_os()

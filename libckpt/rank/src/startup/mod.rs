@@ -1,15 +1,18 @@
-//! What a process does once, at the start of its main thread, before anything else.
+//! What a process does once, at the start of its main thread, before anything else: [`run`].
 //!
 //! - [`addresses`]: the program runs at fixed addresses, by one re-exec where needed.
+//! - [`fixed_thread`]: a thread with thread-locals at a fixed address, where the kernel refuses.
 //! - [`warm`]: process-wide lazies of std are made in process memory, before any rank can.
 //! - [`overflow`]: the fault handler that knows a rank's guard.
 
 mod addresses;
+mod fixed_thread;
 mod overflow;
 mod warm;
 
 use std::io;
 
+use self::addresses::Fixed;
 use crate::context::{self, CONTEXT, Mark, in_process};
 use crate::layout::PAGE_BYTES;
 use crate::threads;
@@ -22,7 +25,8 @@ pub enum StartupError {
         "address randomisation can't be switched off (personality: {source}), and this program is \
          position-independent, so ranks could not be restored in another process; allow the \
          personality system call (containers: a seccomp profile that permits ADDR_NO_RANDOMIZE), or \
-         link the program with -C relocation-model=static -C target-feature=+crt-static"
+         link the program statically for a fixed address \
+         (-C relocation-model=static -C target-feature=+crt-static)"
     )]
     Randomised {
         /// What the kernel says.
@@ -56,6 +60,12 @@ pub enum StartupError {
         /// The machine's page size.
         found: i64,
     },
+    /// The thread for ranks can't be started at its fixed address.
+    #[error("a thread with memory at a fixed address can't be started ({source})")]
+    FixedThread {
+        /// What the system says.
+        source: io::Error,
+    },
     /// The global allocator is not [`Allocator`](crate::Allocator).
     #[error(
         "the program's global allocator is not libckpt's, so what a rank allocates would not be part \
@@ -70,24 +80,69 @@ pub enum StartupError {
     },
 }
 
-/// Prepares the process for hosting ranks. To be called first thing on the main thread, before other
-/// threads are started; it may start the program again (once), so nothing should have been done before.
+/// Prepares the process for hosting ranks and runs `f` on the thread that is to make, resume and capture
+/// them, in process context.
 ///
-/// The calling thread is in process context from now on.
+/// To be called first thing on the main thread, before other threads are started; it may start the
+/// program again (once), so nothing should have been done before. `f` runs on the main thread, except
+/// where the kernel does not let addresses be fixed and the program is linked statically for a fixed
+/// address: then on a thread whose thread-locals are fixed, too.
+///
+/// # Errors
+/// See [`StartupError`].
+pub fn run<R: Send>(f: impl FnOnce() -> R + Send) -> Result<R, StartupError> {
+    match prepare_process()? {
+        Fixed::All => {
+            prepare_thread()?;
+            Ok(f())
+        }
+        Fixed::Program => {
+            // The main thread only waits, and is nobody's whose stack would be missed.
+            std::mem::forget(threads::register_library_thread());
+            run_on_fixed_thread(f)
+        }
+    }
+}
+
+/// [`run`] for a caller that goes on on the main thread, whatever the kernel allows. Where it does not
+/// let addresses be fixed, another process will have other ones, and ranks can't be restored there.
 ///
 /// # Errors
 /// See [`StartupError`].
 pub fn prepare() -> Result<(), StartupError> {
+    prepare_process()?;
+    prepare_thread()
+}
+
+/// Runs `f` on a thread whose thread-locals lie at the same address in every process of this program,
+/// prepared for hosting ranks. [`run`] does that where it is needed. The calling thread waits.
+///
+/// # Errors
+/// The thread can't be started at its address.
+pub fn run_on_fixed_thread<R: Send>(f: impl FnOnce() -> R + Send) -> Result<R, StartupError> {
+    fixed_thread::run(|| {
+        prepare_thread()?;
+        Ok(f())
+    })?
+}
+
+/// What is done once for the process.
+fn prepare_process() -> Result<Fixed, StartupError> {
     check_page_size()?;
-    addresses::fix()?;
+    let fixed = addresses::fix()?;
     check_allocator()?;
+    in_process(warm::warm_process);
+    allow_peers_to_read();
+    Ok(fixed)
+}
+
+/// What is done for the thread that runs ranks.
+fn prepare_thread() -> Result<(), StartupError> {
     context::mark_process();
     // The thread that runs ranks is no obstacle to their capture, and never ends.
     std::mem::forget(threads::register_library_thread());
-    in_process(warm::warm);
-    overflow::install()?;
-    allow_peers_to_read();
-    Ok(())
+    warm::warm_thread();
+    overflow::install()
 }
 
 /// Has the kernel end this process with SIGKILL when the thread that started it ends. `parent` is the

@@ -9,6 +9,7 @@ use std::fmt::{self, Write};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::control::exit;
 
@@ -26,6 +27,8 @@ struct Former(UnsafeCell<[MaybeUninit<libc::sigaction>; 2]>);
 unsafe impl Sync for Former {}
 
 static FORMER: Former = Former(UnsafeCell::new([MaybeUninit::zeroed(); 2]));
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 const SIGNALS: [i32; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
@@ -55,6 +58,10 @@ pub(super) fn install() -> Result<(), StartupError> {
         if libc::sigaltstack(&raw const stack, ptr::null_mut()) != 0 {
             return Err(error());
         }
+    }
+    // Once: at a second time, what handled the signals before would be ourselves.
+    if INSTALLED.swap(true, Ordering::AcqRel) {
+        return Ok(());
     }
     for (signal, index) in SIGNALS.into_iter().zip(0..) {
         // SAFETY: an all-zero sigaction is valid; handler and flags agree. FORMER is not read before

@@ -10,17 +10,21 @@ use std::thread;
 
 use crate::context::in_process;
 
-/// Uses them all. The caller is in process context.
-pub(super) fn warm() {
+/// Uses those of the process. The caller is in process context.
+pub(super) fn warm_process() {
     // The buffers of the standard streams. Their sizes never change later.
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
     drop(io::stdin());
-    // The main thread's handle.
+    wrap_panic_hook();
+}
+
+/// Uses those of the thread that runs ranks. The caller is in process context.
+pub(super) fn warm_thread() {
+    // The thread's handle.
     drop(thread::current());
     // The thread's hash keys.
     let _ = RandomState::new().hash_one(0_u8);
-    wrap_panic_hook();
 }
 
 /// What is made while a panic is reported (the symbol tables of a backtrace) belongs to the process:

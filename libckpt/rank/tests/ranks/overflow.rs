@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use libckpt_rank::Slot;
+use libckpt_rank::{Slot, startup};
 use protocol::control::exit;
 use protocol::ids::Rank;
 
@@ -48,12 +48,23 @@ fn overflowing(_: &[String]) {
 }
 
 fn another_fault_of_a_rank_ends_the_process_by_its_signal() {
-    let output = run("faulting", &[]);
-    assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
+    for thread in ["main", "fixed"] {
+        let output = run("faulting", &[thread]);
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{thread}");
+    }
 }
 
-fn faulting(_: &[String]) {
-    let mut slot = sole_slot();
+fn faulting(arguments: &[String]) {
+    prepare();
+    if arguments[0] == "fixed" {
+        startup::run_on_fixed_thread(fault).unwrap();
+    } else {
+        fault();
+    }
+}
+
+fn fault() {
+    let mut slot = Slot::create(layout(1), Rank(0)).unwrap();
     slot.start(|| {
         // SAFETY: not at all; the fault is what is asked for.
         unsafe { std::ptr::without_provenance_mut::<u8>(4096).write_volatile(1) };

@@ -183,6 +183,8 @@ fn misfits(arguments: &[String]) {
     tell(slot.place((1 << 30) / 4096 - 1, &[0; PAGE_BYTES]));
     tell(slot.place(u64::MAX, &[0; PAGE_BYTES]));
     assert!(slot.window(3, usize::MAX).is_err());
+    // The last pages of the stack and the first of the heap are handed out as one.
+    assert_eq!(slot.window(767, 300).unwrap().len(), 300 * PAGE_BYTES);
 }
 
 fn a_header_with_any_bit_of_its_facts_flipped_is_refused() {
