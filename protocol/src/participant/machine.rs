@@ -105,7 +105,6 @@ impl<F: Faults> Participant<F> {
             self.send(peer, LinkControl::Open { epoch });
             if self.faults.has(Fault::OpenWithoutAnswer) {
                 self.link(peer).gate_open = true;
-                return Gate::Open;
             }
         }
         Gate::Wait

@@ -52,8 +52,7 @@ impl World {
                 }
                 self.report.commits += 1;
                 let ranks = self.script.ranks();
-                // One more than asked for: a snapshot under way may build on the checkpoint before.
-                self.store.retain(self.options.keep + 1, ranks);
+                self.store.retain(self.options.keep, ranks);
             }
             Deed::Aborted {
                 epoch,
@@ -119,8 +118,12 @@ impl World {
         self.after(delay, Event::NewCommand);
     }
 
+    /// Begins a storage operation: one after the other, as the command's one storage thread does them.
+    /// So what one command begins never overtakes what it began before, whatever became of that.
     fn begin(&mut self, task: Task) {
         let delay = self.options.store_delay.draw(&mut self.rng);
+        self.storage_idle_at = self.storage_idle_at.max(self.now) + delay;
+        let delay = self.storage_idle_at - self.now;
         self.after(delay, Event::Task(self.command_id, task));
     }
 
@@ -148,6 +151,10 @@ impl World {
             Task::Write(collected) => {
                 if self.fails() {
                     Done::Published(collected.epoch, Published::NotTried("no space".to_owned()))
+                } else if !self.holds_all(&collected) {
+                    self.report.outrun += 1;
+                    let reason = "it builds on a checkpoint that is gone".to_owned();
+                    Done::Published(collected.epoch, Published::NotTried(reason))
                 } else {
                     self.begin(Task::Rename(collected));
                     return Ok(());
@@ -186,6 +193,15 @@ impl World {
             command.done(now, done);
         }
         Ok(())
+    }
+
+    fn holds_all(&self, collected: &Collected) -> bool {
+        let command = self.command.as_ref().expect("a command publishes");
+        let incarnation = command
+            .incarnation
+            .expect("a snapshot is of an incarnation");
+        self.store
+            .holds_all(collected.epoch, &collected.files, incarnation)
     }
 
     /// The one moment at which a snapshot becomes a checkpoint.

@@ -13,8 +13,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::rank::{Address, Packet, Progress, RankState, Tables};
 use super::ring::{OnLink, Ring};
-use super::script::{Memory, Script};
-use super::store::{Image, Store};
+use super::script::{Memory, PAGES, Script};
+use super::store::{Image, Index, Store};
 use super::trouble::Options;
 use super::{Checked, Violation};
 
@@ -64,6 +64,8 @@ pub struct Hosted {
     pub ranks: BTreeMap<Rank, RankState>,
     participant: Participant<Broken>,
     dirty: BTreeMap<Rank, Dirty<Broken>>,
+    /// Where the pages of checkpoints lie: those a later cut may build on.
+    indexes: BTreeMap<(Epoch, Rank), Index>,
     placement: Vec<Process>,
     links: BTreeMap<Process, Waiting>,
     reported: Vec<Rank>,
@@ -83,6 +85,7 @@ impl Hosted {
             ranks: BTreeMap::new(),
             participant: Participant::with_faults(me, Epoch(0), faults),
             dirty: BTreeMap::new(),
+            indexes: BTreeMap::new(),
             placement: Vec::new(),
             links: BTreeMap::new(),
             reported: Vec::new(),
@@ -115,6 +118,7 @@ impl Hosted {
                 let (image, memory) = store
                     .restore(epoch, rank)
                     .map_err(|reason| (rank, reason))?;
+                self.indexes.insert((epoch, rank), image.index);
                 state = RankState::new(rank, image.tables, &memory, home, self.faults);
                 // What was queued goes out again; announcements are made anew.
                 let is_kept = |packet: &Packet| {
@@ -140,20 +144,22 @@ impl Hosted {
         Ok(())
     }
 
-    /// One turn of the engine: a few things in a random order.
+    /// One turn of the engine: a few things in a random order. A wanted cut comes before the next packet
+    /// is handed in, and at the latest at the end of the turn; what else happens before it is chance.
     pub fn enter(&mut self, context: &mut Context) -> Checked {
         while let Some(directive) = self.mailbox.pop_front() {
             self.obey(directive)?;
-            self.settle(context)?;
+            self.settle(context);
         }
         for _ in 0..context.rng.random_range(1..5) {
-            match context.rng.random_range(0..3) {
+            match context.rng.random_range(0..4) {
                 0 => self.poll(context)?,
                 1 => self.run(context)?,
-                _ => self.flush(context)?,
+                2 => self.flush(context)?,
+                _ => self.cut_if_wanted(context)?,
             }
         }
-        Ok(())
+        self.cut_if_wanted(context)
     }
 
     fn obey(&mut self, directive: Directive) -> Checked {
@@ -167,6 +173,7 @@ impl Hosted {
             }
             Directive::Committed { epoch } => {
                 self.staged.remove(&epoch);
+                self.indexes.retain(|key, _| key.0 >= epoch);
                 self.dirty
                     .values_mut()
                     .for_each(|dirty| dirty.committed(epoch));
@@ -180,15 +187,20 @@ impl Hosted {
         Ok(())
     }
 
-    /// Cuts if that is wanted, and does what the participant says.
-    fn settle(&mut self, context: &mut Context) -> Checked {
+    fn cut_if_wanted(&mut self, context: &mut Context) -> Checked {
         if let Some(epoch) = self.participant.cut_wanted() {
             self.capture(epoch);
             self.participant
                 .cut_taken(epoch)
                 .map_err(|error| Violation(error.to_string()))?;
             context.reports.push(Report::Cut { epoch, stall_us: 1 });
+            self.settle(context);
         }
+        Ok(())
+    }
+
+    /// Does what the participant says.
+    fn settle(&mut self, context: &mut Context) {
         while let Some(output) = self.participant.poll_output() {
             match output {
                 Output::SendLink { peer, control } => {
@@ -209,7 +221,6 @@ impl Hosted {
                 }
             }
         }
-        Ok(())
     }
 
     fn capture(&mut self, epoch: Epoch) {
@@ -225,16 +236,25 @@ impl Hosted {
                 .expect("every rank has its dirty set");
             let since = dirty.cut(epoch, written);
             let all = since.parent.is_none();
-            let pages = (0..).zip(state.pages);
+            let pages: BTreeMap<u64, u64> = (0..)
+                .zip(state.pages)
+                .filter(|(page, _)| all || since.pages.contains(*page))
+                .collect();
+            let here = (epoch, self.incarnation);
+            let parent = since.parent.map(|parent| &self.indexes[&(parent, rank)]);
+            let mut index = parent.cloned().unwrap_or(vec![here; PAGES]);
+            for &page in pages.keys() {
+                index[page as usize] = here;
+            }
+            self.indexes.insert((epoch, rank), index.clone());
             let of_rank = |packet: &&Packet| packet.from == rank;
             let waiting = self.links.values().flat_map(|link| &link.packets);
             let image = Image {
                 rank,
                 tables: state.tables.clone(),
                 parent: since.parent,
-                pages: pages
-                    .filter(|(page, _)| all || since.pages.contains(*page))
-                    .collect(),
+                pages,
+                index,
                 unsent: waiting.chain(&state.out).filter(of_rank).cloned().collect(),
                 channel: Vec::new(),
             };
@@ -256,6 +276,10 @@ impl Hosted {
             return Ok(());
         }
         for _ in 0..context.rng.random_range(1..5) {
+            // The fault is as if an engine did not look whether a cut is wanted.
+            if !self.faults.has(Fault::DeliverBeforeCut) {
+                self.cut_if_wanted(context)?;
+            }
             let peer = peers[context.rng.random_range(0..peers.len())];
             let ring = context.rings.get_mut(&(self.incarnation, peer, self.me));
             match ring.and_then(|ring| ring.take(context.now)) {
@@ -264,15 +288,16 @@ impl Hosted {
                     self.participant
                         .handle_link(peer, control)
                         .map_err(|error| Violation(error.to_string()))?;
-                    if self.faults.has(Fault::DeliverBeforeCut) && context.rng.random_bool(0.8) {
-                        continue;
+                    self.settle(context);
+                    // What waited for an opening may go before the cut that the same packet asks for.
+                    if context.rng.random_bool(0.5) {
+                        self.flush(context)?;
                     }
-                    self.settle(context)?;
                 }
                 Some(OnLink::Data(packet)) => self.arrive(peer, packet)?,
             }
         }
-        self.settle(context)
+        Ok(())
     }
 
     fn arrive(&mut self, peer: Process, packet: Packet) -> Checked {
@@ -414,7 +439,7 @@ impl Hosted {
                     *rank.tables.put.entry(packet.to).or_default() += 1;
                     self.participant.data_sent(peer);
                 }
-                self.settle(context)?;
+                self.settle(context);
             }
         }
         Ok(())

@@ -70,13 +70,15 @@ impl Script {
         };
         // From half-way on, only some ranks have something left to do.
         let busy = rng.random_range(1..=ranks);
+        // Some jobs talk to ever new partners, so that links open all the time.
+        let wandering = rng.random_bool(0.5);
         for message in 0..messages {
             let active = if message < messages / 2 { ranks } else { busy };
             let to = any(rng, active);
             for _ in 0..rng.random_range(0..3) {
                 script.step(any(rng, active), Step::Compute, 0);
             }
-            if rng.random_bool(0.15) {
+            if rng.random_bool(if wandering { 0.0 } else { 0.15 }) {
                 // A tag of its own, so that no later message is taken in its place.
                 let tag = 1000 + message;
                 let senders: Vec<Rank> = (0..rng.random_range(1..5))
@@ -91,7 +93,12 @@ impl Script {
                 let messages = senders.len() as u32;
                 script.step(to, Step::ReceiveAny { tag, messages }, sum);
             } else {
-                let from = any(rng, active);
+                let from = if wandering {
+                    let distance = 1 + message * (ranks - 1).max(1) / messages;
+                    Rank((to.0 + distance) % ranks)
+                } else {
+                    any(rng, active)
+                };
                 let tag = rng.random_range(0..3);
                 let announced = rng.random_bool(announced);
                 let payload = script.send(from, to, tag, announced);

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::mix;
 use super::rank::{Packet, Tables};
-use super::script::{Memory, PAGES};
+use super::script::Memory;
+
+/// The epoch and incarnation whose file holds each page of a rank.
+pub type Index = Vec<(Epoch, Incarnation)>;
 
 /// A rank as captured at a cut.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,19 +24,12 @@ pub struct Image {
     /// The committed epoch that holds the pages missing here.
     pub parent: Option<Epoch>,
     pub pages: BTreeMap<u64, u64>,
+    /// Whose file holds each page of the whole memory.
+    pub index: Index,
     /// Packets of this rank that were not on a link at the cut.
     pub unsent: Vec<Packet>,
     /// Packets to this rank that were on a link at the cut.
     pub channel: Vec<Packet>,
-}
-
-/// An image as stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Contents {
-    epoch: Epoch,
-    image: Image,
-    /// The epoch and incarnation whose file holds each page.
-    index: Vec<(Epoch, Incarnation)>,
 }
 
 /// One epoch's directory.
@@ -78,23 +74,9 @@ impl Store {
     }
 
     /// Writes a rank's file. A process that nobody has told yet may write for an epoch that is gone.
-    pub fn write(&mut self, epoch: Epoch, incarnation: Incarnation, image: Image) -> StoredFile {
-        let mut index = match image.parent {
-            None => vec![(epoch, incarnation); PAGES],
-            Some(parent) => self
-                .published(parent, image.rank)
-                .map_or_else(|_| vec![(parent, incarnation); PAGES], |file| file.index),
-        };
-        for &page in image.pages.keys() {
-            index[page as usize] = (epoch, incarnation);
-        }
+    pub fn write(&mut self, epoch: Epoch, incarnation: Incarnation, image: &Image) -> StoredFile {
         let rank = image.rank;
-        let contents = Contents {
-            epoch,
-            image,
-            index,
-        };
-        let bytes = postcard::to_allocvec(&contents).expect("an image has a stored form");
+        let bytes = postcard::to_allocvec(image).expect("an image has a stored form");
         let stored = StoredFile {
             rank,
             name: format!("{}/i{}-r{}.img", epoch.0, incarnation.0, rank.0),
@@ -124,7 +106,7 @@ impl Store {
             .map(|(&epoch, _)| epoch)
     }
 
-    fn read(&self, epoch: Epoch, incarnation: Incarnation, rank: Rank) -> Result<Contents, String> {
+    fn read(&self, epoch: Epoch, incarnation: Incarnation, rank: Rank) -> Result<Image, String> {
         let directory = self.epochs.get(&epoch).ok_or(format!("{epoch} is gone"))?;
         let manifest = directory
             .manifest
@@ -149,7 +131,7 @@ impl Store {
         postcard::from_bytes(bytes).map_err(|error| format!("{rank} of {epoch}: {error}"))
     }
 
-    fn published(&self, epoch: Epoch, rank: Rank) -> Result<Contents, String> {
+    fn published(&self, epoch: Epoch, rank: Rank) -> Result<Image, String> {
         let directory = self.epochs.get(&epoch).ok_or(format!("{epoch} is gone"))?;
         let manifest = directory
             .manifest
@@ -160,18 +142,35 @@ impl Store {
 
     /// A rank of a checkpoint: its image, and its memory put together from all files that hold it.
     pub fn restore(&self, epoch: Epoch, rank: Rank) -> Result<(Image, Memory), String> {
-        let contents = self.published(epoch, rank)?;
+        let image = self.published(epoch, rank)?;
         let mut memory = Memory {
-            history: contents.image.tables.history,
+            history: image.tables.history,
             ..Memory::default()
         };
-        for (page, &(epoch, incarnation)) in contents.index.iter().enumerate() {
+        for (page, &(epoch, incarnation)) in image.index.iter().enumerate() {
             let holder = self.read(epoch, incarnation, rank)?;
             let missing = || format!("page {page} of {rank} is not in {epoch}");
-            let value = holder.image.pages.get(&(page as u64)).ok_or_else(missing)?;
+            let value = holder.pages.get(&(page as u64)).ok_or_else(missing)?;
             memory.pages[page] = *value;
         }
-        Ok((contents.image, memory))
+        Ok((image, memory))
+    }
+
+    /// Whether every file that a snapshot's images build on is still there. A process that is behind with
+    /// the news may have built on a checkpoint that has been removed since.
+    pub fn holds_all(&self, epoch: Epoch, files: &[StoredFile], incarnation: Incarnation) -> bool {
+        files.iter().all(|file| {
+            let directory = &self.epochs[&epoch];
+            let bytes = &directory.files[&(incarnation, file.rank)];
+            let image: Image = postcard::from_bytes(bytes).expect("it was just stored");
+            let mut holders = image.index.iter().filter(|holder| holder.0 != epoch);
+            holders.all(|&(epoch, incarnation)| {
+                let key = (incarnation, file.rank);
+                self.epochs
+                    .get(&epoch)
+                    .is_some_and(|holder| holder.files.contains_key(&key))
+            })
+        })
     }
 
     /// Reads all of a checkpoint.
@@ -195,8 +194,8 @@ impl Store {
         let mut needed = kept.clone();
         for &epoch in &kept {
             for rank in 0..ranks {
-                if let Ok(contents) = self.published(epoch, Rank(rank)) {
-                    needed.extend(contents.index.iter().map(|holder| holder.0));
+                if let Ok(image) = self.published(epoch, Rank(rank)) {
+                    needed.extend(image.index.iter().map(|holder| holder.0));
                 }
             }
         }

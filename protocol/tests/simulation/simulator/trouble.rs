@@ -44,6 +44,8 @@ pub struct Options {
     pub turn: Spread,
     pub link_delay: Spread,
     pub control_delay: Spread,
+    /// A process that hears the coordinator so many times later than the others do.
+    pub laggard: (u32, u32),
     pub store_delay: Spread,
     pub every: Duration,
     pub keep: usize,
@@ -62,16 +64,17 @@ impl Options {
     pub fn draw(rng: &mut impl Rng, fault: Option<Fault>) -> Self {
         let calm = rng.random_bool(0.2);
         Self {
-            ranks: rng.random_range(1..=6),
-            processes_most: rng.random_range(1..=5),
-            messages: rng.random_range(10..150),
+            ranks: rng.random_range(1..=10),
+            processes_most: rng.random_range(1..=8),
+            messages: rng.random_range(10..200),
             announced: rng.random_range(0.0..0.6),
             ring_packets: rng.random_range(1..8),
             turn: Spread::of(rng, 200),
             link_delay: Spread::of(rng, 300),
             control_delay: Spread::of(rng, 500),
+            laggard: (rng.random_range(0..4), 1 << rng.random_range(0..6)),
             store_delay: Spread::of(rng, 1000),
-            every: Duration::from_micros(rng.random_range(200..8000)),
+            every: Duration::from_micros(50 << rng.random_range(0..8)),
             keep: rng.random_range(1..4),
             troubles: if calm { 0 } else { rng.random_range(0..8) },
             trouble: rng.random_range(0.0001..0.003),

@@ -19,7 +19,7 @@ use super::trouble::Options;
 use super::{Checked, violated};
 
 /// A run that takes longer than this in its own time is stuck: something was lost.
-const STUCK: Duration = Duration::from_secs(20);
+const STUCK: Duration = Duration::from_secs(10);
 
 /// What happened in a run, in numbers.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +36,8 @@ pub struct Report {
     pub unclear_renames: u64,
     pub bad_checkpoints: u64,
     pub finished_ranks_captured: u64,
+    /// Snapshots that built on a checkpoint which was removed meanwhile, and were aborted for it.
+    pub outrun: u64,
     /// All checkpoints were damaged, and the job ended with that.
     pub nothing_left: u64,
     pub events: u64,
@@ -56,6 +58,7 @@ impl Report {
         self.unclear_renames += other.unclear_renames;
         self.bad_checkpoints += other.bad_checkpoints;
         self.finished_ranks_captured += other.finished_ranks_captured;
+        self.outrun += other.outrun;
         self.nothing_left += other.nothing_left;
         self.events += other.events;
     }
@@ -98,6 +101,8 @@ pub struct World {
     /// The tick that is queued, by command.
     next_tick: Option<(u64, Duration)>,
     pub(super) command: Option<Command>,
+    /// When the storage operations that were begun are through.
+    pub(super) storage_idle_at: Duration,
     /// Number of the present command; events for others are dropped.
     pub(super) command_id: u64,
     pub(super) troubles_left: u32,
@@ -131,6 +136,7 @@ pub fn simulate(seed: u64, fault: Option<Fault>) -> Checked<Report> {
         next_tick: None,
         command: None,
         command_id: 0,
+        storage_idle_at: Duration::ZERO,
         damaged: false,
         over: false,
         report: Report::default(),
@@ -179,7 +185,13 @@ impl World {
         process: Process,
         to_process: bool,
     ) -> Duration {
-        let at = self.now + self.options.control_delay.draw(&mut self.rng);
+        let (laggard, times) = self.options.laggard;
+        let times = if to_process && process.0 == laggard {
+            times
+        } else {
+            1
+        };
+        let at = self.now + self.options.control_delay.draw(&mut self.rng) * times;
         let last = self
             .last_arrival
             .entry((incarnation, process, to_process))
@@ -437,7 +449,7 @@ impl World {
             if fails {
                 self.store.tear(epoch, incarnation, rank);
             } else {
-                files.push(self.store.write(epoch, incarnation, image));
+                files.push(self.store.write(epoch, incarnation, &image));
             }
         }
         let word = if fails {
