@@ -40,8 +40,14 @@ pub struct Plan {
     pub events: Option<PathBuf>,
 }
 
-/// Time that a process has to connect after its start.
-pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+impl Plan {
+    /// Time that a process has to connect after its start: loading a program takes longer where many load
+    /// at once.
+    #[must_use]
+    pub fn start_timeout(&self) -> Duration {
+        Duration::from_secs(10) + Duration::from_millis(50) * self.processes
+    }
+}
 
 /// Time that processes have to end by themselves when told to.
 pub const STOP_GRACE: Duration = Duration::from_secs(3);

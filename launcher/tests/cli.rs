@@ -374,6 +374,21 @@ fn the_document_names_every_option_and_every_field() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         fields(&serde_json::from_str(&text).unwrap(), &mut names);
     }
+    let dir = tempfile::tempdir().unwrap();
+    let run = ckpt(
+        dir.path(),
+        &[
+            "run",
+            "--json",
+            "-n",
+            "1",
+            "--store",
+            "s",
+            "--",
+            "/bin/true",
+        ],
+    );
+    fields(&serde_json::from_slice(&run.stdout).unwrap(), &mut names);
     for command in [
         "run",
         "restart",

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// Soft limit of the main thread's stack, in bytes. The limit shapes the address space (`mmap_base`), so it
 /// has to be the same in every process of a job, whatever shell it was started from.
 const STACK_LIMIT_BYTES: libc::rlim_t = 8 << 20;
@@ -67,6 +69,27 @@ fn is_executable(path: &Path) -> bool {
     nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
 }
 
+/// How many files a program may open: the limit that the user set, whatever this process itself needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    soft: libc::rlim_t,
+    hard: libc::rlim_t,
+}
+
+impl OpenFiles {
+    /// Raises this process's own limit as far as it may, since it holds two descriptors for each process
+    /// of the job, and returns the limit as it was.
+    ///
+    /// # Errors
+    /// When the system does not tell the limit.
+    pub fn raise() -> io::Result<Self> {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        // Where it can't be raised, jobs of many processes fail with an error that says so.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        Ok(Self { soft, hard })
+    }
+}
+
 /// Starts a process. `environment` is added to this process's own; `descriptors` stay open in it, under
 /// the same numbers.
 ///
@@ -76,6 +99,7 @@ pub fn spawn(
     program: &Program,
     environment: &[(&str, String)],
     descriptors: &[BorrowedFd<'_>],
+    open_files: OpenFiles,
 ) -> Result<Child, ProgramError> {
     let mut command = Command::new(&program.path);
     if let Some((name, arguments)) = program.arguments.split_first() {
@@ -92,7 +116,7 @@ pub fn spawn(
     // are allowed. `prepare` makes nothing but plain system calls and allocates nothing: the list of
     // descriptors was made before. There is no safe way to run code at that point.
     unsafe {
-        command.pre_exec(move || prepare(parent, &descriptors));
+        command.pre_exec(move || prepare(parent, &descriptors, open_files));
     }
     command.spawn().map_err(|source| ProgramError::Spawn {
         program: program.path.display().to_string(),
@@ -101,7 +125,7 @@ pub fn spawn(
 }
 
 /// What a child does before it becomes the program.
-fn prepare(parent: u32, descriptors: &[RawFd]) -> io::Result<()> {
+fn prepare(parent: u32, descriptors: &[RawFd], open_files: OpenFiles) -> io::Result<()> {
     // SAFETY: these are plain system calls on integers and on structs that live on this stack.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
@@ -113,6 +137,9 @@ fn prepare(parent: u32, descriptors: &[RawFd]) -> io::Result<()> {
         check(libc::getrlimit(libc::RLIMIT_STACK, &raw mut limit))?;
         limit.rlim_cur = STACK_LIMIT_BYTES.min(limit.rlim_max);
         check(libc::setrlimit(libc::RLIMIT_STACK, &raw const limit))?;
+        limit.rlim_cur = open_files.soft;
+        limit.rlim_max = open_files.hard;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
         // Where a sandbox forbids it, the program finds out and says so; that is no reason not to try.
         let persona = libc::personality(0xffff_ffff);
         if persona >= 0 {

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use protocol::ids::Process;
 use protocol::recovery::Exit;
@@ -80,11 +81,15 @@ impl Children {
             return Ok(None);
         };
         let Some(running) = slot else { return Ok(None) };
-        let Some(status) = running.child.try_wait()? else {
+        let pid = Pid::from_raw(i32::try_from(running.child.id()).unwrap_or(i32::MAX));
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        if waitid(Id::Pid(pid), look)? == WaitStatus::StillAlive {
             return Ok(None);
-        };
-        // What it started itself must not outlive it.
+        }
+        // What it started itself must not outlive it. Killed before the process is reaped: until then
+        // nobody else can have its number.
         kill_group(running.child.id());
+        let status = running.child.wait()?;
         *slot = None;
         Ok(Some(exit(status)))
     }
@@ -115,8 +120,8 @@ fn exit(status: ExitStatus) -> Exit {
     }
 }
 
-/// Kills a process group whose leader is an unreaped child of ours, or has just been. An error means
-/// that there is nobody left in it.
+/// Kills a process group whose leader is an unreaped child of ours. An error means that there is nobody
+/// left in it.
 fn kill_group(leader: u32) {
     if let Ok(leader) = i32::try_from(leader) {
         let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);

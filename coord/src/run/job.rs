@@ -12,6 +12,7 @@ use super::peers::Peers;
 use super::start::Start;
 use super::teller::Teller;
 use crate::address::Address;
+use crate::child::spawn::OpenFiles;
 use crate::clock;
 use crate::error::Error;
 use crate::event::{Committed, Event};
@@ -36,6 +37,8 @@ pub(super) struct Job<'a> {
     pub(super) address: Address,
     pub(super) token: Token,
     pub(super) listener: UnixListener,
+    /// The processes' limit of open files.
+    pub(super) open_files: OpenFiles,
     pub(super) poller: Poller,
     pub(super) signals: Signals,
     /// The present start. Before the store: its processes are gone before the store's lock is given back.
@@ -109,8 +112,7 @@ impl Job<'_> {
         match ready {
             Ready::Listener => self
                 .peers
-                .accept(&self.listener, &self.poller, clock::now())
-                .map_err(Error::system("accept a caller"))?,
+                .accept(&self.listener, &self.poller, clock::now()),
             Ready::Signal => {
                 while let Some(signal) = self.signals.next() {
                     self.teller.tell(&Event::Stopping {

@@ -19,11 +19,12 @@ use protocol::recovery::{Config, Recovery};
 use store::{ControlFile, JobStore};
 
 use crate::address::Address;
+use crate::child::spawn::OpenFiles;
 use crate::clock;
 use crate::error::Error;
 use crate::event::{Event, EventLog, Observer};
 use crate::outcome::Outcome;
-use crate::plan::{PINGS_PER_TIMEOUT, Plan, START_TIMEOUT, STOP_GRACE};
+use crate::plan::{PINGS_PER_TIMEOUT, Plan, STOP_GRACE};
 use crate::poller::Poller;
 use crate::signals::Signals;
 use crate::storeroom::StoreRoom;
@@ -64,6 +65,7 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
     })?;
     let signals = Signals::take_over().map_err(Error::system("take over signals"))?;
     let room = StoreRoom::new(store).map_err(Error::system("start the store's thread"))?;
+    let open_files = OpenFiles::raise().map_err(Error::system("read the limit of open files"))?;
     let poller = Poller::new().map_err(Error::system("watch descriptors"))?;
     let now = clock::now();
     let config = Config {
@@ -71,7 +73,7 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
         max_restarts: plan.max_restarts,
         ping_every: plan.heartbeat_timeout / PINGS_PER_TIMEOUT,
         heartbeat_timeout: plan.heartbeat_timeout,
-        start_timeout: START_TIMEOUT,
+        start_timeout: plan.start_timeout(),
         stop_grace: STOP_GRACE,
     };
     let mut teller = teller::Teller::new(observer, log);
@@ -87,6 +89,7 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
         address,
         token,
         listener,
+        open_files,
         poller,
         signals,
         start: start::Start::default(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use protocol::control::{Directive, Response};
@@ -45,48 +45,46 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Accepts everybody who waits, except other users' programs.
-    pub(super) fn accept(
-        &mut self,
-        listener: &UnixListener,
-        poller: &Poller,
-        now: Duration,
-    ) -> io::Result<()> {
+    /// Accepts everybody who waits, except other users' programs. A caller that can't be accepted is not
+    /// worth the job.
+    pub(super) fn accept(&mut self, listener: &UnixListener, poller: &Poller, now: Duration) {
         loop {
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // A caller that left again, or no descriptor free: neither is worth the job.
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    if let Err(error) = self.accept_one(stream, poller, now) {
+                        tracing::warn!(%error, "a caller was turned away");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a caller was not accepted");
-                    return Ok(());
+                    return;
                 }
-            };
-            let connection = Connection::new(stream)?;
-            let uid = connection.peer_uid()?;
-            let mine = nix::unistd::geteuid().as_raw();
-            let unknown = self
-                .peers
-                .values()
-                .filter(|peer| matches!(peer.who, Who::Unknown { .. }))
-                .count();
-            if (uid != mine && uid != 0) || unknown >= UNKNOWN_MAX {
-                tracing::warn!(uid, "a caller was turned away");
-                continue;
             }
-            let number = self.next;
-            self.next = self.next.wrapping_add(1);
-            poller.add(&connection, Ready::Connection(number))?;
-            let who = Who::Unknown {
-                until: now + HELLO_TIMEOUT,
-            };
-            let peer = Peer {
-                connection,
-                who,
-                watches_room: false,
-            };
-            self.peers.insert(number, peer);
         }
+    }
+
+    fn accept_one(&mut self, stream: UnixStream, poller: &Poller, now: Duration) -> io::Result<()> {
+        let connection = Connection::new(stream)?;
+        let uid = connection.peer_uid()?;
+        if uid != nix::unistd::geteuid().as_raw() && uid != 0 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if self.unknown().count() >= UNKNOWN_MAX {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        poller.add(&connection, Ready::Connection(number))?;
+        let peer = Peer {
+            connection,
+            who: Who::Unknown {
+                until: now + HELLO_TIMEOUT,
+            },
+            watches_room: false,
+        };
+        self.peers.insert(number, peer);
+        Ok(())
     }
 
     pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Peer> {

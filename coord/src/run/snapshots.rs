@@ -149,9 +149,11 @@ impl Job<'_> {
         let now = clock::now();
         match answer {
             Answer::Chosen(choice, chosen) => {
-                if let Choice::Checkpoint(epoch) = &choice {
-                    self.committed = Some(*epoch);
-                }
+                self.committed = match &choice {
+                    Choice::Checkpoint(epoch) => Some(*epoch),
+                    Choice::Beginning | Choice::Nothing(_) => None,
+                    Choice::Unreadable(_) => self.committed,
+                };
                 self.chosen = chosen;
                 self.recovery.handle_chosen(choice);
             }
@@ -200,9 +202,13 @@ impl Job<'_> {
             None => (None, Vec::new()),
         };
         self.start = Start::new(self.plan, begun.incarnation, begun.newest, restore, origins);
-        let spawned = self
-            .start
-            .spawn(self.plan, &self.address, &self.token, &self.poller);
+        let spawned = self.start.spawn(
+            self.plan,
+            &self.address,
+            &self.token,
+            self.open_files,
+            &self.poller,
+        );
         let now = clock::now();
         match spawned {
             Ok(()) => {

@@ -9,7 +9,7 @@ use protocol::placement;
 
 use crate::address::Address;
 use crate::child::label::{Pipes, Pump};
-use crate::child::spawn::{self, ProgramError};
+use crate::child::spawn::{self, OpenFiles, ProgramError};
 use crate::child::table::Children;
 use crate::plan::Plan;
 use crate::poller::{Poller, Ready};
@@ -75,6 +75,7 @@ impl Start {
         plan: &Plan,
         address: &Address,
         token: &Token,
+        open_files: OpenFiles,
         poller: &Poller,
     ) -> Result<(), StartError> {
         let shared = libckpt_transport::shm::create(plan.processes)
@@ -100,7 +101,7 @@ impl Start {
             }
             let mut descriptors: Vec<BorrowedFd<'_>> = vec![shared.as_fd()];
             descriptors.extend(ends.descriptors.iter().map(AsFd::as_fd));
-            let child = spawn::spawn(&plan.program, &environment, &descriptors)?;
+            let child = spawn::spawn(&plan.program, &environment, &descriptors, open_files)?;
             self.children
                 .push(child)
                 .map_err(system("watch a process"))?;

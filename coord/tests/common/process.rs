@@ -193,7 +193,10 @@ impl Member {
         loop {
             match receive(&mut self.stream, &mut self.decoder) {
                 None => {}
-                Some(Directive::Go) => goes = true,
+                Some(Directive::Go) => {
+                    goes = true;
+                    stepped = Instant::now();
+                }
                 Some(Directive::End) => return 0,
                 Some(Directive::Stop) => return exit::STOPPED,
                 Some(Directive::Ping) => {
@@ -212,8 +215,9 @@ impl Member {
                 }
                 Some(_) => {}
             }
-            if goes && stepped.elapsed() >= Duration::from_millis(1) {
-                stepped = Instant::now();
+            // A wait on the socket may take several milliseconds.
+            while goes && stepped.elapsed() >= Duration::from_millis(1) {
+                stepped += Duration::from_millis(1);
                 step += 1;
                 self.step(step);
             }

@@ -26,7 +26,7 @@ pub const DEFAULTS: record::Defaults = record::Defaults {
 pub fn run(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, Report), Failure> {
     let plan = plan(args)?;
     if is_store(&plan.store) {
-        if args.resume {
+        if args.resume && is_used(&JobStore::open(&plan.store)?)? {
             return resume(args, show, output);
         }
         clear_if_unused(&plan.store)?;
@@ -154,18 +154,21 @@ fn resume(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, R
 /// A store whose job never came to a checkpoint has nothing to lose, and makes room for a new job.
 fn clear_if_unused(path: &Path) -> Result<(), Failure> {
     let store = JobStore::open_locked(path)?;
-    let used = store
-        .list()?
-        .checkpoints
-        .iter()
-        .any(|checkpoint| !matches!(checkpoint.state, CheckpointState::Unpublished));
-    if used || record::is_complete(store.job()) {
+    if is_used(&store)? {
         return Err(Failure::usage(format!(
             "{}: the store holds checkpoints of a job; go on with it (`ckpt run --resume` or `ckpt restart`), remove it (`ckpt rm --all`), or use another --store",
             shown(path)
         )));
     }
     Ok(store.destroy()?)
+}
+
+/// Whether there is something to go on from, or to lose.
+fn is_used(store: &JobStore) -> Result<bool, Failure> {
+    let used = |state: &CheckpointState| !matches!(state, CheckpointState::Unpublished);
+    let listing = store.list()?;
+    Ok(record::is_complete(store.job())
+        || listing.checkpoints.iter().any(|found| used(&found.state)))
 }
 
 fn is_store(path: &Path) -> bool {

@@ -13,11 +13,15 @@ const COMMITTED_EVERY: Duration = Duration::from_secs(10);
 /// Writes lines to standard error.
 pub struct Lines {
     told: Option<Instant>,
+    narrator: words::Narrator,
 }
 
 impl Lines {
     pub fn new() -> Self {
-        Self { told: None }
+        Self {
+            told: None,
+            narrator: words::Narrator::default(),
+        }
     }
 
     fn say(text: &str) {
@@ -36,7 +40,7 @@ impl Observer for Lines {
                 self.told = Some(Instant::now());
                 Self::say(&words::committed(committed));
             }
-        } else if let Some(text) = words::notable(event) {
+        } else if let Some(text) = self.narrator.tell(event) {
             Self::say(&text);
         }
     }

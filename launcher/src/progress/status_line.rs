@@ -14,6 +14,7 @@ pub struct StatusLine {
     line: ProgressBar,
     /// The last checkpoint in words.
     checkpoint: Option<String>,
+    narrator: words::Narrator,
 }
 
 impl StatusLine {
@@ -26,6 +27,7 @@ impl StatusLine {
         Self {
             line,
             checkpoint: None,
+            narrator: words::Narrator::default(),
         }
     }
 }
@@ -39,14 +41,14 @@ fn tell(status: &JobStatus, checkpoint: Option<&str>) -> String {
             status.ranks, status.phase
         ),
     }];
+    if let (Some(next_ms), None) = (status.next_ms, status.snapshot) {
+        parts.push(format!("next in {}", words::next(next_ms)));
+    }
     parts.push(match (checkpoint, status.committed) {
         (Some(checkpoint), _) => checkpoint.to_owned(),
         (None, Some(epoch)) => epoch.to_string(),
         (None, None) => "no checkpoint yet".to_owned(),
     });
-    if let (Some(next_ms), None) = (status.next_ms, status.snapshot) {
-        parts.push(format!("next in {}", words::next(next_ms)));
-    }
     if let Some((rank, ms)) = status.computing.iter().max_by_key(|(_, ms)| *ms) {
         parts.push(format!("{rank} computing for {} s", ms / 1000));
     }
@@ -61,10 +63,10 @@ fn tell(status: &JobStatus, checkpoint: Option<&str>) -> String {
 impl Observer for StatusLine {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Committed(committed) => self.checkpoint = Some(words::committed(committed)),
+            Event::Committed(committed) => self.checkpoint = Some(words::checkpoint(committed)),
             Event::End { .. } => self.line.finish_and_clear(),
             event => {
-                if let Some(text) = words::notable(event) {
+                if let Some(text) = self.narrator.tell(event) {
                     self.line.println(format!("ckpt: {text}"));
                 }
             }
@@ -98,14 +100,14 @@ mod tests {
         };
         assert_eq!(
             tell(&status, None),
-            "4 ranks running · no checkpoint yet · next in 1.2 s"
+            "4 ranks running · next in 1.2 s · no checkpoint yet"
         );
         status.committed = Some(Epoch(3));
         status.restarts = 2;
         status.computing = vec![(Rank(1), 4000)];
         assert_eq!(
             tell(&status, Some("epoch 3: 1.00 MiB")),
-            "4 ranks running · epoch 3: 1.00 MiB · next in 1.2 s · rank 1 computing for 4 s · 2 restarts"
+            "4 ranks running · next in 1.2 s · epoch 3: 1.00 MiB · rank 1 computing for 4 s · 2 restarts"
         );
     }
 }

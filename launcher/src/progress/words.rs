@@ -1,14 +1,48 @@
 //! Events in words.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coord::event::{Cause, Committed, Event};
 
 use crate::units;
 
+/// What is said again and again is said at most this often.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Chooses what to say of a job's events, so that a full disk or a long computation does not drown the rest.
+#[derive(Debug, Default)]
+pub struct Narrator {
+    aborted: Option<Instant>,
+    waiting: Option<u64>,
+}
+
+impl Narrator {
+    /// What to say of an event, if anything.
+    pub fn tell(&mut self, event: &Event) -> Option<String> {
+        match event {
+            Event::Aborted {
+                cause: Cause::Failed,
+                ..
+            } => {
+                if self.aborted.is_some_and(|at| at.elapsed() < AGAIN) {
+                    return None;
+                }
+                self.aborted = Some(Instant::now());
+            }
+            Event::Waiting { epoch, .. } => {
+                if self.waiting.replace(*epoch) == Some(*epoch) {
+                    return None;
+                }
+            }
+            _ => {}
+        }
+        notable(event)
+    }
+}
+
 /// What an event means to somebody who watches the job; `None` for the steps of every checkpoint and
 /// start, which are of interest to programs only.
-pub fn notable(event: &Event) -> Option<String> {
+fn notable(event: &Event) -> Option<String> {
     Some(match event {
         Event::Go {
             incarnation: _,
@@ -73,22 +107,30 @@ pub fn warning(event: &Event) -> Option<String> {
     }
 }
 
-/// A committed checkpoint in figures.
-pub fn committed(committed: &Committed) -> String {
+/// A committed checkpoint in figures, with how long it took.
+pub fn committed(figures: &Committed) -> String {
+    format!(
+        "{}, took {}",
+        checkpoint(figures),
+        units::time_us(figures.took_us)
+    )
+}
+
+/// A committed checkpoint in few words.
+pub fn checkpoint(figures: &Committed) -> String {
     let Committed {
         epoch,
         file_bytes,
         raw_bytes,
         stall_us,
-        took_us,
-    } = committed;
+        took_us: _,
+    } = figures;
     let ratio = units::ratio(*raw_bytes, *file_bytes)
         .map_or_else(String::new, |ratio| format!(" ({ratio:.1}x)"));
     format!(
-        "epoch {epoch}: {}{ratio}, stall {}, took {}",
+        "epoch {epoch}: {}{ratio}, stall {}",
         units::bytes(*file_bytes),
-        units::time_us(*stall_us),
-        units::time_us(*took_us)
+        units::time_us(*stall_us)
     )
 }
 
@@ -134,6 +176,25 @@ mod tests {
             "process 2 (pid 4711) is lost: it was ended by signal 9"
         );
         assert!(warning(&lost).is_some());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_but_not_again_and_again() {
+        let mut narrator = Narrator::default();
+        let aborted = |epoch| Event::Aborted {
+            epoch,
+            cause: Cause::Failed,
+            reason: "no space left".to_owned(),
+        };
+        assert!(narrator.tell(&aborted(1)).is_some());
+        assert!(narrator.tell(&aborted(2)).is_none());
+        let waiting = |epoch| Event::Waiting {
+            epoch,
+            processes: vec![0],
+        };
+        assert!(narrator.tell(&waiting(3)).is_some());
+        assert!(narrator.tell(&waiting(3)).is_none());
+        assert!(narrator.tell(&waiting(4)).is_some());
     }
 
     #[test]
