@@ -9,9 +9,10 @@ use crate::hosted;
 
 /// The global allocator of a program whose ranks are captured. `libckpt` sets it:
 ///
-/// ```ignore
+/// ```
 /// #[global_allocator]
 /// static ALLOCATOR: libckpt_rank::Allocator = libckpt_rank::Allocator;
+/// # fn main() {}
 /// ```
 ///
 /// In rank context a block comes from the rank's heap, elsewhere from the system allocator

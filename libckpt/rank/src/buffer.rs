@@ -76,7 +76,7 @@ pub struct RankBytes {
 
 impl RankBytes {
     /// The memory behind a slice of the rank that runs on this thread (also inside
-    /// [`in_process`](crate::in_process)). Constants of the program will do, too.
+    /// [`in_process`]). Constants of the program will do, too.
     ///
     /// # Errors
     /// The slice is neither the rank's nor the program's.
@@ -200,7 +200,7 @@ impl Serialize for RankBytesMut {
 
 impl RankBytesMut {
     /// The memory behind a slice of the rank that runs on this thread (also inside
-    /// [`in_process`](crate::in_process)).
+    /// [`in_process`]).
     ///
     /// # Errors
     /// The slice is not the rank's.
@@ -299,10 +299,10 @@ fn is_in_slot(rank: Rank, address: u64, bytes: u64) -> bool {
     start >= Regions::guard().end && end <= hosted::slot_bytes() - Regions::END_GUARD_BYTES
 }
 
-/// Does the range lie in the program or a library, whose constants are the same in every process?
+/// Does the range lie in the constants of the program or a library, the same in every process?
 fn is_in_program(address: u64, bytes: u64) -> bool {
     static RANGES: OnceLock<Vec<Range<usize>>> = OnceLock::new();
-    let ranges = in_process(|| RANGES.get_or_init(identity::mapped_ranges));
+    let ranges = in_process(|| RANGES.get_or_init(identity::constant_ranges));
     let (Ok(start), Ok(bytes)) = (usize::try_from(address), usize::try_from(bytes)) else {
         return false;
     };

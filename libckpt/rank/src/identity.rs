@@ -71,6 +71,15 @@ pub(crate) fn mapped_ranges() -> Vec<Range<usize>> {
     objects().into_iter().map(|object| object.range).collect()
 }
 
+/// The address ranges of the program and its libraries that nobody can write to: code and constants,
+/// the same bytes in every process.
+pub(crate) fn constant_ranges() -> Vec<Range<usize>> {
+    objects()
+        .into_iter()
+        .flat_map(|object| object.constant)
+        .collect()
+}
+
 /// By how much the program lies away from where its file says; 0 for one that is not
 /// position-independent.
 pub(crate) fn program_load_bias() -> usize {
@@ -135,6 +144,7 @@ struct Object {
     path: String,
     bias: usize,
     range: Range<usize>,
+    constant: Vec<Range<usize>>,
     build_id: Option<Vec<u8>>,
 }
 
@@ -170,7 +180,17 @@ fn describe(info: &libc::dl_phdr_info, is_program: bool) -> Object {
         .iter()
         .filter(|header| header.p_type == libc::PT_LOAD);
     let start = loaded.clone().map(|header| header.p_vaddr).min();
-    let end = loaded.map(|header| header.p_vaddr + header.p_memsz).max();
+    let end = loaded
+        .clone()
+        .map(|header| header.p_vaddr + header.p_memsz)
+        .max();
+    let constant = loaded
+        .filter(|header| header.p_flags & libc::PF_W == 0)
+        .map(|header| {
+            let start = bias + header.p_vaddr as usize;
+            start..start + header.p_memsz as usize
+        })
+        .collect();
     let build_id = headers
         .iter()
         .filter(|header| header.p_type == libc::PT_NOTE)
@@ -183,6 +203,7 @@ fn describe(info: &libc::dl_phdr_info, is_program: bool) -> Object {
         path: path.to_string_lossy().into_owned(),
         bias,
         range: bias + start.unwrap_or(0) as usize..bias + end.unwrap_or(0) as usize,
+        constant,
         build_id,
     }
 }
@@ -333,9 +354,15 @@ mod tests {
     }
 
     #[test]
-    fn the_program_s_own_statics_lie_in_a_mapped_range() {
-        static VALUE: u32 = 7;
-        let address = std::ptr::from_ref(&VALUE) as usize;
-        assert!(mapped_ranges().iter().any(|range| range.contains(&address)));
+    fn constants_of_the_program_are_told_from_its_variables() {
+        static CONSTANT: u32 = 7;
+        static VARIABLE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(7);
+        let is_constant = |address: usize| {
+            constant_ranges()
+                .iter()
+                .any(|range| range.contains(&address))
+        };
+        assert!(is_constant(std::ptr::from_ref(&CONSTANT).addr()));
+        assert!(!is_constant(std::ptr::from_ref(&VARIABLE).addr()));
     }
 }

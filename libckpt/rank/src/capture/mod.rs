@@ -102,6 +102,13 @@ impl Slot {
         })
     }
 
+    /// How long the image can be at most, in bytes, if it were taken now: for making room before
+    /// ([`Staging::reserve`]), while the rank need not wait for it.
+    #[must_use]
+    pub fn image_bytes_max(&self) -> usize {
+        in_process(|| self.live_ranges().iter().map(Range::len).sum())
+    }
+
     fn check_state(&self) -> Result<(), CaptureError> {
         let rank = self.rank();
         if self.is_panicking() {

@@ -158,7 +158,10 @@ fn weighed(_: &[String]) {
     });
     let mut weigh = |slot: &mut Slot| {
         slot.resume();
-        slot.capture(&mut staging).unwrap().pages as usize * PAGE_BYTES
+        let at_most = slot.image_bytes_max();
+        let bytes = slot.capture(&mut staging).unwrap().pages as usize * PAGE_BYTES;
+        assert!(bytes <= at_most, "{bytes} of {at_most}");
+        bytes
     };
     let start = weigh(&mut slot);
     assert!(

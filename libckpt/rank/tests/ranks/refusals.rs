@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Mutex;
 
 use libckpt_rank::buffer::{BufferError, RankBytes, RankBytesMut};
 use libckpt_rank::capture::{CaptureError, Staging};
@@ -224,6 +225,7 @@ fn memory_that_does_not_move_with_the_rank_is_no_buffer() {
 
 fn buffers(_: &[String]) {
     static CONSTANT: [u8; 16] = [9; 16];
+    static VARIABLE: Mutex<[u8; 100]> = Mutex::new([9; 100]);
     prepare();
     assert_eq!(RankBytes::new(&CONSTANT), Err(BufferError::NoRank));
     let mut slots = [0, 1].map(|rank| Slot::create(layout(2), Rank(rank)).unwrap());
@@ -239,9 +241,11 @@ fn buffers(_: &[String]) {
         assert_eq!(RankBytes::new(&CONSTANT).unwrap().as_slice(), CONSTANT);
         assert!(RankBytes::new(&[]).unwrap().is_empty());
         let mut process = in_process(|| vec![1_u8; 100]);
+        let variable = VARIABLE.lock().unwrap();
         for error in [
             RankBytes::new(&process).map(drop),
             RankBytesMut::new(&mut process).map(drop),
+            RankBytes::new(&variable[..]).map(drop),
         ] {
             let error = error.unwrap_err().to_string();
             assert!(
