@@ -135,8 +135,12 @@ fn every_operation_fails_with(fault: Fault) {
             break;
         }
     }
-    let (published, aborted, _) = outcomes;
+    let (published, aborted, unresolved) = outcomes;
     assert!(published > 0, "{outcomes:?}");
+    assert_eq!(
+        unresolved, 0,
+        "what became of a rename is found out by looking"
+    );
     if !matches!(fault, Fault::ShortWrite | Fault::FailedSync) {
         assert!(aborted > 0, "{outcomes:?}");
     }
@@ -235,25 +239,41 @@ fn a_rank_file_that_lost_its_data_in_a_failed_fsync_does_not_count() {
     assert!(storage.list("epochs/000001").unwrap().is_empty());
 }
 
+/// The number of the operation that gives manifest 2 its name.
+fn rename_of_the_manifest() -> u64 {
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let counting = FaultStorage::counting(Arc::new(memory));
+    let taken = restart_and_checkpoint(Arc::new(counting.clone()));
+    assert!(matches!(taken, Ok(true)), "{taken:?}");
+    let is_it = |(operation, path): &(Operation, String)| {
+        *operation == Operation::Rename && path.ends_with("manifest")
+    };
+    counting.log().iter().position(is_it).unwrap() as u64
+}
+
+#[test]
+fn where_looking_fails_too_a_rename_stays_unresolved_and_nothing_is_aborted() {
+    let memory = MemoryStorage::new();
+    drop(store_with(Arc::new(memory.clone()), 1));
+    let plan = Plan {
+        at: rename_of_the_manifest(),
+        fault: Fault::Crash,
+    };
+    let storage = FaultStorage::failing(Arc::new(memory.clone()), plan);
+    let taken = restart_and_checkpoint(Arc::new(storage));
+    assert!(matches!(taken, Err(Failed::Unresolved(_))), "{taken:?}");
+    assert!(memory.open("epochs/000002/manifest.i0002.tmp").is_ok());
+}
+
 /// The directory's fsync after the rename fails: the checkpoint is there, but an older one is not given
 /// up for it.
 #[test]
 fn retention_does_not_count_on_a_checkpoint_that_may_not_be_durable() {
     let memory = MemoryStorage::new();
     drop(store_with(Arc::new(memory.clone()), 1));
-    let counting = FaultStorage::counting(Arc::new(memory.clone()));
-    let taken = restart_and_checkpoint(Arc::new(counting.clone()));
-    assert!(matches!(taken, Ok(true)));
-    let rename = counting
-        .log()
-        .iter()
-        .position(|(operation, path)| *operation == Operation::Rename && path.ends_with("manifest"))
-        .unwrap();
-
-    let memory = MemoryStorage::new();
-    drop(store_with(Arc::new(memory.clone()), 1));
     let plan = Plan {
-        at: rename as u64 + 1,
+        at: rename_of_the_manifest() + 1,
         fault: Fault::FailedSync,
     };
     let storage = FaultStorage::failing(Arc::new(memory.clone()), plan);

@@ -55,6 +55,9 @@ unsafe impl GlobalAlloc for Watching {
 #[global_allocator]
 static ALLOCATOR: Watching = Watching;
 
+/// A field of `S`: its name, and where it is.
+type Field<S, N> = (&'static str, fn(&mut S) -> &mut N);
+
 /// A rank file taken apart, to be put together again with checksums that fit.
 #[derive(Clone)]
 struct Parts {
@@ -182,7 +185,7 @@ fn lengths_and_counts_that_lie_are_refused_and_nothing_is_allocated_for_them() {
     ];
     let mut lies: Vec<(String, Vec<u8>)> = Vec::new();
 
-    let trailer: [(&str, fn(&mut Trailer) -> &mut U64); 4] = [
+    let trailer: [Field<Trailer, U64>; 4] = [
         ("index_offset", |t| &mut t.index_offset),
         ("index_bytes", |t| &mut t.index_bytes),
         ("file_bytes", |t| &mut t.file_bytes),
@@ -227,14 +230,14 @@ fn lengths_and_counts_that_lie_are_refused_and_nothing_is_allocated_for_them() {
             ));
         }
     }
-    let entry: [(&str, fn(&mut ChunkEntry) -> &mut U32); 5] = [
+    let entry: [Field<ChunkEntry, U32>; 5] = [
         ("kind", |e| &mut e.kind),
         ("encoding", |e| &mut e.encoding),
         ("page_runs", |e| &mut e.page_runs),
         ("raw_bytes", |e| &mut e.raw_bytes),
         ("stored_bytes", |e| &mut e.stored_bytes),
     ];
-    let run: [(&str, fn(&mut IndexRun) -> &mut U32); 3] = [
+    let run: [Field<IndexRun, U32>; 3] = [
         ("source", |r| &mut r.source),
         ("chunk", |r| &mut r.chunk),
         ("position", |r| &mut r.position),

@@ -368,7 +368,8 @@ fn publishing_tells_its_steps_and_refuses_what_is_not_the_jobs() {
         })
         .collect();
     let good = manifest(Incarnation(1), Epoch(2), files.clone());
-    let wrong: [(&str, fn(&mut Manifest)); 7] = [
+    type Change = fn(&mut Manifest);
+    let wrong: [(&str, Change); 7] = [
         ("job", |m| m.job.0[0] ^= 1),
         ("incarnation", |m| m.incarnation.0 += 1),
         ("ranks", |m| m.files.truncate(1)),

@@ -278,7 +278,7 @@ fn memory_of_the_wrong_size_is_refused() {
     )
     .unwrap();
     let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
-    let mut short = vec![0; 100];
+    let mut short = [0; 100];
     let mut short = Some(&mut short[..]);
     file.read_chunk_into(0, &mut Scratch::new(), |_, _| short.take())
         .unwrap_err();
