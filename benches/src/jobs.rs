@@ -14,6 +14,9 @@ use tests::solver::Solver;
 pub fn build(arguments: &[&str]) -> Result<PathBuf> {
     let program = std::env::current_exe().context("where is this program?")?;
     let folder = program.parent().context("a program lies in a folder")?;
+    if std::env::var_os(tests::binaries::NO_BUILD).is_some() {
+        return Ok(folder.to_owned());
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let mut command = Command::new(cargo);

@@ -39,10 +39,11 @@ impl Solver {
         )
     }
 
-    /// Conjugate gradients on a matrix from a file.
+    /// Conjugate gradients on a matrix from a file, for so many right-hand sides. Iterations last a little.
     #[must_use]
-    pub fn cg(ranks: usize, matrix: &Path) -> Self {
-        let mut solver = Self::new("cg", ranks, "--tolerance 1e-10 --matrix");
+    pub fn cg(ranks: usize, matrix: &Path, repeat: usize) -> Self {
+        let arguments = format!("--tolerance 1e-10 --pause-us 700 --repeat {repeat} --matrix");
+        let mut solver = Self::new("cg", ranks, &arguments);
         solver.arguments.push(matrix.display().to_string());
         solver
     }

@@ -87,13 +87,7 @@ fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Sol
     let solver = match which {
         0 => Solver::heat(ranks, 512, 512, load.count(2500)),
         1 => match load.matrices.choose(random) {
-            Some(matrix) => {
-                let mut solver = Solver::cg(ranks, matrix);
-                solver
-                    .arguments
-                    .extend(["--repeat".to_owned(), load.count(40).to_string()]);
-                solver
-            }
+            Some(matrix) => Solver::cg(ranks, matrix, load.count(12)),
             None => Solver::new("cg", ranks, "--poisson 200 --tolerance 1e-10"),
         },
         2 => Solver::storm(ranks.max(2), load.count(200_000), 7),
