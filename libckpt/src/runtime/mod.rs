@@ -49,17 +49,16 @@ const EAGER_BYTES_MAX: usize = 16 << 10;
 /// Must be called on the main thread, before any other thread is started. The program's global allocator
 /// must be [`crate::rank::Allocator`].
 pub fn run<T: Termination + 'static>(solver: fn(World) -> T) -> ExitCode {
-    match start(solver) {
-        Ok(scheduler) => scheduler.run(),
-        Err(error) => {
-            eprintln!("libckpt: {error}");
-            ExitCode::from(u8::try_from(exit::LIBRARY).expect("an exit code fits a byte"))
-        }
-    }
+    let outcome = startup::run(move || start(solver).map(|scheduler| scheduler.run()));
+    let error = match outcome {
+        Ok(Err(error)) => error,
+        Err(error) => StartError::from(error),
+    };
+    eprintln!("libckpt: {error}");
+    ExitCode::from(u8::try_from(exit::LIBRARY).expect("an exit code fits a byte"))
 }
 
 fn start<T: Termination + 'static>(solver: fn(World) -> T) -> Result<Scheduler, StartError> {
-    startup::prepare()?;
     name_ranks_in_panics();
     let job = match std::env::var(environment::CONTROL) {
         Ok(address) => Job::join(&address)?,

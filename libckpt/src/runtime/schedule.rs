@@ -1,6 +1,7 @@
 //! The scheduler: runs the ranks of this process in turn, and does between their turns what needs all of
 //! them to stand still.
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -35,7 +36,7 @@ enum Next {
 
 impl Scheduler {
     /// Runs until the job ends, and ends the process.
-    pub(crate) fn run(mut self) -> ! {
+    pub(crate) fn run(mut self) -> Infallible {
         loop {
             match in_engine(Self::next) {
                 Next::Run(index) => self.resume(index),
