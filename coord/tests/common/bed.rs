@@ -88,11 +88,14 @@ impl Bed {
     }
 }
 
+/// What is done at an event, given the process ids of the present start.
+type Act<'a> = dyn FnMut(&Event, &[u32]) + 'a;
+
 /// Keeps all events, and does something at each.
 pub struct Watcher<'a> {
     pub events: Vec<Event>,
     pub pids: Vec<u32>,
-    act: Box<dyn FnMut(&Event, &[u32]) + 'a>,
+    act: Box<Act<'a>>,
 }
 
 impl<'a> Watcher<'a> {

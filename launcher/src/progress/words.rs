@@ -29,11 +29,8 @@ impl Narrator {
                 }
                 self.aborted = Some(Instant::now());
             }
-            Event::Waiting { epoch, .. } => {
-                if self.waiting.replace(*epoch) == Some(*epoch) {
-                    return None;
-                }
-            }
+            Event::Waiting { epoch, .. } if self.waiting == Some(*epoch) => return None,
+            Event::Waiting { epoch, .. } => self.waiting = Some(*epoch),
             _ => {}
         }
         notable(event)
