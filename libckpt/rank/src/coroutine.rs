@@ -152,20 +152,18 @@ pub(crate) unsafe fn resume(header: *mut SlotHeader) -> Resumed {
 /// [`in_process`](crate::in_process).
 #[inline(never)]
 pub fn suspend() {
-    let header = CONTEXT.with(|context| context.rank.get());
+    let (header, running) = CONTEXT.with(|context| (context.rank.get(), context.running.get()));
     assert!(
-        !header.is_null(),
+        !header.is_null() && header == running,
         "suspend was called outside of rank context"
     );
-    // SAFETY: in rank context the slot is mapped, and its rank runs on this thread.
+    // SAFETY: a slot whose rank runs is mapped.
     let header_ref = unsafe { &*header };
     let here = stack_pointer();
     header_ref
         .stack_used_from
         .set(here.saturating_sub(SWITCH_FRAME_BYTES));
-    // SAFETY: a running rank has set its yielder, which lies at the far end of the same stack. The
-    // assertion that `rank` is set proves that this is a rank's stack: `in_slot` never runs code that
-    // suspends.
+    // SAFETY: a running rank has set its yielder, which lies at the far end of the stack that this is.
     unsafe { (*header_ref.yielder.get()).suspend(()) };
 }
 

@@ -15,10 +15,13 @@ use crate::context::{self, in_process};
 /// Thread ids of the library's threads, the main thread included.
 static LIBRARY_THREADS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// How long a thread that has just been joined may still be listed by the kernel.
-const EXIT_WAIT: Duration = Duration::from_micros(200);
-/// How often it is looked for.
-const EXIT_TRIES: u32 = 50;
+/// Between two looks for threads that may be about to end.
+const LOOK_WAIT: Duration = Duration::from_micros(500);
+/// How often is looked.
+const LOOKS: u32 = 200;
+
+/// `PF_EXITING` of the kernel: the thread runs no code of the program any more.
+const EXITING: u64 = 0x4;
 
 /// Starts a thread of the library: it allocates in process memory all its life, and captures know it.
 ///
@@ -67,15 +70,15 @@ fn registered() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
 
 /// The names of all live threads that are not the library's.
 ///
-/// A thread that was joined a moment ago may still be listed by the kernel, so one that is found is
-/// looked for again for a few milliseconds.
+/// A scope may return a moment before its threads have ended, and a thread of the library starts a
+/// moment before it is registered; so a thread that is found is looked for again, for a tenth of a second.
 pub(crate) fn foreign_threads() -> io::Result<Vec<String>> {
     let mut found = list_foreign_threads()?;
-    for _ in 0..EXIT_TRIES {
+    for _ in 1..LOOKS {
         if found.is_empty() {
             break;
         }
-        thread::sleep(EXIT_WAIT);
+        thread::sleep(LOOK_WAIT);
         found = list_foreign_threads()?;
     }
     Ok(found)
@@ -92,9 +95,40 @@ fn list_foreign_threads() -> io::Result<Vec<String>> {
             continue;
         }
         // It may end between being listed and being read; then it is no obstacle.
-        if let Ok(name) = fs::read_to_string(entry.path().join("comm")) {
-            names.push(name.trim_end().to_owned());
+        if let Ok(stat) = fs::read(entry.path().join("stat")) {
+            let (name, exiting) = name_and_exiting(&String::from_utf8_lossy(&stat));
+            if !exiting {
+                names.push(name);
+            }
         }
     }
     Ok(names)
+}
+
+/// A thread's name, and whether it is on its way out (joined already, maybe), from its `stat` file
+/// (proc_pid_stat(5)): the second field, in parentheses, and the ninth.
+fn name_and_exiting(stat: &str) -> (String, bool) {
+    let name = stat
+        .split_once('(')
+        .and_then(|(_, rest)| rest.rsplit_once(')'));
+    let Some((name, rest)) = name else {
+        return (stat.trim().to_owned(), false);
+    };
+    let flags = rest.split_whitespace().nth(6);
+    let flags: u64 = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    (name.to_owned(), flags & EXITING != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything_and_flags_tell_who_is_leaving() {
+        let live = "77 (a) (b) R 1 5875 5534 0 -1 4194368 89 0";
+        assert_eq!(name_and_exiting(live), ("a) (b".to_owned(), false));
+        let leaving = "77 (worker) R 1 5875 5534 0 -1 4194372 89 0";
+        assert_eq!(name_and_exiting(leaving), ("worker".to_owned(), true));
+        assert_eq!(name_and_exiting(""), (String::new(), false));
+    }
 }

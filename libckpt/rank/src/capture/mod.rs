@@ -1,7 +1,7 @@
 //! From a suspended rank to pages in staging memory: the part of a checkpoint that the solver waits for.
 //!
-//! - [`pagemap`]: which pages exist at all, so that untouched ones are not read.
-//! - [`staging`]: the memory that pages are copied into, kept from one checkpoint to the next.
+//! - `pagemap`: which pages exist at all, so that untouched ones are not read.
+//! - `staging`: the memory that pages are copied into, kept from one checkpoint to the next.
 //!
 //! An image is the header, the used part of the stack, and what the heap says is live; of these, the
 //! pages that exist and are not all zero. Everything else reads as zeros after a restore.

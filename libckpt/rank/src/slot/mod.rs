@@ -1,6 +1,6 @@
 //! A rank's slot in this process: made, started, resumed, unmapped.
 //!
-//! - [`map`]: the address range and what is said when it can't be had.
+//! - `map`: the address range and what is said when it can't be had.
 //!
 //! Capturing a slot is in `capture`, filling one from an image in `restore`.
 

@@ -1,9 +1,9 @@
 //! What a process does once, at the start of its main thread, before anything else: [`run`].
 //!
-//! - [`addresses`]: the program runs at fixed addresses, by one re-exec where needed.
-//! - [`fixed_thread`]: a thread with thread-locals at a fixed address, where the kernel refuses.
-//! - [`warm`]: process-wide lazies of std are made in process memory, before any rank can.
-//! - [`overflow`]: the fault handler that knows a rank's guard.
+//! - `addresses`: the program runs at fixed addresses, by one re-exec where needed.
+//! - `fixed_thread`: a thread with thread-locals at a fixed address, where the kernel refuses.
+//! - `warm`: process-wide lazies of std are made in process memory, before any rank can.
+//! - `overflow`: the fault handler that knows a rank's guard.
 
 mod addresses;
 mod fixed_thread;

@@ -1,5 +1,7 @@
 //! Images: a rank captured in one process goes on in another.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -19,6 +21,7 @@ tests![
     ranks_of_one_process_go_on_in_several,
     an_image_holds_what_is_live_and_no_more,
     an_image_is_restored_by_several_threads_at_once,
+    a_panic_unwinds_frames_that_another_process_made,
     floating_point_modes_belong_to_the_rank,
     a_posted_buffer_is_filled_in_the_process_after,
 ];
@@ -31,6 +34,8 @@ roles![
     two_captured,
     weighed,
     restored_in_parallel,
+    descended,
+    unwound,
     modes_set,
     modes_found,
     posted,
@@ -225,6 +230,52 @@ fn restored_in_parallel(arguments: &[String]) {
     println!("{}", outcome(&slot));
 }
 
+fn a_panic_unwinds_frames_that_another_process_made() {
+    let directory = Directory::new("unwound");
+    let file = directory.file("image");
+    print("descended", &[&file]);
+    assert_eq!(
+        print("unwound", &[&file]),
+        "25 frames, thrown at the bottom"
+    );
+}
+
+/// Counts frames as they are left, in a panic too.
+struct Counted<'a>(&'a Cell<u64>);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+fn throw_below(frames: u64, left: &Cell<u64>) {
+    if frames == 0 {
+        suspend();
+        panic!("thrown at the {}", std::hint::black_box("bottom"));
+    }
+    let counted = Counted(left);
+    throw_below(frames - 1, left);
+    drop(counted);
+}
+
+fn descended(arguments: &[String]) {
+    let mut slot = sole_slot();
+    slot.start(|| {
+        let left = Cell::new(0);
+        let payload = catch_unwind(AssertUnwindSafe(|| throw_below(25, &left))).unwrap_err();
+        let text = payload.downcast::<String>().unwrap();
+        println!("{} frames, {text}", left.get());
+    });
+    slot.resume();
+    store(&slot, Path::new(&arguments[0]));
+}
+
+fn unwound(arguments: &[String]) {
+    prepare();
+    finish(&mut restore(layout(1), Rank(0), Path::new(&arguments[0])));
+}
+
 fn floating_point_modes_belong_to_the_rank() {
     let directory = Directory::new("modes");
     let file = directory.file("image");
@@ -309,5 +360,5 @@ fn filled(arguments: &[String]) {
     finish(&mut slot);
     println!("{send} {}", slot.note(0));
     // A note of the running rank is not to be had where none runs.
-    assert!(std::panic::catch_unwind(|| note(0)).is_err());
+    assert!(catch_unwind(|| note(0)).is_err());
 }

@@ -121,6 +121,7 @@ fn inside(_: &[String]) {
     static LOCAL: RankLocal<u8> = RankLocal::new(|| 1);
     let mut slot = sole_slot();
     assert!(catch_unwind(suspend).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| slot.in_memory(suspend))).is_err());
     assert!(catch_unwind(|| LOCAL.with(|value| *value)).is_err());
     slot.start(|| {
         assert!(catch_unwind(|| in_process(suspend)).is_err());
