@@ -139,6 +139,18 @@ impl Way {
     }
 }
 
+/// Room for so many bytes is made for the immediate receives of a phase. Behind a wildcard each needs room for
+/// the longest message that may come.
+const ROOM_BYTES_MAX: usize = 4 << 20;
+
+/// The length of the longest message that a receive may meet.
+fn longest_bytes(want: Want, due: &Due, ledger: &Ledger) -> usize {
+    due.channels(want)
+        .map(|(source, tag)| ledger.greatest_bytes(source, tag, due.of(source, tag)))
+        .max()
+        .unwrap_or(0)
+}
+
 fn receive_phase(
     communicator: &Communicator,
     wants: &[Want],
@@ -146,20 +158,21 @@ fn receive_phase(
     ledger: &Ledger,
     random: &mut Random,
 ) -> libckpt::Result<Vec<(Vec<u8>, Status)>> {
-    let ways: Vec<Way> = wants.iter().map(|_| Way::any(random)).collect();
-    let mut buffers: Vec<Vec<u8>> = wants
-        .iter()
-        .zip(&ways)
-        .map(|(&want, way)| match way {
-            Way::Immediately => {
-                let longest = due
-                    .channels(want)
-                    .map(|(source, tag)| ledger.greatest_bytes(source, tag, due.of(source, tag)));
-                vec![0; longest.max().unwrap_or(0)]
+    let mut ways: Vec<Way> = wants.iter().map(|_| Way::any(random)).collect();
+    let mut room_bytes = 0;
+    let mut buffers: Vec<Vec<u8>> = wants.iter().map(|_| Vec::new()).collect();
+    for ((&want, way), buffer) in wants.iter().zip(&mut ways).zip(&mut buffers) {
+        if matches!(way, Way::Immediately) {
+            let longest_bytes = longest_bytes(want, due, ledger);
+            room_bytes += longest_bytes;
+            if room_bytes <= ROOM_BYTES_MAX {
+                *buffer = vec![0; longest_bytes];
+            } else {
+                room_bytes -= longest_bytes;
+                *way = Way::Whole;
             }
-            _ => Vec::new(),
-        })
-        .collect();
+        }
+    }
     let mut received: Vec<Option<(Vec<u8>, Status)>> = wants.iter().map(|_| None).collect();
     let mut statuses: Vec<Option<Status>> = vec![None; wants.len()];
     request::scope(|scope| {
