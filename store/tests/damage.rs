@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use common::{Image, RANKS, image, image_of, key, read_image, store_with, write_image};
 use protocol::control::{Compression, StoredFile};
 use protocol::ids::{Epoch, Incarnation};
-use store::format::layout::{FileHeader, Trailer};
+use store::format::layout::{
+    ChunkHeader, ENCODING_PLANES_ZSTD, ENCODING_RAW, ENCODING_ZSTD, FileHeader, Trailer,
+};
 use store::job_store::verify_store;
 use store::storage::Storage as _;
 use store::{Error, JobStore, MemoryStorage, RankFile, SharedStorage, names};
@@ -17,13 +20,29 @@ use zerocopy::FromBytes;
 /// The ways in which a byte is changed: each bit alone would be eight times slower and shows no more.
 const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
 
-fn small_file(compression: Compression) -> (MemoryStorage, StoredFile, Image) {
+fn file_of(image: &Image, compression: Compression) -> (MemoryStorage, StoredFile) {
     let storage = MemoryStorage::new();
     storage.create_dir("epochs").unwrap();
     storage.create_dir("epochs/000001").unwrap();
-    // Several chunks: sections split the pages.
+    let stored = write_image(Arc::new(storage.clone()), key(1, 1, 0), image, compression).unwrap();
+    (storage, stored)
+}
+
+/// Several chunks, since sections have their own, as few bytes as possible.
+fn small_file(compression: Compression) -> (MemoryStorage, StoredFile, Image) {
     let image = image(5, 7);
-    let stored = write_image(Arc::new(storage.clone()), key(1, 1, 0), &image, compression).unwrap();
+    let (storage, stored) = file_of(&image, compression);
+    (storage, stored, image)
+}
+
+/// A chunk large enough to be stored in planes.
+fn words_file() -> (MemoryStorage, StoredFile, Image) {
+    let mut image = Image::default();
+    for page in 0..16 {
+        let words = (0..512u64).flat_map(|at| ((page * 512 + at) * 7).to_le_bytes());
+        image.pages.insert(page, words.collect());
+    }
+    let (storage, stored) = file_of(&image, Compression::Fast);
     (storage, stored, image)
 }
 
@@ -38,9 +57,34 @@ fn assert_refused(storage: &MemoryStorage, stored: &StoredFile, how: &str) {
 }
 
 #[test]
+fn the_files_below_have_chunks_of_every_encoding() {
+    let mut found = BTreeSet::new();
+    for (storage, stored, _) in [
+        small_file(Compression::Fast),
+        small_file(Compression::None),
+        words_file(),
+    ] {
+        let first = size_of::<FileHeader>();
+        storage
+            .tamper(&stored.name, |bytes| {
+                let (chunk, _) = ChunkHeader::read_from_prefix(&bytes[first..]).unwrap();
+                found.insert(chunk.encoding.get());
+            })
+            .unwrap();
+    }
+    assert_eq!(
+        found,
+        BTreeSet::from([ENCODING_RAW, ENCODING_ZSTD, ENCODING_PLANES_ZSTD])
+    );
+}
+
+#[test]
 fn every_byte_of_a_rank_file_is_covered() {
-    for compression in [Compression::Fast, Compression::None] {
-        let (storage, stored, image) = small_file(compression);
+    for (storage, stored, image) in [
+        small_file(Compression::Fast),
+        small_file(Compression::None),
+        words_file(),
+    ] {
         assert_eq!(read_image(&storage, &stored, key(1, 1, 0)).unwrap(), image);
         for at in 0..stored.file_bytes as usize {
             for flip in FLIPS {
@@ -118,20 +162,17 @@ fn a_manifest_with_another_digest_or_size_does_not_verify() {
 #[test]
 fn chunks_that_change_places_are_noticed() {
     let (storage, stored, _) = small_file(Compression::None);
-    let (other, other_stored, _) = {
-        let storage = MemoryStorage::new();
-        storage.create_dir("epochs").unwrap();
-        storage.create_dir("epochs/000002").unwrap();
-        let image = image(5, 7);
-        let stored = write_image(
-            Arc::new(storage.clone()),
-            key(1, 2, 0),
-            &image,
-            Compression::None,
-        )
-        .unwrap();
-        (storage, stored, image)
-    };
+    let other = MemoryStorage::new();
+    other.create_dir("epochs").unwrap();
+    other.create_dir("epochs/000002").unwrap();
+    let other_key = key(1, 2, 0);
+    let other_stored = write_image(
+        Arc::new(other.clone()),
+        other_key,
+        &image(5, 7),
+        Compression::None,
+    )
+    .unwrap();
     assert_eq!(stored.file_bytes, other_stored.file_bytes);
     let mut foreign = Vec::new();
     other

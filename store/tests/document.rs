@@ -107,6 +107,7 @@ fn constants_are_as_documented() {
         ("SectionKind::Channel", SectionKind::Channel.number().into()),
         ("ENCODING_RAW", ENCODING_RAW.into()),
         ("ENCODING_ZSTD", ENCODING_ZSTD.into()),
+        ("ENCODING_PLANES_ZSTD", ENCODING_PLANES_ZSTD.into()),
         ("CHUNK_RAW_BYTES", CHUNK_RAW_BYTES as u64),
         ("CHUNK_RAW_BYTES_MAX", CHUNK_RAW_BYTES_MAX as u64),
         ("PAGE_NUMBER_MAX", PAGE_NUMBER_MAX),

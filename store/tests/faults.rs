@@ -343,3 +343,22 @@ fn making_a_store_fails_cleanly_at_every_operation_and_can_be_tried_again() {
         }
     }
 }
+
+#[test]
+fn plans_read_back_as_they_are_written() {
+    for text in [
+        "enospc@0",
+        "eio@7",
+        "short-write@1",
+        "disk-full@2",
+        "failed-sync@3",
+        "lost-sync@4",
+        "done-but-error@5",
+        "crash@6",
+    ] {
+        assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
+    }
+    for wrong in ["", "enospc", "enospc@", "flood@3", "eio@-1"] {
+        assert!(wrong.parse::<Plan>().is_err(), "{wrong}");
+    }
+}

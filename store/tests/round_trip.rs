@@ -27,6 +27,8 @@ enum Content {
     Zero,
     Fill(u8),
     Noise(u64),
+    /// Numbers that change slowly, as those of a solver.
+    Words(u64),
 }
 
 impl Content {
@@ -37,6 +39,9 @@ impl Content {
             Self::Noise(seed) => (0..PAGE_BYTES as u64)
                 .map(|at| ((seed ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8)
                 .collect(),
+            Self::Words(seed) => (0..PAGE_BYTES as u64 / 8)
+                .flat_map(|at| ((seed % 1000 + at) as f64 / 3.0).sqrt().to_le_bytes())
+                .collect(),
         }
     }
 }
@@ -45,7 +50,8 @@ fn content() -> impl Strategy<Value = Content> {
     prop_oneof![
         Just(Content::Zero),
         (1u8..).prop_map(Content::Fill),
-        any::<u64>().prop_map(Content::Noise)
+        any::<u64>().prop_map(Content::Noise),
+        any::<u64>().prop_map(Content::Words)
     ]
 }
 
@@ -282,4 +288,39 @@ fn memory_of_the_wrong_size_is_refused() {
     let mut short = Some(&mut short[..]);
     file.read_chunk_into(0, &mut Scratch::new(), |_, _| short.take())
         .unwrap_err();
+}
+
+#[test]
+fn numbers_of_a_solver_compress() {
+    let storage = storage();
+    let compression = Compression::Fast;
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), compression).unwrap();
+    let field: Vec<u8> = (0..128 * PAGE_BYTES / 8)
+        .flat_map(|at| (at as f64 * 0.001).sin().to_le_bytes())
+        .collect();
+    file.page_run(100, &field).unwrap();
+    let stored = file.finish().unwrap();
+    let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
+    file.verify().unwrap();
+    assert_eq!(file.chunk_count(), 2);
+    let mut memory = vec![1; field.len()];
+    let mut rest = &mut memory[..];
+    for chunk in 0..2 {
+        let (here, after) = rest.split_at_mut(64 * PAGE_BYTES);
+        let mut here = Some(here);
+        file.read_chunk_into(chunk, &mut Scratch::new(), |first, count| {
+            assert_eq!((first, count), (100 + 64 * chunk as u64, 64));
+            here.take()
+        })
+        .unwrap();
+        rest = after;
+    }
+    assert!(memory == field);
+    // As words they do not at all.
+    assert!(zstd::bulk::compress(&field, 1).unwrap().len() > field.len() * 15 / 16);
+    assert!(
+        stored.file_bytes < field.len() as u64 * 7 / 8,
+        "{} bytes",
+        stored.file_bytes
+    );
 }

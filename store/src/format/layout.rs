@@ -35,8 +35,11 @@ pub const SOURCE_HERE: u32 = 0;
 pub const KIND_PAGES: u32 = 1;
 /// [`ChunkHeader::encoding`]: the payload is the raw bytes.
 pub const ENCODING_RAW: u32 = 0;
-/// [`ChunkHeader::encoding`]: the payload is one zstd frame.
+/// [`ChunkHeader::encoding`]: the payload is one zstd frame of the raw bytes.
 pub const ENCODING_ZSTD: u32 = 1;
+/// [`ChunkHeader::encoding`]: the payload is one zstd frame of the raw bytes of pages, their 8-byte words
+/// split into planes: all first bytes, then all second bytes, and so on.
+pub const ENCODING_PLANES_ZSTD: u32 = 2;
 
 /// A page's size as the file states it.
 pub const PAGE_BYTES_FIELD: u32 = PAGE_BYTES as u32;

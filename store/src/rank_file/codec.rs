@@ -7,15 +7,16 @@ use std::io;
 use protocol::control::Compression;
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::shuffle::{from_planes, to_planes};
 use crate::PAGE_BYTES;
-use crate::format::layout::CHUNK_RAW_BYTES;
+use crate::format::layout::{CHUNK_RAW_BYTES, ENCODING_PLANES_ZSTD, ENCODING_RAW, ENCODING_ZSTD};
 
 /// A compressed chunk must be smaller than this part of its raw bytes, or it is stored as it is:
 /// below that, reading it back costs more than the bytes are worth.
 const WORTH_NUMERATOR: usize = 15;
 const WORTH_DENOMINATOR: usize = 16;
 
-/// Chunks from this length on are tried by a sample first.
+/// Chunks of pages from this length on are tried by a sample first.
 const SAMPLED_BYTES: usize = 64 << 10;
 /// How many pages the sample has, spread over the chunk.
 const SAMPLE_PAGES: usize = 4;
@@ -28,6 +29,7 @@ pub struct Scratch {
     pub(super) stored: Vec<u8>,
     /// A chunk after decompression.
     pub(super) raw: Vec<u8>,
+    planes: Vec<u8>,
 }
 
 impl Scratch {
@@ -35,6 +37,39 @@ impl Scratch {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Decodes what is in `stored[from..]` into `into`, which it must fill exactly.
+    pub(super) fn decode_into(
+        &mut self,
+        encoding: u32,
+        from: usize,
+        into: &mut [u8],
+    ) -> Result<(), String> {
+        decode(
+            &mut self.decompressor,
+            &mut self.planes,
+            encoding,
+            &self.stored[from..],
+            into,
+        )
+    }
+
+    /// Decodes what is in `stored[from..]` into `raw`, of which it makes `raw_bytes`.
+    pub(super) fn decode_to_raw(
+        &mut self,
+        encoding: u32,
+        from: usize,
+        raw_bytes: usize,
+    ) -> Result<(), String> {
+        self.raw.resize(raw_bytes, 0);
+        decode(
+            &mut self.decompressor,
+            &mut self.planes,
+            encoding,
+            &self.stored[from..],
+            &mut self.raw,
+        )
     }
 }
 
@@ -44,8 +79,28 @@ impl std::fmt::Debug for Scratch {
     }
 }
 
+/// Decodes a compressed payload, which must fill `into` exactly.
+fn decode(
+    decompressor: &mut Option<Decompressor<'static>>,
+    planes: &mut Vec<u8>,
+    encoding: u32,
+    payload: &[u8],
+    into: &mut [u8],
+) -> Result<(), String> {
+    match encoding {
+        ENCODING_ZSTD => decompress(decompressor, payload, into),
+        ENCODING_PLANES_ZSTD => {
+            planes.resize(into.len(), 0);
+            decompress(decompressor, payload, planes)?;
+            from_planes(planes, into);
+            Ok(())
+        }
+        _ => Err(format!("encoding {encoding} is none of a compressed chunk")),
+    }
+}
+
 /// Decompresses one frame, which must fill `into` exactly.
-pub(super) fn decompress(
+fn decompress(
     decompressor: &mut Option<Decompressor<'static>>,
     frame: &[u8],
     into: &mut [u8],
@@ -68,27 +123,6 @@ pub(super) fn decompress(
     }
 }
 
-impl Scratch {
-    /// Decompresses what is in `stored[from..]` into `into`, which it must fill exactly.
-    pub(super) fn decompress_stored(&mut self, from: usize, into: &mut [u8]) -> Result<(), String> {
-        decompress(&mut self.decompressor, &self.stored[from..], into)
-    }
-
-    /// Decompresses what is in `stored[from..]` into `raw`, of which it makes `raw_bytes`.
-    pub(super) fn decompress_to_raw(
-        &mut self,
-        from: usize,
-        raw_bytes: usize,
-    ) -> Result<(), String> {
-        self.raw.resize(raw_bytes, 0);
-        decompress(
-            &mut self.decompressor,
-            &self.stored[from..],
-            &mut self.raw[..],
-        )
-    }
-}
-
 /// What a thread compresses with: made at its first chunk, kept for all writers that it runs. A process may
 /// have a file open for each of many ranks, and contexts for each would cost megabytes apiece.
 pub(super) struct Packer {
@@ -96,6 +130,8 @@ pub(super) struct Packer {
     compressor: Option<Compressor<'static>>,
     decompressor: Option<Decompressor<'static>>,
     frame: Vec<u8>,
+    planes: Vec<u8>,
+    check_planes: Vec<u8>,
     check: Vec<u8>,
 }
 
@@ -130,50 +166,76 @@ impl Packer {
             compressor: level.map(Compressor::new).transpose()?,
             decompressor: None,
             frame: Vec::new(),
+            planes: Vec::new(),
+            check_planes: Vec::new(),
             check: Vec::new(),
         })
     }
 
-    /// One zstd frame of `raw`, decompressed again and found equal; nothing where `raw` is better stored
-    /// as it is.
-    pub(super) fn pack(&mut self, raw: &[u8]) -> Result<Option<&[u8]>, String> {
-        if raw.len() >= SAMPLED_BYTES && !self.sample_is_worth(raw) {
-            return Ok(None);
-        }
-        let Some(frame_bytes) = self.compress(raw) else {
-            return Ok(None);
+    /// How `raw` is best stored, and its payload, which was decoded again and found equal. `pages` tells that
+    /// it is pages, which may hold arrays of words.
+    pub(super) fn pack<'a>(
+        &'a mut self,
+        raw: &'a [u8],
+        pages: bool,
+    ) -> Result<(u32, &'a [u8]), String> {
+        let encoding = match self.compressor {
+            None => ENCODING_RAW,
+            Some(_) if pages && raw.len() >= SAMPLED_BYTES => self.choose(raw),
+            Some(_) => ENCODING_ZSTD,
+        };
+        let Some(frame_bytes) = self.compress(encoding, raw) else {
+            return Ok((ENCODING_RAW, raw));
         };
         let frame = &self.frame[..frame_bytes];
         self.check.resize(raw.len(), 0);
-        decompress(&mut self.decompressor, frame, &mut self.check)?;
+        decode(
+            &mut self.decompressor,
+            &mut self.check_planes,
+            encoding,
+            frame,
+            &mut self.check,
+        )?;
         if self.check != raw {
             return Err("decompressing it again gives other bytes".into());
         }
-        Ok(Some(frame))
+        Ok((encoding, frame))
     }
 
     /// Makes one zstd frame of `raw` in `frame`; nothing where it is not worth it.
-    fn compress(&mut self, raw: &[u8]) -> Option<usize> {
+    fn compress(&mut self, encoding: u32, raw: &[u8]) -> Option<usize> {
+        let compressor = self.compressor.as_mut()?;
+        let bytes = match encoding {
+            ENCODING_ZSTD => raw,
+            ENCODING_PLANES_ZSTD => {
+                self.planes.resize(raw.len(), 0);
+                to_planes(raw, &mut self.planes);
+                &self.planes
+            }
+            _ => return None,
+        };
         // Just enough room for what is worth it: zstd gives up where it needs more.
         let room = raw.len() / WORTH_DENOMINATOR * WORTH_NUMERATOR;
         self.frame.resize(room.max(CHUNK_RAW_BYTES), 0);
-        self.compressor
-            .as_mut()?
-            .compress_to_buffer(raw, &mut self.frame[..room])
+        compressor
+            .compress_to_buffer(bytes, &mut self.frame[..room])
             .ok()
     }
 
-    /// Whether a few pages of a chunk compress. Numbers of a solver often do not, and finding that out
-    /// page by page takes processor time from the ranks.
-    fn sample_is_worth(&mut self, raw: &[u8]) -> bool {
+    /// Tries the ways to compress on a few pages of a chunk. Numbers of a solver often compress in one way
+    /// only, or in none, and finding that out on all pages takes processor time from the ranks.
+    fn choose(&mut self, raw: &[u8]) -> u32 {
         let mut sample = std::mem::take(&mut self.check);
         sample.clear();
         let stride = raw.len() / SAMPLE_PAGES;
         for part in raw.chunks(stride).take(SAMPLE_PAGES) {
             sample.extend_from_slice(&part[..PAGE_BYTES]);
         }
-        let worth = self.compress(&sample).is_some();
+        let best = [ENCODING_ZSTD, ENCODING_PLANES_ZSTD]
+            .into_iter()
+            .filter_map(|encoding| Some((self.compress(encoding, &sample)?, encoding)))
+            .min();
         self.check = sample;
-        worth
+        best.map_or(ENCODING_RAW, |(_, encoding)| encoding)
     }
 }

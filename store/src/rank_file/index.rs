@@ -3,9 +3,9 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::format::layout::{
-    CHUNK_RAW_BYTES_MAX, CHUNKS_MAX, ChunkEntry, ChunkHeader, ENCODING_RAW, ENCODING_ZSTD,
-    FileHeader, INDEX_MAGIC, IndexHeader, IndexRun, IndexSource, KIND_PAGES, PAGE_NUMBER_MAX,
-    PageRun, SOURCE_HERE, SOURCE_ZERO,
+    CHUNK_RAW_BYTES_MAX, CHUNKS_MAX, ChunkEntry, ChunkHeader, ENCODING_PLANES_ZSTD, ENCODING_RAW,
+    ENCODING_ZSTD, FileHeader, INDEX_MAGIC, IndexHeader, IndexRun, IndexSource, KIND_PAGES,
+    PAGE_NUMBER_MAX, PageRun, SOURCE_HERE, SOURCE_ZERO,
 };
 use crate::{CheckpointId, PAGE_BYTES, SectionKind};
 use protocol::ids::{Epoch, Incarnation};
@@ -262,6 +262,7 @@ fn check_chunks(chunks: &[ChunkEntry], chunks_end: u64) -> Result<(), String> {
         match chunk.encoding.get() {
             ENCODING_RAW if stored == raw => {}
             ENCODING_ZSTD if stored < raw => {}
+            ENCODING_PLANES_ZSTD if stored < raw && kind == KIND_PAGES => {}
             _ => return wrong("has an unknown encoding, or a length that does not fit it"),
         }
         next = next

@@ -8,6 +8,7 @@
 mod codec;
 mod index;
 mod reader;
+mod shuffle;
 mod verify;
 mod writer;
 

@@ -241,7 +241,11 @@ impl RankFile {
             return Ok(&scratch.stored[payload..]);
         }
         scratch
-            .decompress_to_raw(payload, entry.raw_bytes.get() as usize)
+            .decode_to_raw(
+                entry.encoding.get(),
+                payload,
+                entry.raw_bytes.get() as usize,
+            )
             .map_err(|what| self.corrupt_chunk(number, &what))?;
         self.check_raw(number, &scratch.raw)?;
         Ok(&scratch.raw)
@@ -258,7 +262,7 @@ impl RankFile {
         }
         let payload = self.fetch(number, scratch)?;
         scratch
-            .decompress_stored(payload, into)
+            .decode_into(entry.encoding.get(), payload, into)
             .map_err(|what| self.corrupt_chunk(number, &what))?;
         self.check_raw(number, into)
     }

@@ -9,9 +9,9 @@ use super::index::{ImageRun, Index, PageSource};
 use crate::durable::is_failed_fsync;
 use crate::format::checksum::{Checksums, FileDigest};
 use crate::format::layout::{
-    CHUNK_MAGIC, CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, ChunkHeader, ENCODING_RAW, ENCODING_ZSTD,
-    FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun,
-    RANK_FILE_VERSION, TRAILER_MAGIC, Trailer,
+    CHUNK_MAGIC, CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, ChunkHeader, FileHeader, HEADER_MAGIC,
+    KIND_PAGES, PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, TRAILER_MAGIC,
+    Trailer,
 };
 use crate::storage::{self, Access, SharedStorage, WriteFile, read_exact_at, write_all};
 use crate::{Error, FileKey, PAGE_BYTES, Result, names};
@@ -276,16 +276,13 @@ impl RankFileWriter {
             .filter(|number| u64::from(*number) < CHUNKS_MAX)
             .ok_or_else(|| self.invalid("the image has too many chunks".into()))?;
         let raw_checksum = self.sums.raw(number, runs.as_bytes(), raw);
-        let packed = packer.pack(raw).map_err(|what| {
+        let packed = packer.pack(raw, kind == KIND_PAGES);
+        let (encoding, payload) = packed.map_err(|what| {
             Error::corrupt(
                 self.storage.describe(&self.path),
                 format!("compressing chunk {number} failed its check: {what}"),
             )
         })?;
-        let (encoding, payload) = match packed {
-            Some(frame) => (ENCODING_ZSTD, frame),
-            None => (ENCODING_RAW, raw),
-        };
         let mut header = ChunkHeader {
             magic: CHUNK_MAGIC,
             number: number.into(),
