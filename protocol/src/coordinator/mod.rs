@@ -28,6 +28,8 @@ pub mod collection;
 pub mod machine;
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 pub use collection::{Collected, Unsound};

@@ -28,6 +28,8 @@ pub mod machine;
 pub mod watch;
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 pub use machine::{Choice, Config, End, Output, Phase, Recovery};
