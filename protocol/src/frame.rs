@@ -98,6 +98,7 @@ impl Decoder {
     /// # Errors
     /// When the length is beyond the limit (told as soon as the length is there) or the frame does not
     /// hold exactly one `T`.
+    #[allow(clippy::should_implement_trait)] // the item's type is chosen by each call
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let waiting = &self.bytes[self.taken..];
         let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else {

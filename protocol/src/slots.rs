@@ -71,7 +71,9 @@ impl SlotLayout {
         if !slot_bytes.is_power_of_two() || slot_bytes < SLOT_BYTES_MIN {
             return Err(SlotLayoutError::SlotBytes { slot_bytes });
         }
-        if stack_bytes % 4096 != 0 || stack_bytes < STACK_BYTES_MIN || stack_bytes > slot_bytes / 2
+        if !stack_bytes.is_multiple_of(4096)
+            || stack_bytes < STACK_BYTES_MIN
+            || stack_bytes > slot_bytes / 2
         {
             return Err(SlotLayoutError::StackBytes {
                 stack_bytes,

@@ -249,6 +249,9 @@ impl Reader {
             Directive::Ping => {
                 let computing = self.computing();
                 self.control.report(Report::Alive { computing });
+                // An occasion for the ranks' thread to see to what needs doing now and then.
+                self.attention.directive.store(true, Ordering::SeqCst);
+                self.waker.wake();
             }
             Directive::Stop => {
                 ENDING.store(true, Ordering::SeqCst);

@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use libckpt_rank::{Slot, current_rank, identity, process, startup};
 use libckpt_transport::{Transport, alone::Alone, shm};
@@ -178,7 +179,7 @@ impl Job {
             None => None,
         };
         visit(|engine| {
-            engine.started = std::time::Instant::now();
+            engine.started = Instant::now();
             for index in 0..engine.core.hosted.len() {
                 if engine.core.hosted[index].tables.finished {
                     engine.core.hosted[index].scheduled = true;
@@ -193,6 +194,7 @@ impl Job {
             control,
             snapshots,
             output,
+            room_made: Instant::now(),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use libckpt_rank::{Resumed, Slot};
 use protocol::control::{Directive, Report, exit};
@@ -16,6 +17,10 @@ use super::output::Output;
 use super::snapshot::Snapshots;
 use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, visit};
 
+/// How often staging memory is made to fit the ranks, at the most. A ping of the coordinator is the
+/// occasion.
+const MAKE_ROOM_EVERY: Duration = Duration::from_millis(250);
+
 /// The ranks of this process and what drives them.
 pub(crate) struct Scheduler {
     /// In the order of the engine's `hosted`.
@@ -24,6 +29,8 @@ pub(crate) struct Scheduler {
     pub(crate) control: Option<(Control, Receiver<Directive>)>,
     pub(crate) snapshots: Option<Snapshots>,
     pub(crate) output: Output,
+    /// When staging memory was last made to fit the ranks.
+    pub(crate) room_made: Instant,
 }
 
 /// What the scheduler does next.
@@ -111,6 +118,12 @@ impl Scheduler {
             }
         }
         self.take_directives();
+        if let Some(snapshots) = &mut self.snapshots
+            && self.room_made.elapsed() >= MAKE_ROOM_EVERY
+        {
+            snapshots.make_room(&self.slots);
+            self.room_made = Instant::now();
+        }
     }
 
     fn take_directives(&mut self) {

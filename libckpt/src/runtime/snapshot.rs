@@ -34,6 +34,8 @@ pub(crate) struct Snapshots {
     staging: Option<Vec<Staging>>,
     /// Snapshots up to this epoch are not to be written any further.
     discarded: Arc<AtomicU64>,
+    /// The writer has it to make room, not to write.
+    reserving: bool,
     /// How the process was before its ranks ran; compared at the first cut.
     baseline: Option<Baseline>,
     /// Refuse a snapshot that would lose something, instead of warning.
@@ -51,6 +53,11 @@ struct CapturedRank {
 }
 
 enum Job {
+    /// Make room for images of so many bytes, by index of the rank.
+    Reserve {
+        staging: Vec<Staging>,
+        image_bytes: Vec<usize>,
+    },
     /// Find the words for what a restart would lose, and tell.
     Warn {
         changes: Changes,
@@ -101,6 +108,7 @@ impl Snapshots {
             jobs,
             returned,
             staging: Some(Vec::new()),
+            reserving: false,
             discarded,
             baseline: None,
             strict: assignment.strict,
@@ -112,6 +120,42 @@ impl Snapshots {
     /// Notes how the process is now, just before its ranks run for the first time.
     pub(crate) fn record_baseline(&mut self) {
         self.baseline = Some(Baseline::record());
+    }
+
+    /// Has the writer make and touch the staging memory that a cut would need now, so that the ranks need
+    /// not wait for it then. Called every now and then, with all ranks suspended.
+    pub(crate) fn make_room(&mut self, slots: &[Slot]) {
+        if !self.take_back() {
+            return;
+        }
+        self.reserving = false;
+        let staging = self.staging.as_deref().unwrap_or_default();
+        // An image can't be longer than what is in memory, however much the rank has allocated.
+        let resident_bytes = resident_bytes();
+        let image_bytes: Vec<_> = slots
+            .iter()
+            .map(|slot| slot.image_bytes_max().min(resident_bytes))
+            .collect();
+        let capacity_bytes = |index| staging.get(index).map_or(0, Staging::capacity_bytes);
+        let lacking = (0..)
+            .zip(&image_bytes)
+            .any(|(index, bytes)| capacity_bytes(index) < *bytes);
+        if lacking && let Some(mut staging) = self.staging.take() {
+            staging.resize_with(slots.len(), Staging::new);
+            self.reserving = true;
+            let _ = self.jobs.send(Job::Reserve {
+                staging,
+                image_bytes,
+            });
+        }
+    }
+
+    /// Takes the staging memory back if the writer is done with it. Tells whether it is here.
+    fn take_back(&mut self) -> bool {
+        if self.staging.is_none() {
+            self.staging = self.returned.try_recv().ok();
+        }
+        self.staging.is_some()
     }
 
     /// Captures all ranks. They are suspended.
@@ -149,11 +193,12 @@ impl Snapshots {
         &mut self,
         slots: &[Slot],
     ) -> Result<Result<(Vec<CapturedRank>, Vec<Staging>), String>, Fatal> {
-        let staging = self
-            .staging
-            .take()
-            .or_else(|| self.returned.try_recv().ok());
-        let Some(mut staging) = staging else {
+        if !self.take_back() && self.reserving {
+            // Room that is just being made is worth waiting for; a disk is not.
+            self.staging = self.returned.recv().ok();
+        }
+        self.reserving = false;
+        let Some(mut staging) = self.staging.take() else {
             return Ok(Err("the snapshot before is still being written; the store's disk is too slow for this \
                            interval, choose a longer --every"
                 .to_owned()));
@@ -251,6 +296,14 @@ impl Snapshots {
     }
 }
 
+/// Bytes of this process that are in memory (`statm` in proc(5)); no bound where that can't be read.
+fn resident_bytes() -> usize {
+    std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split(' ').nth(1)?.parse::<usize>().ok())
+        .map_or(usize::MAX, |pages| pages.saturating_mul(PAGE_BYTES))
+}
+
 fn writer_gone() -> Fatal {
     Fatal::new("the writer thread has ended")
 }
@@ -272,6 +325,16 @@ impl Writer {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             match job {
+                Job::Reserve {
+                    mut staging,
+                    image_bytes,
+                } => {
+                    for (staging, bytes) in staging.iter_mut().zip(image_bytes) {
+                        // Without it the cut takes longer, or says that there is no memory.
+                        let _ = staging.reserve(bytes);
+                    }
+                    let _ = self.give_back.send(staging);
+                }
                 Job::Warn { changes, pointers } => {
                     for Finding(text) in changes.findings().into_iter().chain(pointers) {
                         self.control.report(Report::Warning { text });

@@ -197,11 +197,11 @@ fn is_ours(name: &str) -> bool {
 fn read(range: &Range<usize>) -> Vec<u8> {
     let start: *const u8 = std::ptr::with_exposed_provenance(range.start);
     let mut bytes = vec![0; range.len()];
-    // SAFETY: the range is a writable segment or the thread-local block of this program, mapped and
-    // readable for the life of the thread. Other threads may write their own data meanwhile; a word that
-    // is torn by that is reported as changed at worst. Volatile, because the compiler must not assume that
-    // the statics behind it have their initial values.
     for (offset, byte) in bytes.iter_mut().enumerate() {
+        // SAFETY: the range is a writable segment or the thread-local block of this program, mapped and
+        // readable for the life of the thread. Other threads may write their own data meanwhile; a word that
+        // is torn by that is reported as changed at worst. Volatile, because the compiler must not assume that
+        // the statics behind it have their initial values.
         *byte = unsafe { start.add(offset).read_volatile() };
     }
     bytes
