@@ -72,7 +72,7 @@ impl Options {
             progress: arguments.flag("--progress"),
             pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
         };
-        if !(options.tolerance > 0.0) {
+        if options.tolerance.is_nan() || options.tolerance <= 0.0 {
             return Err(Problem::wrong(format!(
                 "--tolerance {}: not above 0",
                 options.tolerance

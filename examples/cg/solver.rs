@@ -51,7 +51,7 @@ impl Solver {
         let diagonal = matrix.diagonal();
         // The first row, in the whole matrix, whose diagonal is not above 0.
         let own = matrix.own();
-        let wrong = diagonal.iter().position(|&element| !(element > 0.0));
+        let wrong = diagonal.iter().position(|&element| !is_positive(element));
         let wrong = wrong.map_or(usize::MAX, |row| own.start + row);
         let mut first_wrong = 0;
         world.all_reduce_into(&wrong, &mut first_wrong, SystemOperation::min())?;
@@ -100,8 +100,8 @@ impl Solver {
         let norm = rr.sqrt();
         let mut iterations = 0;
         let mut reached = rr.sqrt();
-        // Written so that what is not a number goes on, and into an error.
-        while !(reached <= limits.tolerance * norm) {
+        // What is not a number goes on, into an error.
+        while reached.is_nan() || reached > limits.tolerance * norm {
             if iterations == limits.iterations {
                 return Err(Failure::Everywhere(format!(
                     "no convergence in {iterations} iterations: the residual is {:.3e}, {:e} was asked for",
@@ -112,7 +112,7 @@ impl Solver {
             iterations += 1;
             self.matrix.multiply(world, &mut direction, &mut product)?;
             let [curvature] = sums(world, [dot(&direction[..right.len()], &product)])?;
-            if !(curvature > 0.0) {
+            if !is_positive(curvature) {
                 return Err(Failure::Everywhere(format!(
                     "the matrix is not positive definite: p' A p = {curvature:e} in iteration {iterations}"
                 )));
@@ -176,6 +176,11 @@ fn right_hand_side(number: u64, row: usize) -> f64 {
     let word = mix(mix(number) ^ row as u64);
     // From -1 to below 1.
     (word >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+}
+
+/// Above 0, and a number.
+fn is_positive(number: f64) -> bool {
+    number > 0.0
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -45,7 +45,7 @@ impl Block {
             for (column, point) in points.iter_mut().enumerate() {
                 let word = mix((row * columns + column) as u64);
                 // Every thousandth point or so.
-                *point = if word % 1024 == 0 {
+                *point = if word.is_multiple_of(1024) {
                     (word >> 40) as f64 / 1e6
                 } else {
                     0.0

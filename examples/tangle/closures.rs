@@ -53,7 +53,7 @@ impl Workshop {
     }
 
     fn make(&mut self) -> Tool {
-        let word = self.random.next();
+        let word = self.random.word();
         match self.random.below(5) {
             0 => {
                 let mut uses = 0_u64;

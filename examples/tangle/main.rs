@@ -106,11 +106,11 @@ fn tangle(world: &World, options: &Options) -> libckpt::Result<()> {
     let speaks = world.rank() == 0;
     let mut random = Random::new(options.seed ^ (world.rank() as u64) << 32);
     let mut strands: Vec<Box<dyn Strand>> = vec![
-        Box::new(recursion::Descent::new(options.depth, random.next())),
-        Box::new(graph::Forest::new(random.next())),
-        Box::new(closures::Workshop::new(random.next())),
-        Box::new(tables::Library::new(random.next())),
-        Box::new(generators::Springs::new(random.next())),
+        Box::new(recursion::Descent::new(options.depth, random.word())),
+        Box::new(graph::Forest::new(random.word())),
+        Box::new(closures::Workshop::new(random.word())),
+        Box::new(tables::Library::new(random.word())),
+        Box::new(generators::Springs::new(random.word())),
     ];
     if speaks {
         println!(

@@ -101,7 +101,7 @@ fn call(function: &mut dyn FnMut(u64) -> libckpt::Result<u64>, word: u64) -> lib
 
 impl Strand for Descent {
     fn twist(&mut self, round: u64, ring: &Ring<'_>, history: &mut History) -> libckpt::Result<()> {
-        let mut carried = self.random.next() ^ round;
+        let mut carried = self.random.word() ^ round;
         let mut levels = 1..=self.depth;
         let found = self.descend(ring, None, &mut levels, &mut carried)?;
         assert!(self.trail.borrow().is_empty());

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             eprintln!("with {ranks} ranks: {status}");
             return ExitCode::FAILURE;
         }
+        println!("{ranks} ranks ... ok");
     }
     ExitCode::SUCCESS
 }
