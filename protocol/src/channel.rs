@@ -102,6 +102,16 @@ impl<P> Incoming<P> {
         self.accept_out_of_order(sequence, packet)
     }
 
+    /// Takes message number `sequence` if it is the next one, and tells whether it was: what
+    /// [`accept`](Self::accept) does first, for a packet that is lent and need not be kept. After it, too, take what
+    /// [`next_held`](Self::next_held) gives.
+    #[inline]
+    pub fn accept_next(&mut self, sequence: u64) -> bool {
+        let is_next = sequence == self.next;
+        self.next += u64::from(is_next);
+        is_next
+    }
+
     #[cold]
     fn accept_out_of_order(
         &mut self,
@@ -200,6 +210,18 @@ mod tests {
         assert_eq!(channel.held().collect::<Vec<_>>(), [(5, &'f')]);
         *channel.held_mut(5).unwrap() = 'g';
         assert_eq!(channel.held().collect::<Vec<_>>(), [(5, &'g')]);
+    }
+
+    #[test]
+    fn a_lent_packet_is_taken_only_if_it_is_the_next() {
+        let mut channel = Incoming::new();
+        assert!(channel.accept_next(0));
+        assert!(!channel.accept_next(0));
+        assert!(!channel.accept_next(2));
+        assert_eq!(channel.accept(2, 'c'), Ok(Accepted::Early));
+        assert!(channel.accept_next(1));
+        assert_eq!(channel.next_held(), Some('c'));
+        assert_eq!(channel.received(), 3);
     }
 
     #[test]

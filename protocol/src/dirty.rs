@@ -149,6 +149,7 @@ impl<F: Faults> Dirty<F> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // a set of one range is meant
 mod tests {
     use super::*;
 

@@ -12,6 +12,7 @@ use rand::RngExt;
 use super::check;
 use super::command::{Deed, Done, Task};
 use super::store::Manifest;
+use super::trouble::Slip;
 use super::world::{Event, World};
 use super::{Checked, violated};
 
@@ -122,6 +123,10 @@ impl World {
     /// So what one command begins never overtakes what it began before, whatever became of that.
     fn begin(&mut self, task: Task) {
         let delay = self.options.store_delay.draw(&mut self.rng);
+        if self.options.slip == Some(Slip::StorageOutOfOrder) {
+            self.after(delay, Event::Task(self.command_id, task));
+            return;
+        }
         self.storage_idle_at = self.storage_idle_at.max(self.now) + delay;
         let delay = self.storage_idle_at - self.now;
         self.after(delay, Event::Task(self.command_id, task));
@@ -144,13 +149,15 @@ impl World {
                     Ok(())
                 };
                 if outcome.is_ok() {
-                    self.store.prepare(epoch);
+                    self.store.prepare(epoch)?;
                 }
                 Done::Prepared(epoch, outcome)
             }
             Task::Write(collected) => {
                 if self.fails() {
                     Done::Published(collected.epoch, Published::NotTried("no space".to_owned()))
+                } else if self.options.slip == Some(Slip::AnnouncedBeforeRename) {
+                    Done::Published(collected.epoch, Published::Done)
                 } else if !self.holds_all(&collected) {
                     self.report.outrun += 1;
                     let reason = "it builds on a checkpoint that is gone".to_owned();
@@ -196,6 +203,9 @@ impl World {
     }
 
     fn holds_all(&self, collected: &Collected) -> bool {
+        if self.options.slip == Some(Slip::ParentUnchecked) {
+            return true;
+        }
         let command = self.command.as_ref().expect("a command publishes");
         let incarnation = command
             .incarnation

@@ -32,6 +32,7 @@ pub mod store;
 pub mod trouble;
 pub mod world;
 
+pub use trouble::Mistake;
 pub use world::{Report, simulate};
 
 /// Something that must never happen, in words.

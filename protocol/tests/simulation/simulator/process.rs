@@ -94,7 +94,12 @@ impl Hosted {
     }
 
     /// Takes its part of the job: begins or restores its ranks.
-    pub fn restore(&mut self, part: &Assignment, store: &Store) -> Result<(), (Rank, String)> {
+    pub fn restore(
+        &mut self,
+        part: &Assignment,
+        store: &Store,
+        keep_addresses: bool,
+    ) -> Result<(), (Rank, String)> {
         self.placement.clone_from(&part.placement);
         self.participant = Participant::with_faults(self.me, part.epoch, self.faults);
         let home = Address {
@@ -120,6 +125,9 @@ impl Hosted {
                     .map_err(|reason| (rank, reason))?;
                 self.indexes.insert((epoch, rank), image.index);
                 state = RankState::new(rank, image.tables, &memory, home, self.faults);
+                if !keep_addresses {
+                    state.forget_addresses();
+                }
                 // What was queued goes out again; announcements are made anew.
                 let is_kept = |packet: &Packet| {
                     packet.sequence().is_none_or(|number| {
@@ -133,7 +141,9 @@ impl Hosted {
             self.ranks.insert(rank, state);
         }
         for mut packet in channel {
-            packet.forget_address();
+            if !keep_addresses {
+                packet.forget_address();
+            }
             let rank = self
                 .ranks
                 .get_mut(&packet.to)

@@ -125,17 +125,20 @@ impl RankState {
         };
         rank.tables.put.clear();
         rank.tables.taken.clear();
-        rank.tables
-            .unexpected
-            .iter_mut()
-            .for_each(Packet::forget_address);
-        for incoming in rank.tables.incoming.values_mut() {
+        rank
+    }
+
+    /// Forgets where announced messages lie, which a restore makes untrue.
+    pub fn forget_addresses(&mut self) {
+        let unexpected = self.tables.unexpected.iter_mut();
+        unexpected.for_each(Packet::forget_address);
+        for incoming in self.tables.incoming.values_mut() {
             let held: Vec<u64> = incoming.held().map(|(sequence, _)| sequence).collect();
             for sequence in held {
-                incoming.held_mut(sequence).unwrap().forget_address();
+                let packet = incoming.held_mut(sequence).expect("it is held");
+                packet.forget_address();
             }
         }
-        rank
     }
 
     /// Announces every message again that was not acknowledged: after a restore.

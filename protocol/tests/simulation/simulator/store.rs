@@ -9,9 +9,9 @@ use protocol::control::StoredFile;
 use protocol::ids::{Epoch, Incarnation, Rank};
 use serde::{Deserialize, Serialize};
 
-use super::mix;
 use super::rank::{Packet, Tables};
 use super::script::Memory;
+use super::{Checked, mix, violated};
 
 /// The epoch and incarnation whose file holds each page of a rank.
 pub type Index = Vec<(Epoch, Incarnation)>;
@@ -67,10 +67,13 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 
 impl Store {
     /// Makes an epoch's directory.
-    pub fn prepare(&mut self, epoch: Epoch) {
-        assert!(epoch > self.newest, "{epoch} was used before");
+    pub fn prepare(&mut self, epoch: Epoch) -> Checked {
+        if epoch <= self.newest {
+            return violated(format!("{epoch} was used before"));
+        }
         self.newest = epoch;
         self.epochs.insert(epoch, Directory::default());
+        Ok(())
     }
 
     /// Writes a rank's file. A process that nobody has told yet may write for an epoch that is gone.

@@ -1,9 +1,57 @@
 //! How a run is drawn from its seed: sizes, delays, and how much trouble there is.
 
+use std::fmt;
 use std::time::Duration;
 
 use protocol::faults::{Broken, Fault};
 use rand::{Rng, RngExt};
+
+/// A deliberate mistake, to be caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// In a machine of the protocol.
+    Machine(Fault),
+    /// In what is around the machines.
+    Around(Slip),
+}
+
+/// A mistake in what is around the machines: some of these were made, and found by the simulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slip {
+    /// The command's storage operations overtake each other: a directory is still being made when its
+    /// snapshot has been given up and the next incarnation looks for the highest number.
+    StorageOutOfOrder,
+    /// Nobody looks whether the files that a snapshot builds on are still there: a process that is
+    /// behind with the news may have built on a checkpoint that was removed.
+    ParentUnchecked,
+    /// The commit is announced when the manifest is written, before it is renamed.
+    AnnouncedBeforeRename,
+    /// A restored rank keeps the addresses of announced messages.
+    AddressKept,
+}
+
+impl Mistake {
+    /// Every mistake there is.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let slips = [
+            Slip::StorageOutOfOrder,
+            Slip::ParentUnchecked,
+            Slip::AnnouncedBeforeRename,
+            Slip::AddressKept,
+        ];
+        let machines = Fault::ALL.into_iter().map(Self::Machine);
+        machines.chain(slips.into_iter().map(Self::Around))
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(fault) => write!(f, "{fault:?}"),
+            Self::Around(slip) => write!(f, "{slip:?}"),
+        }
+    }
+}
 
 /// A delay that is mostly short and sometimes long.
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +103,20 @@ pub struct Options {
     pub trouble: f64,
     /// How probable the failure of a storage operation is.
     pub storage_trouble: f64,
-    /// A deliberate mistake, to be caught.
+    /// A deliberate mistake in the machines.
     pub fault: Broken,
+    /// A deliberate mistake around them.
+    pub slip: Option<Slip>,
 }
 
 impl Options {
     /// Draws a run.
-    pub fn draw(rng: &mut impl Rng, fault: Option<Fault>) -> Self {
+    pub fn draw(rng: &mut impl Rng, mistake: Option<Mistake>) -> Self {
+        let (fault, slip) = match mistake {
+            None => (None, None),
+            Some(Mistake::Machine(fault)) => (Some(fault), None),
+            Some(Mistake::Around(slip)) => (None, Some(slip)),
+        };
         let calm = rng.random_bool(0.2);
         Self {
             ranks: rng.random_range(1..=10),
@@ -84,6 +139,7 @@ impl Options {
                 rng.random_range(0.0..0.1)
             },
             fault: Broken(fault),
+            slip,
         }
     }
 }

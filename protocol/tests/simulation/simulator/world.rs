@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::control::{Assignment, Directive, Report as Word, exit};
-use protocol::faults::Fault;
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::recovery::Exit;
@@ -15,7 +14,7 @@ use super::command::{Command, Task};
 use super::process::{Context, Hosted, Rings};
 use super::script::Script;
 use super::store::Store;
-use super::trouble::Options;
+use super::trouble::{Mistake, Options, Slip};
 use super::{Checked, violated};
 
 /// A run that takes longer than this in its own time is stuck: something was lost.
@@ -116,9 +115,9 @@ pub struct World {
 ///
 /// # Errors
 /// What must never happen, in words.
-pub fn simulate(seed: u64, fault: Option<Fault>) -> Checked<Report> {
+pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let options = Options::draw(&mut rng, fault);
+    let options = Options::draw(&mut rng, mistake);
     let script = Script::draw(&mut rng, options.ranks, options.messages, options.announced);
     let mut world = World {
         now: Duration::ZERO,
@@ -408,7 +407,11 @@ impl World {
         let Some(hosted) = self.hosted.get_mut(&(incarnation, process)) else {
             return Ok(());
         };
-        let word = match hosted.restore(part, &self.store) {
+        let word = match hosted.restore(
+            part,
+            &self.store,
+            self.options.slip == Some(Slip::AddressKept),
+        ) {
             Ok(()) => {
                 for rank in hosted.ranks.values() {
                     if rank.memory() != *self.script.memory(rank.me, rank.tables.pc) {

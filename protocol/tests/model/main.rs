@@ -1,0 +1,174 @@
+//! Every possible run of small jobs: the real machines under the stateright model checker.
+//!
+//! The simulator draws large jobs at random; here small ones are gone through completely, in every order
+//! in which packets, announcements, reports, cuts, failures and losses can come. `job` is the snapshot
+//! protocol, `pages` the bookkeeping of dirty pages.
+
+mod job;
+mod pages;
+
+use job::{Limits, Small};
+use pages::Paging;
+use protocol::faults::{Broken, Fault};
+use stateright::{Checker, HasDiscoveries, Model};
+
+/// Goes through every state; all that must hold holds, all that should be possible happens.
+fn hold(limits: Limits) {
+    let checker = Small::new(limits, None)
+        .checker()
+        .threads(2)
+        .spawn_bfs()
+        .join();
+    println!(
+        "{} states, depth {}",
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+}
+
+/// With the mistake, some state breaks what must hold.
+fn caught(limits: Limits, fault: Fault) {
+    let checker = Small::new(limits, Some(fault))
+        .checker()
+        .threads(2)
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let found = checker
+        .discovery(job::SAFE)
+        .or_else(|| checker.discovery(job::ENDS));
+    let Some(path) = found else {
+        panic!(
+            "{fault:?} was not caught in {} states",
+            checker.unique_state_count()
+        );
+    };
+    let violation = path.last_state().violation.clone();
+    let steps = path.into_actions().len();
+    println!("{fault:?} after {steps} steps: {violation:?}");
+}
+
+/// Two processes that send to each other, and a snapshot that may fail or be followed by another.
+const PAIR: Limits = Limits {
+    messages: &[(0, 1, 1), (1, 0, 1)],
+    processes: 2,
+    snapshots: 2,
+    failures: 1,
+    losses: 0,
+};
+
+/// More messages around one snapshot.
+const STREAM: Limits = Limits {
+    messages: &[(0, 1, 3), (1, 0, 2)],
+    processes: 2,
+    snapshots: 1,
+    failures: 0,
+    losses: 0,
+};
+
+/// Two processes, one of which may be lost, or the coordinator, at any moment.
+const LOSS: Limits = Limits {
+    messages: &[(0, 1, 1), (1, 0, 1)],
+    processes: 2,
+    snapshots: 2,
+    failures: 0,
+    losses: 1,
+};
+
+/// Three processes: markers come to a process over several links, and over some that it did not know.
+const ROW: Limits = Limits {
+    messages: &[(0, 1, 1), (2, 1, 1)],
+    processes: 3,
+    snapshots: 1,
+    failures: 0,
+    losses: 0,
+};
+
+#[test]
+fn two_processes_with_an_abort_are_always_consistent() {
+    hold(PAIR);
+}
+
+#[test]
+fn two_processes_with_many_messages_are_always_consistent() {
+    hold(STREAM);
+}
+
+#[test]
+fn two_processes_with_a_loss_are_always_consistent() {
+    hold(LOSS);
+}
+
+#[test]
+fn three_processes_are_always_consistent() {
+    hold(ROW);
+}
+
+#[test]
+fn a_marker_behind_the_next_packet_is_caught() {
+    caught(PAIR, Fault::MarkerAfterNextPacket);
+}
+
+#[test]
+fn recording_after_the_marker_is_caught() {
+    caught(ROW, Fault::RecordAfterMarker);
+}
+
+#[test]
+fn a_first_packet_that_is_not_recorded_is_caught() {
+    caught(PAIR, Fault::FirstPacketUnrecorded);
+}
+
+#[test]
+fn packets_before_the_answer_are_caught() {
+    caught(PAIR, Fault::OpenWithoutAnswer);
+}
+
+#[test]
+fn a_link_that_opens_before_the_cut_it_tells_of_is_caught() {
+    caught(PAIR, Fault::OpenBeforeCut);
+}
+
+#[test]
+fn a_packet_from_beyond_the_cut_is_caught() {
+    caught(PAIR, Fault::DeliverBeforeCut);
+}
+
+#[test]
+fn a_late_marker_that_counts_is_caught() {
+    caught(PAIR, Fault::LateMarkerCounts);
+}
+
+#[test]
+fn dirty_pages_are_never_forgotten() {
+    let sound = Paging {
+        fault: Broken(None),
+    };
+    sound.checker().spawn_bfs().join().assert_properties();
+}
+
+#[test]
+fn forgetting_the_pages_of_an_aborted_epoch_is_caught() {
+    let broken = Paging {
+        fault: Broken(Some(Fault::AbortedPagesForgotten)),
+    };
+    let checker = broken.checker().spawn_bfs().join();
+    assert!(checker.discovery(pages::WHOLE).is_some());
+}
+
+/// Sizes beyond what every build can wait for: `cargo test --release -p ckpt-protocol --test model -- --ignored`.
+#[test]
+#[ignore = "minutes"]
+fn larger_jobs_are_always_consistent() {
+    hold(Limits {
+        messages: &[(0, 1, 2), (1, 0, 1)],
+        losses: 1,
+        ..PAIR
+    });
+    hold(Limits {
+        messages: &[(0, 1, 1), (1, 2, 1), (2, 0, 1)],
+        failures: 1,
+        ..ROW
+    });
+}
