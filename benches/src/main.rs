@@ -4,6 +4,7 @@
 //! a reference, both ran in turn in the same run, and the ratio is that of their medians: on a shared machine a
 //! figure of yesterday is no reference. `docs/performance.md` holds the tables.
 
+mod alloc;
 mod checkpoint;
 mod jobs;
 mod p2p;
@@ -40,6 +41,11 @@ pub struct Effort {
 type Benchmark = fn(Effort) -> Result<Vec<Record>>;
 
 const BENCHMARKS: &[(&str, &str, Benchmark)] = &[
+    (
+        "alloc",
+        "allocation in rank context, against the system allocator",
+        alloc::measure,
+    ),
     (
         "p2p",
         "time of a message between two ranks, against the bare transport",

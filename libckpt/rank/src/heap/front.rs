@@ -9,7 +9,7 @@
 use super::class::{CLASSES, class_bytes};
 
 /// Bytes of free blocks that a class may keep.
-const KEPT_BYTES: usize = 256 << 10;
+const KEPT_BYTES: usize = 64 << 10;
 
 /// Bytes fetched from the back end at once, at most.
 const BATCH_BYTES: usize = 16 << 10;

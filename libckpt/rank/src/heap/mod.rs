@@ -1,25 +1,54 @@
 //! The heap of a rank: an allocator whose every byte lies in the rank's slot.
 //!
-//! (documentation follows)
+//! A rank's memory is copied, byte for byte, into another process at the same addresses, where the rank goes on
+//! allocating and freeing. So the heap keeps all of its own data in the slot, too, and no address of anything outside.
+//!
+//! There are three layers, and a block's size, alignment and address tell which one it is from:
+//!
+//! - the *front* (`front`): a free list per size class for blocks of up to 32 KiB, used by the owner alone, without lock
+//!   or atomics. Nine of ten operations end here.
+//! - the *back end* (`back`, `space`): the `dlmalloc` crate, which packs blocks of up to 8 MiB densely. It fills the
+//!   front's lists in batches.
+//! - the *runs* (`runs`): large blocks, and those that have grown to 1 MiB and may go on growing, in whole units of 2 MiB
+//!   of address space, with room to grow in place; moved by `mremap` where that is not enough.
+//!
+//! The back end and the runs are behind a spin lock (`lock`), because a rank's other threads may allocate in its slot
+//! at the same time. Frees from other contexts go through a lock-free list (`remote`).
+//!
+//! Rules that the rest of the library counts on:
+//!
+//! - An image holds the header and [`Heap::live_ranges`], nothing else. What is not in it reads as zeros after a restore,
+//!   and is only ever free memory. So "reads as zeros" may be forgotten about a free range, but never wrongly remembered.
+//! - First touch of fresh memory is the dearest thing a large block does (measured: 1.7 µs per 4 KiB page at best, ten
+//!   times that where the host has to find the memory first). So what is freed is kept, up to 64 MiB of runs and
+//!   16 MiB above the back end's break and a quarter of what is live; and all but the first 2 MiB of a heap asks for huge
+//!   pages (200 µs per 2 MiB, four times faster per byte). The price is the unused end of a block's last huge page,
+//!   less than 2 MiB for each block of a run, which is why smaller blocks are packed.
+//! - Ranges whose pages were moved or mapped anew lose what the kernel tracks about them: [`Heap::remapped_since`]
+//!   tells them.
 
 mod back;
 mod class;
 mod front;
 mod lock;
 mod pages;
+mod parts;
 mod remote;
 mod runs;
+mod space;
 
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
-use self::back::{Back, Parts, Reallocated, Space};
+use self::back::{Back, Reallocated};
 use self::class::{BLOCK_ALIGN, FRONT_BYTES_MAX, class_bytes, class_of};
 use self::front::{FreeBlock, Front};
 use self::lock::Lock;
+use self::parts::Parts;
 use self::remote::RemoteFrees;
 use self::runs::Runs;
+use self::space::Space;
 
 /// Blocks of at least this size, in bytes, get pages of their own. Smaller ones are packed: a run fills its
 /// last huge page alone.
@@ -334,7 +363,7 @@ impl Heap {
     /// `since`: whoever tracks writes to them has to start anew there. Returns false if there were more
     /// than are remembered: then any range of the heap may be among them. `each` may not use this heap.
     pub fn remapped_since(&self, since: u64, each: impl FnMut(Range<usize>)) -> bool {
-        self.back.lock().space.runs.remapped_since(since, each)
+        self.back.lock().space.runs.remapped().since(since, each)
     }
 
     /// What the heap holds.
@@ -352,7 +381,7 @@ impl Heap {
             mapped_bytes: back.space.mapped_bytes(),
             front_bytes,
             warm_bytes: back.space.warm_bytes(),
-            remapped_count: back.space.runs.remapped_count(),
+            remapped_count: back.space.runs.remapped().count(),
         }
     }
 

@@ -127,6 +127,27 @@ fn a_block_without_room_is_moved_by_its_pages() {
 }
 
 #[test]
+fn a_run_whose_pages_cannot_be_moved_is_copied() {
+    let region = Region::new(4 << 30);
+    let heap = region.heap();
+    let bytes = 16 * MIB;
+    let block = allocate(heap, bytes);
+    allocate(heap, bytes);
+    mark(block, bytes, 5);
+    // The kernel moves pages of one mapping only, and now there are two.
+    // SAFETY: it changes what a fork would do, no contents.
+    let answer = unsafe { libc::madvise(block.cast(), bytes / 2, libc::MADV_DONTFORK) };
+    assert_eq!(answer, 0);
+    let moved = grow(heap, block, bytes, 2 * bytes);
+    assert_ne!(moved, block);
+    assert_marked(moved, bytes, 5);
+    mark(moved, 2 * bytes, 6);
+    region.wipe_and_restore(region.image());
+    assert_marked(moved, 2 * bytes, 6);
+    free(heap, moved, 2 * bytes);
+}
+
+#[test]
 fn moves_leave_no_mappings_behind() {
     let region = Region::new(16 << 30);
     let heap = region.heap();
@@ -169,7 +190,7 @@ fn moves_leave_no_mappings_behind() {
 
 #[test]
 fn a_block_that_moves_again_and_again_keeps_its_contents() {
-    let region = Region::new(8 << 30);
+    let region = Region::new(2 << 30);
     let heap = region.heap();
     let mut bytes = 8 * MIB;
     let mut block = allocate(heap, bytes);
