@@ -1,5 +1,6 @@
 //! Tells events to the observer and the event log.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use protocol::control::JobStatus;
@@ -10,11 +11,17 @@ use crate::event::{Event, EventLog, Observer};
 pub(super) struct Teller<'a> {
     observer: &'a mut dyn Observer,
     log: Option<EventLog>,
+    /// Warnings told already: each process of each start finds the same things.
+    warned: BTreeSet<String>,
 }
 
 impl<'a> Teller<'a> {
     pub(super) fn new(observer: &'a mut dyn Observer, log: Option<EventLog>) -> Self {
-        Self { observer, log }
+        Self {
+            observer,
+            log,
+            warned: BTreeSet::new(),
+        }
     }
 
     pub(super) fn tell(&mut self, event: &Event) {
@@ -29,8 +36,11 @@ impl<'a> Teller<'a> {
         self.observer.event(event);
     }
 
-    pub(super) fn warn(&mut self, text: impl Into<String>) {
-        self.tell(&Event::Warning { text: text.into() });
+    /// Tells a warning, the first time.
+    pub(super) fn warn(&mut self, text: String) {
+        if self.warned.insert(text.clone()) {
+            self.tell(&Event::Warning { text });
+        }
     }
 
     pub(super) fn tick_every(&self) -> Option<Duration> {
