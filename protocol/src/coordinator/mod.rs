@@ -22,9 +22,11 @@
 //! and the packet counts of all links agree. Once the rename of the manifest was tried, only the
 //! store can say whether the checkpoint exists ([`Output::Resolve`]).
 //!
-//! [`collection`] holds what one snapshot has gathered so far; [`machine`] the phases.
+//! [`interface`] is what goes in and comes out, [`collection`] what one snapshot has gathered so far,
+//! [`machine`] the phases.
 
 pub mod collection;
+pub mod interface;
 pub mod machine;
 
 #[cfg(test)]
@@ -33,6 +35,5 @@ mod random;
 mod tests;
 
 pub use collection::{Collected, Unsound};
-pub use machine::{
-    Config, Coordinator, Last, Output, Phase, Published, RequestId, Resolution, Status,
-};
+pub use interface::{Config, Last, Output, Phase, Published, RequestId, Resolution, Status};
+pub use machine::Coordinator;

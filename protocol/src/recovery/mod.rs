@@ -22,8 +22,9 @@
 //! compute side by side on one machine), and no snapshot is undecided (the newest checkpoint must be
 //! final). A job may be restarted [`Config::max_restarts`] times without a new checkpoint in between.
 //!
-//! [`machine`] holds the states, [`watch`] who of the processes lives and when it was last heard.
+//! [`interface`] is what goes in and comes out, [`machine`] holds the states, [`watch`] who of the processes lives and when it was last heard.
 
+pub mod interface;
 pub mod machine;
 pub mod watch;
 
@@ -32,5 +33,6 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{Choice, Config, End, Output, Phase, Recovery};
+pub use interface::{Choice, Config, End, Output, Phase};
+pub use machine::Recovery;
 pub use watch::{Exit, Loss};
