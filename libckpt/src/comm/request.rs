@@ -59,48 +59,73 @@ pub struct LocalScope<'a> {
     lifetime: PhantomData<Cell<&'a ()>>,
 }
 
+/// How many operations a scope notes without allocating.
+const INLINE: usize = 4;
+
 /// The operations under way in a scope. A request knows its place here.
 #[derive(Debug, Default)]
 struct Entries {
-    requests: Vec<Option<RequestId>>,
+    inline: [Option<RequestId>; INLINE],
+    more: Vec<Option<RequestId>>,
+    /// Free places of `more`.
     free: Vec<usize>,
+}
+
+impl Entries {
+    fn insert(&mut self, request: RequestId) -> usize {
+        if let Some(place) = self.inline.iter().position(Option::is_none) {
+            self.inline[place] = Some(request);
+            return place;
+        }
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.more.push(None);
+            self.more.len() - 1
+        });
+        self.more[at] = Some(request);
+        INLINE + at
+    }
+
+    fn get(&self, place: usize) -> RequestId {
+        let entry = self
+            .inline
+            .get(place)
+            .unwrap_or_else(|| &self.more[place - INLINE]);
+        entry.expect("a request's place is kept until it is complete")
+    }
+
+    fn remove(&mut self, place: usize) {
+        match place.checked_sub(INLINE) {
+            None => self.inline[place] = None,
+            Some(at) => {
+                self.more[at] = None;
+                self.free.push(at);
+            }
+        }
+    }
+
+    /// Takes any request that is left.
+    fn take_any(&mut self) -> Option<RequestId> {
+        let inline = self.inline.iter_mut().find_map(Option::take);
+        inline.or_else(|| std::iter::from_fn(|| self.more.pop()).flatten().next())
+    }
 }
 
 impl LocalScope<'_> {
     fn insert(&self, request: RequestId) -> usize {
-        let mut entries = self.entries.borrow_mut();
-        match entries.free.pop() {
-            Some(place) => {
-                entries.requests[place] = Some(request);
-                place
-            }
-            None => {
-                entries.requests.push(Some(request));
-                entries.requests.len() - 1
-            }
-        }
+        self.entries.borrow_mut().insert(request)
     }
 
     fn get(&self, place: usize) -> RequestId {
-        self.entries.borrow().requests[place]
-            .expect("a request's place is kept until it is complete")
+        self.entries.borrow().get(place)
     }
 
     /// The engine has completed and freed the request.
     fn remove(&self, place: usize) {
-        let mut entries = self.entries.borrow_mut();
-        entries.requests[place] = None;
-        entries.free.push(place);
+        self.entries.borrow_mut().remove(place);
     }
 
     fn next_left(&self) -> Option<RequestId> {
-        let mut entries = self.entries.borrow_mut();
-        while let Some(entry) = entries.requests.pop() {
-            if entry.is_some() {
-                return entry;
-            }
-        }
-        None
+        self.entries.borrow_mut().take_any()
     }
 
     fn wait_for_rest(&self) -> Result<()> {
@@ -296,16 +321,14 @@ pub fn wait_any(requests: &mut Vec<Request<'_, '_>>) -> Result<Option<(usize, St
 /// # Errors
 /// Like [`Request::wait`]; the request that failed is taken out.
 pub fn test_any(requests: &mut Vec<Request<'_, '_>>) -> Result<Option<(usize, Status)>> {
-    for index in 0..requests.len() {
-        let place = requests[index].place;
-        let outcome = engine::test(requests[index].id()).transpose();
-        if let Some(outcome) = outcome {
-            debug_assert_eq!(place, requests[index].place);
-            let status = requests.remove(index).finish(outcome)?;
-            return Ok(Some((index, status)));
+    let ids: Vec<_> = requests.iter().map(Request::id).collect();
+    match engine::find_complete(&ids)? {
+        None => Ok(None),
+        Some(index) => {
+            let status = requests.remove(index).wait()?;
+            Ok(Some((index, status)))
         }
     }
-    Ok(None)
 }
 
 /// Waits until at least one of the requests is complete, takes all that are out of the `Vec`, and tells

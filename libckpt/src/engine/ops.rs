@@ -181,6 +181,14 @@ pub(crate) fn wait_until_one(requests: &[RequestId]) -> Result<usize> {
     })
 }
 
+/// Looks for a request that is complete, and tells which of the list. It is left to be taken.
+pub(crate) fn find_complete(requests: &[RequestId]) -> Result<Option<usize>> {
+    look(|engine| {
+        let table = &engine.core.hosted[engine.running].tables.requests;
+        requests.iter().position(|&request| !table.is_pending(request))
+    })
+}
+
 /// Ends a request whose buffer is about to go: a receive that no message has met is withdrawn, anything
 /// else is waited for. Tells the message if there was one.
 pub(crate) fn cancel(request: RequestId) -> Result<Option<Envelope>> {
