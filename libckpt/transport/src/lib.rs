@@ -15,6 +15,8 @@ mod bulk;
 mod futex;
 mod patience;
 pub mod shm;
+#[cfg(test)]
+mod stepped;
 mod transport;
 mod waker;
 

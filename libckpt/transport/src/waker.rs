@@ -42,6 +42,16 @@ impl Bell {
         }
     }
 
+    /// Tells everybody that the owner sleeps, which it does after one more look.
+    pub(crate) fn fall_asleep(&self) {
+        self.state.store(ASLEEP, Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == ASLEEP
+    }
+
     /// Sleeps until the bell rings or `longest` is over, unless `look` finds something after the others
     /// were told of the sleep. `look` must read with sequentially consistent operations. Only the owner calls this.
     pub(crate) fn sleep<T>(
@@ -49,7 +59,7 @@ impl Bell {
         longest: Duration,
         look: impl FnOnce() -> Option<T>,
     ) -> Option<T> {
-        self.state.store(ASLEEP, Ordering::SeqCst);
+        self.fall_asleep();
         let found = look();
         if found.is_none() {
             futex::wait(&self.state, ASLEEP, longest);
@@ -108,5 +118,42 @@ impl Waker {
             BellOf::Shared(bell) => bell.bell(),
             BellOf::Local(bell) => bell,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::stepped::watchdog;
+
+    /// The owner goes to sleep at once, without looking first, and the other side rings at about that
+    /// time. A bell that is not heard means sleeping for ever. (Every order of the two sides' instructions
+    /// is gone through in `shm::links`; here they really run at once, store buffers and all.)
+    #[test]
+    fn a_bell_is_heard_by_who_is_just_falling_asleep() {
+        const ROUNDS: u32 = 20_000;
+        watchdog();
+        let bell = Bell::default();
+        let rung = AtomicU32::new(0);
+        let heard = AtomicU32::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    (0..round % 200).for_each(|_| std::hint::spin_loop());
+                    rung.store(round, Ordering::SeqCst);
+                    bell.ring();
+                    while heard.load(Ordering::SeqCst) < round {
+                        thread::yield_now();
+                    }
+                }
+            });
+            for round in 1..=ROUNDS {
+                let look = || (rung.load(Ordering::SeqCst) == round).then_some(());
+                while bell.sleep(Duration::MAX, look).or_else(look).is_none() {}
+                heard.store(round, Ordering::SeqCst);
+            }
+        });
     }
 }

@@ -99,6 +99,31 @@ fn room_in_a_full_ring_wakes_a_sleeping_sender_every_time() {
     reader.must_succeed();
 }
 
+/// The first time the sender is told about room it is not enough yet, because the packet does not fit
+/// before the end of the ring: it has to ask again.
+#[test]
+fn room_that_is_not_enough_is_asked_for_again() {
+    let job = Job::new(2, 0);
+    let (mut here, mut there) = (job.join(0), job.join(1));
+    let mut filled = 0;
+    while here.try_send(Process(1), &[&[0; 1000]]).unwrap() {
+        filled += 1;
+    }
+    let longest = vec![1; here.packet_bytes_max()];
+    let reader = thread::spawn(move || {
+        // A quarter of the ring, which is when its sender is told.
+        for number in 0..filled {
+            assert_eq!(receive(&mut there).1, [0; 1000]);
+            if number % (filled / 8) == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        receive(&mut there).1
+    });
+    send(&mut here, Process(1), &longest);
+    assert_eq!(reader.join().unwrap(), longest);
+}
+
 /// Another thread hands over numbers one by one, each only after the one before was seen.
 fn wake_from_a_thread(mut transport: impl Transport) {
     let waker = transport.waker();

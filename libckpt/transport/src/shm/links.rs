@@ -114,14 +114,15 @@ impl ShmTransport {
         }
     }
 
-    /// Lets links fall dormant that have been quiet for long.
+    /// Lets links fall dormant that have been quiet for so many polls, as long as more than
+    /// `watched_anyway` are watched.
     #[cold]
-    fn drop_quiet(&mut self) {
+    fn drop_quiet(&mut self, quiet_turns: u64, watched_anyway: usize) {
         let mut index = self.watched.len();
-        while index > 0 && self.watched.len() > WATCHED_ANYWAY {
+        while index > 0 && self.watched.len() > watched_anyway {
             index -= 1;
             let receiver = &self.receivers[self.watched[index]];
-            if self.turn - receiver.last_turn < QUIET_TURNS_MAX {
+            if self.turn - receiver.last_turn < quiet_turns {
                 continue;
             }
             receiver.control().watch(false);
@@ -167,6 +168,23 @@ impl ShmTransport {
             }
         }
         None
+    }
+
+    /// Sleeps until there is something to do, or until `end`.
+    fn sleep(&mut self, end: Option<Instant>) -> Wakeup {
+        let record = self.records[self.me.index()].clone();
+        loop {
+            let rest = end.map_or(Duration::MAX, |end| {
+                end.saturating_duration_since(Instant::now())
+            });
+            let found = record.bell().sleep(rest, || self.look(true));
+            if let Some(wakeup) = found.or_else(|| self.look(false)) {
+                return wakeup;
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Wakeup::Timeout;
+            }
+        }
     }
 
     fn unblock(&mut self, peer: usize) {
@@ -236,7 +254,7 @@ impl Transport for ShmTransport {
             self.watch_pending();
         }
         if self.turn.is_multiple_of(QUIET_TURNS_MAX) {
-            self.drop_quiet();
+            self.drop_quiet(QUIET_TURNS_MAX, WATCHED_ANYWAY);
         }
         let count = self.watched.len();
         for step in 0..count {
@@ -276,23 +294,14 @@ impl Transport for ShmTransport {
         if let Some(wakeup) = self.patience.look(|| self.look(false)) {
             return wakeup;
         }
-        // The bell is in the waker, which the look borrows as well.
-        let bell = SharedBell(self.records[self.me.index()].clone());
-        loop {
-            let rest = end.map_or(Duration::MAX, |end| {
-                end.saturating_duration_since(Instant::now())
-            });
-            let found = bell.bell().sleep(rest, || self.look(true));
-            if let Some(wakeup) = found.or_else(|| self.look(false)) {
-                return wakeup;
-            }
-            if end.is_some_and(|end| Instant::now() >= end) {
-                return Wakeup::Timeout;
-            }
-        }
+        self.sleep(end)
     }
 
     fn waker(&self) -> Waker {
         self.waker.clone()
     }
 }
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;
