@@ -36,7 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => Just(Step::Request),
         1 => Just(Step::Terminate),
-        6 => any::<bool>().prop_map(|ok| Step::Prepared(ok)),
+        6 => any::<bool>().prop_map(Step::Prepared),
         6 => (0..PROCESSES).prop_map(Step::Cut),
         // A link count that does not fit is rare, or no snapshot would ever be published.
         12 => (0..PROCESSES, prop_oneof![30 => Just(0u64), 1 => Just(1)])
