@@ -26,3 +26,8 @@ pub mod phase;
 pub mod process;
 pub mod skip;
 pub mod solver;
+
+/// The program in README.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@ use tests::solver::Solver;
 
 #[test]
 fn storm_of_64_ranks_runs_on_2_processes_and_on_16() -> Result<()> {
-    let storm = Solver::storm(64, 200, 11);
+    let storm = Solver::storm(64, 12_000, 11);
     let on_2 = Bed::new()?
         .run(&storm.clone().on(2), "--every 200ms")?
         .expect_code(0)?;
@@ -21,7 +21,7 @@ fn storm_of_64_ranks_runs_on_2_processes_and_on_16() -> Result<()> {
 
 #[test]
 fn storm_of_64_ranks_on_2_processes_outlives_a_kill() -> Result<()> {
-    let storm = Solver::storm(64, 400, 12).on(2);
+    let storm = Solver::storm(64, 30_000, 12).on(2);
     let expected = Bed::new()?
         .run(&storm, "--every off")?
         .expect_code(0)?

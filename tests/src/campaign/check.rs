@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use crate::bed::Bed;
 use crate::campaign::drive::Record;
-use crate::campaign::plan::Plan;
 use crate::events::Event;
 use crate::output::Line;
 use crate::phase::Tracker;
@@ -17,7 +16,7 @@ pub struct Judged {
     pub restored: usize,
     /// Starts from the beginning, as there was no checkpoint yet; the first one is not counted.
     pub from_the_beginning: usize,
-    /// Steps that were computed more than once (of solvers that print them).
+    /// Steps that were computed more than once.
     pub repeated_steps: usize,
 }
 
@@ -26,12 +25,10 @@ pub struct Judged {
 /// # Errors
 /// When a result differs, a restart did not come from the newest checkpoint, or a step from before that
 /// checkpoint was repeated.
-pub fn judge(plan: &Plan, record: &Record, expected: &str) -> Result<Judged> {
+pub fn judge(record: &Record, expected: &str) -> Result<Judged> {
     results(&record.stdout, expected)?;
     let mut judged = starts(record)?;
-    if plan.solver.name == "heat" {
-        judged.repeated_steps = steps(&record.events, &record.stdout)?;
-    }
+    judged.repeated_steps = steps(&record.events, &record.stdout)?;
     Ok(judged)
 }
 
@@ -146,6 +143,7 @@ fn steps(events: &[Event], stdout: &[Line]) -> Result<usize> {
             );
         }
     }
+    ensure!(!lines.is_empty(), "the job printed no steps");
     let mut distinct: Vec<u64> = lines.iter().map(|(_, step)| *step).collect();
     distinct.sort_unstable();
     distinct.dedup();

@@ -78,7 +78,7 @@ pub fn drive(plan: &Plan, references: &References) -> Result<Run> {
     let mut bed = Bed::new()?;
     let run = strike_all(plan, &bed).and_then(|(record, kills, orphans_lived)| {
         bed.check_clean()?;
-        let judged = check::judge(plan, &record, &expected)?;
+        let judged = check::judge(&record, &expected)?;
         let kills = kills
             .into_iter()
             .map(|kill| {

@@ -84,15 +84,25 @@ impl Plan {
 }
 
 fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Solver {
-    let solver = match which {
+    let mut solver = match which {
         0 => Solver::heat(ranks, 512, 512, load.count(2500)),
         1 => match load.matrices.choose(random) {
-            Some(matrix) => Solver::cg(ranks, matrix, load.count(12)),
+            Some(matrix) => Solver::cg(ranks, matrix, load.count(10)),
             None => Solver::new("cg", ranks, "--poisson 200 --tolerance 1e-10"),
         },
-        2 => Solver::storm(ranks.max(2), load.count(200_000), 7),
-        _ => Solver::new("tangle", ranks, &format!("--steps {}", load.count(4000))),
+        2 => Solver::storm(ranks.max(2), load.count(20_000), 7),
+        _ => {
+            let rounds = load.count(800);
+            Solver::new(
+                "tangle",
+                ranks,
+                &format!("--rounds {rounds} --pause-us 500"),
+            )
+        }
     };
+    if solver.name != "heat" {
+        solver.arguments.push("--progress".to_owned());
+    }
     // Every third job has fewer processes than ranks.
     if solver.ranks > 1 && random.random_ratio(1, 3) {
         let processes = random.random_range(1..solver.ranks);

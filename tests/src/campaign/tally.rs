@@ -94,7 +94,7 @@ impl fmt::Display for Tally {
             "restarts from the beginning, before any checkpoint: {}",
             self.from_the_beginning
         )?;
-        writeln!(f, "steps of heat computed again: {}", self.repeated_steps)?;
+        writeln!(f, "steps computed again: {}", self.repeated_steps)?;
         writeln!(
             f,
             "longest life of a process after its coordinator: {} ms",
