@@ -9,11 +9,15 @@ use crate::units;
 /// What is said again and again is said at most this often.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// Warnings shown in one run. A finding about each of many ranks would hide everything else.
+const WARNINGS_MAX: u32 = 8;
+
 /// Chooses what to say of a job's events, so that a full disk or a long computation does not drown the rest.
 #[derive(Debug, Default)]
 pub struct Narrator {
     aborted: Option<Instant>,
     waiting: Option<u64>,
+    warnings: u32,
 }
 
 impl Narrator {
@@ -31,6 +35,17 @@ impl Narrator {
             }
             Event::Waiting { epoch, .. } if self.waiting == Some(*epoch) => return None,
             Event::Waiting { epoch, .. } => self.waiting = Some(*epoch),
+            Event::Warning { .. } => {
+                self.warnings = self.warnings.saturating_add(1);
+                if self.warnings == WARNINGS_MAX + 1 {
+                    return Some(
+                        "warning: more warnings follow that are not shown; --events FILE keeps them all"
+                            .to_owned(),
+                    );
+                } else if self.warnings > WARNINGS_MAX {
+                    return None;
+                }
+            }
             _ => {}
         }
         notable(event)
@@ -192,6 +207,17 @@ mod tests {
         assert!(narrator.tell(&waiting(3)).is_some());
         assert!(narrator.tell(&waiting(3)).is_none());
         assert!(narrator.tell(&waiting(4)).is_some());
+    }
+
+    #[test]
+    fn many_warnings_end_in_a_word_about_the_rest() {
+        let mut narrator = Narrator::default();
+        let warning = Event::Warning {
+            text: "rank 3 has opened a file".to_owned(),
+        };
+        let told: Vec<String> = (0..100).filter_map(|_| narrator.tell(&warning)).collect();
+        assert_eq!(told.len(), WARNINGS_MAX as usize + 1);
+        assert!(told.last().unwrap().contains("--events"));
     }
 
     #[test]
