@@ -154,9 +154,9 @@ fn aim(job: &mut Job<'_>, strike: &Strike) -> Result<bool> {
     if strike.after_commits > 0 {
         let wanted = format!("{} commits", strike.after_commits);
         let reached = job.wait_events(&wanted, strike.after_commits, |event| event.is("committed"));
-        if reached.is_err() {
+        if let Err(error) = reached {
             if !job.has_ended()? {
-                bail!("{:#}", reached.unwrap_err());
+                bail!("{error:#}");
             }
             return Ok(false);
         }

@@ -87,10 +87,10 @@ fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Sol
     let mut solver = match which {
         0 => Solver::heat(ranks, 512, 512, load.count(2500)),
         1 => match load.matrices.choose(random) {
-            Some(matrix) => Solver::cg(ranks, matrix, load.count(10)),
+            Some(matrix) => Solver::cg(ranks, matrix, load.count(20)),
             None => Solver::new("cg", ranks, "--poisson 200 --tolerance 1e-10"),
         },
-        2 => Solver::storm(ranks.max(2), load.count(20_000), 7),
+        2 => Solver::storm(ranks.max(2), load.count(50_000), 7),
         _ => {
             let rounds = load.count(800);
             Solver::new(
