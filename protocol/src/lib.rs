@@ -2,7 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock or starts a thread. Inputs go in by `handle_*`, outputs come
 //! out by `poll_*`, time is passed in. The same code runs in the product, in the simulator
-//! (`protocol/tests`) and in the model checker.
+//! (`protocol/tests/simulation`) and in the model checker (`protocol/tests/model`).
 
 #![forbid(unsafe_code)]
 
