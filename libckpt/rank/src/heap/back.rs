@@ -1,11 +1,12 @@
 //! What the heap's lock protects: the back end for packed blocks, and the runs.
 //!
-//! The back end is the `dlmalloc` crate over memory of the slot (`space`). Three kept allocators were measured behind
-//! the same front (see `docs/performance.md`): `dlmalloc` 0.2, `talc` 5.1 and `rlsf` 0.2. In time they are alike, as
-//! nine of ten operations never reach them. In memory they are not: after two million replacements of blocks whose
-//! sizes drift, 141 MiB of live blocks took 170 MiB with `dlmalloc`, 240 MiB with `rlsf` and 254 MiB with `talc`,
-//! and memory is what images are made of. `dlmalloc` also grows and shrinks its memory like a break, keeps nothing but
-//! addresses of its own memory, and is what Rust's standard library ships for targets without an allocator.
+//! The back end is the `dlmalloc` crate over memory of the slot (`space`). Three kept allocators were
+//! measured behind the same front: `dlmalloc` 0.2, `talc` 5.1 and `rlsf` 0.2 (`docs/performance.md`). In
+//! time they are alike, as most operations never reach them. In memory they are not: after two million
+//! replacements of blocks whose sizes drift, 141 MiB of live blocks took 170 MiB with `dlmalloc`, 240 MiB
+//! with `rlsf` and 254 MiB with `talc`, and memory is what images are made of. `dlmalloc` also grows and
+//! shrinks its memory like a break, keeps no addresses but of its own memory, and is what the standard
+//! library uses on targets without an allocator of their own.
 
 use dlmalloc::Dlmalloc;
 

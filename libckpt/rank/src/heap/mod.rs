@@ -1,31 +1,35 @@
 //! The heap of a rank: an allocator whose every byte lies in the rank's slot.
 //!
-//! A rank's memory is copied, byte for byte, into another process at the same addresses, where the rank goes on
-//! allocating and freeing. So the heap keeps all of its own data in the slot, too, and no address of anything outside.
+//! A rank's memory is copied, byte for byte, into another process at the same addresses, where the rank
+//! goes on allocating and freeing. So the heap keeps all of its own data in the slot, too, and no address
+//! of anything outside.
 //!
-//! There are three layers, and a block's size, alignment and address tell which one it is from:
+//! There are three layers; size, alignment and address of a block tell which one it is from:
 //!
-//! - the *front* (`front`): a free list per size class for blocks of up to 32 KiB, used by the owner alone, without lock
-//!   or atomics. Nine of ten operations end here.
-//! - the *back end* (`back`, `space`): the `dlmalloc` crate, which packs blocks of up to 8 MiB densely. It fills the
-//!   front's lists in batches.
-//! - the *runs* (`runs`): large blocks, and those that have grown to 1 MiB and may go on growing, in whole units of 2 MiB
-//!   of address space, with room to grow in place; moved by `mremap` where that is not enough.
+//! - the *front* (`front`): a free list per size class for blocks of up to 32 KiB, used by the owner
+//!   alone, without lock or atomics. Most operations end here.
+//! - the *back end* (`back`, `space`): the `dlmalloc` crate, which packs blocks of up to 8 MiB densely and
+//!   fills the front's lists in batches.
+//! - the *runs* (`runs`): large blocks, and those that have grown to 1 MiB and may go on growing, in whole
+//!   units of 2 MiB of address space, with room to grow in place; moved by `mremap` where that is not
+//!   enough.
 //!
-//! The back end and the runs are behind a spin lock (`lock`), because a rank's other threads may allocate in its slot
-//! at the same time. Frees from other contexts go through a lock-free list (`remote`).
+//! The back end and the runs are behind a spin lock (`lock`), because a rank's other threads may allocate
+//! in its slot at the same time. Frees from other contexts go through a lock-free list (`remote`).
 //!
-//! Rules that the rest of the library counts on:
+//! What the rest of the library counts on:
 //!
-//! - An image holds the header and [`Heap::live_ranges`], nothing else. What is not in it reads as zeros after a restore,
-//!   and is only ever free memory. So "reads as zeros" may be forgotten about a free range, but never wrongly remembered.
-//! - First touch of fresh memory is the dearest thing a large block does (measured: 1.7 µs per 4 KiB page at best, ten
-//!   times that where the host has to find the memory first). So what is freed is kept, up to 64 MiB of runs and
-//!   16 MiB above the back end's break and a quarter of what is live; and all but the first 2 MiB of a heap asks for huge
-//!   pages (200 µs per 2 MiB, four times faster per byte). The price is the unused end of a block's last huge page,
-//!   less than 2 MiB for each block of a run, which is why smaller blocks are packed.
-//! - Ranges whose pages were moved or mapped anew lose what the kernel tracks about them: [`Heap::remapped_since`]
-//!   tells them.
+//! - An image holds the header and [`Heap::live_ranges`], nothing else. What is outside is free memory, and
+//!   reads as zeros after a restore. So the heap may forget that a free range is zeros, but never believe it
+//!   wrongly.
+//! - Touching fresh memory is the dearest part of a large block: 1.7 µs for a page of 4 KiB, ten times that
+//!   where the host of a virtual machine has to find the memory first. So freed memory is kept: up to 64 MiB
+//!   of runs and 16 MiB above the back end's break, and as much again as a quarter of what is live. And all
+//!   but the first 2 MiB of a heap asks for huge pages, 200 µs for 2 MiB, a quarter per byte. They cost the
+//!   unused end of each run's last one (6 % of memory for runs of 8 to 24 MiB), which is why smaller blocks
+//!   are packed.
+//! - Ranges whose pages were moved or mapped anew lose what the kernel tracked about them;
+//!   [`Heap::remapped_since`] tells which.
 
 mod back;
 mod class;
@@ -66,8 +70,8 @@ pub const HEAP_BYTES_MIN: usize = 4 << 20;
 /// The heap of a rank, placed in the slot's header.
 ///
 /// The plain operations are for the owner: the context that runs the rank, one thread at a time. Those
-/// named `_shared` are for other threads of the rank (or none of the rank's, but of a process with one
-/// rank), at the same time as the owner's. [`Heap::deallocate_remote`] is for everybody.
+/// named `_shared` are for the rank's other threads, at the same time. [`Heap::deallocate_remote`] is for
+/// everybody.
 #[repr(C)]
 pub struct Heap {
     front: UnsafeCell<Front>,
