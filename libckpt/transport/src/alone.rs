@@ -20,7 +20,7 @@ impl Alone {
     pub fn new() -> Self {
         Self {
             waker: Waker::local(),
-            patience: Patience::none(),
+            patience: Patience::of_job(1),
         }
     }
 }

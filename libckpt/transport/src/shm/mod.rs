@@ -6,13 +6,13 @@
 //!
 //! What lives where:
 //!
-//! - [`layout`]: which byte belongs to what, and the header by which a process checks that it and the
+//! - `layout`: which byte belongs to what, and the header by which a process checks that it and the
 //!   coordinator mean the same;
-//! - [`region`]: creating the memory and joining it;
-//! - [`mapping`]: the memory as mapped here, and typed places in it;
-//! - [`ring`]: one link as a ring of packets, its two ends, and why their memory ordering is enough;
-//! - [`link`]: what the two ends tell each other besides packets: who watches, who wants room;
-//! - [`links`]: all links of a process together, which is the [`Transport`](crate::Transport).
+//! - `region`: creating the memory and joining it;
+//! - `mapping`: the memory as mapped here, and typed places in it;
+//! - `ring`: one link as a ring of packets, its two ends, and why their memory ordering is enough;
+//! - `link`: what the two ends tell each other besides packets: who watches, who wants room;
+//! - `links`: all links of a process together, which is the [`Transport`](crate::Transport).
 
 mod layout;
 mod link;
