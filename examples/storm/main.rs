@@ -92,6 +92,22 @@ impl Sky {
     }
 }
 
+/// What came to a rank, or to several.
+#[libckpt::datatype]
+struct Totals {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Totals {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
 fn storm(world: &World, options: &Options) -> Result<(), String> {
     let told = |error: libckpt::Error| error.to_string();
     let speaks = world.rank() == 0;
@@ -166,24 +182,24 @@ fn storm(world: &World, options: &Options) -> Result<(), String> {
             ));
         }
     }
-    let own: [u64; 2] = [
-        skies.iter().map(|sky| sky.ledger.messages).sum(),
-        skies.iter().map(|sky| sky.ledger.bytes).sum(),
-    ];
-    let mut all = [0; 2];
+    let own = Totals {
+        messages: skies.iter().map(|sky| sky.ledger.messages).sum(),
+        bytes: skies.iter().map(|sky| sky.ledger.bytes).sum(),
+    };
+    let mut all = own;
     world
-        .all_reduce_into(&own, &mut all, SystemOperation::sum())
+        .all_reduce_into(&own, &mut all, Totals::plus)
         .map_err(told)?;
-    if all[0] != options.messages as u64 {
+    if all.messages != options.messages as u64 {
         return Err(format!(
             "{} messages were sent, {} were received",
-            options.messages, all[0]
+            options.messages, all.messages
         ));
     }
     if speaks {
         println!(
             "received {} messages of {} bytes, each once and in order",
-            all[0], all[1]
+            all.messages, all.bytes
         );
     }
     history.print_result(world).map_err(told)

@@ -8,7 +8,7 @@
 //! #[libckpt::main]
 //! fn main(world: World) -> Result<(), libckpt::Error> {
 //!     let mut sum = [0.0];
-//!     world.all_reduce_into(&[world.rank() as f64], &mut sum, SystemSystemOperation::sum())?;
+//!     world.all_reduce_into(&[world.rank() as f64], &mut sum, SystemOperation::sum())?;
 //!     if world.rank() == 0 {
 //!         println!("{}", sum[0]);
 //!     }
