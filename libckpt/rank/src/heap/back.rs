@@ -1,7 +1,7 @@
 //! What the heap's lock protects: the back end for packed blocks, and the runs.
 //!
 //! The back end is the `dlmalloc` crate over memory of the slot (`space`). Three kept allocators were
-//! measured behind the same front: `dlmalloc` 0.2, `talc` 5.1 and `rlsf` 0.2 (`docs/performance.md`). In
+//! measured behind the same front: `dlmalloc` 0.2, `talc` 5.1 and `rlsf` 0.2. In
 //! time they are alike, as most operations never reach them. In memory they are not: after two million
 //! replacements of blocks whose sizes drift, 141 MiB of live blocks took 170 MiB with `dlmalloc`, 240 MiB
 //! with `rlsf` and 254 MiB with `talc`, and memory is what images are made of. `dlmalloc` also grows and
