@@ -247,6 +247,12 @@ impl Keeper {
             }
             Task::Begin(from) => {
                 let begun = self.store.begin_incarnation(from);
+                // Left-overs cost room and nothing else, so a sweep that fails stops nobody.
+                if begun.is_ok()
+                    && let Err(error) = self.store.sweep()
+                {
+                    tracing::warn!(%error, "what earlier starts left unfinished can't be removed");
+                }
                 let begun = begun
                     .map_err(|error| error.to_string())
                     .map(|record| Begun {

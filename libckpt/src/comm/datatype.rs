@@ -107,7 +107,9 @@ pub(crate) fn bytes_of_mut<B: BufferMut + ?Sized>(buffer: &mut B) -> &mut [u8] {
 pub(crate) fn count_in<T>(bytes: usize) -> Option<usize> {
     match size_of::<T>() {
         0 => (bytes == 0).then_some(0),
-        element_bytes => bytes.is_multiple_of(element_bytes).then_some(bytes / element_bytes),
+        element_bytes => bytes
+            .is_multiple_of(element_bytes)
+            .then_some(bytes / element_bytes),
     }
 }
 

@@ -277,13 +277,15 @@ impl Core {
                 Kind::Announce => (label.destination, Recorded::Announce(*label)),
                 _ => (label.source, Recorded::Ack(*label)),
             };
-            if let Some(recording) = self
+            // A packet that is not recorded would be lost by a restart, and no count would tell.
+            let recording = self
                 .recording
                 .as_mut()
                 .filter(|recording| recording.epoch == epoch)
-            {
-                recording.packets.push((rank, packet));
-            }
+                .ok_or_else(|| {
+                    Fatal::new(format!("channel state of {epoch}, which is not recorded"))
+                })?;
+            recording.packets.push((rank, packet));
         }
         match kind {
             Kind::Eager => self.deliver_whole(label, body),

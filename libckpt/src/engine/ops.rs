@@ -185,7 +185,9 @@ pub(crate) fn wait_until_one(requests: &[RequestId]) -> Result<usize> {
 pub(crate) fn find_complete(requests: &[RequestId]) -> Result<Option<usize>> {
     look(|engine| {
         let table = &engine.core.hosted[engine.running].tables.requests;
-        requests.iter().position(|&request| !table.is_pending(request))
+        requests
+            .iter()
+            .position(|&request| !table.is_pending(request))
     })
 }
 

@@ -28,9 +28,10 @@ impl Descriptors {
                 open.insert(number, target.to_string_lossy().into_owned());
             }
         }
-        // What the library itself looks up about this process.
+        // The standard streams are whatever the launcher makes of them. What the library itself looks up
+        // about this process is closed again.
         let own = format!("/proc/{}/", std::process::id());
-        open.retain(|_, target| !target.starts_with(&own));
+        open.retain(|number, target| *number > 2 && !target.starts_with(&own));
         Self { open }
     }
 

@@ -30,6 +30,13 @@ pub struct Suspect {
 pub fn scan(slot: &Slot, staging: &Staging) -> Vec<Suspect> {
     let base = slot.base();
     let own = base..base + slot.mapped_bytes();
+    // Data of any kind may fall somewhere into the vast range of all slots. A pointer into another one would
+    // point to where ranks have something: not much further up than this rank has.
+    let reach = staging
+        .pages()
+        .iter()
+        .max()
+        .map_or(0, |page| (*page as usize + 1) * PAGE_BYTES * 2);
     let slots = usize::try_from(ORIGIN).unwrap_or(0)..usize::try_from(END).unwrap_or(0);
     let foreign = foreign_ranges(&slots);
     let heap = slot.heap_pages();
@@ -49,7 +56,8 @@ pub fn scan(slot: &Slot, staging: &Staging) -> Vec<Suspect> {
                 continue;
             }
             let target = if slots.contains(&value) {
-                Some("the slot of another rank")
+                let offset = (value - slots.start) % own.len();
+                (offset < reach).then_some("the slot of another rank")
             } else {
                 let at = foreign.partition_point(|(range, _)| range.end <= value);
                 foreign
