@@ -38,7 +38,7 @@ fn a_job_whose_disk_is_full_goes_on_and_says_so() -> Result<()> {
     let reasons: Vec<_> = outcome
         .events
         .iter()
-        .filter(|event| event.is("aborted"))
+        .filter(|event| event.is("aborted") && event.text("cause") == "failed")
         .map(|event| event.text("reason").to_owned())
         .collect();
     assert!(!reasons.is_empty(), "{}", outcome.story());
@@ -81,7 +81,9 @@ fn a_job_whose_disk_fills_up_keeps_its_last_checkpoint() -> Result<()> {
     let mut job = bed.start(&heat(), "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
     let hog = fill(&disk, 100 << 10)?;
-    let aborted = job.wait_event("an abort", |event| event.is("aborted"))?;
+    let aborted = job.wait_event("an abort", |event| {
+        event.is("aborted") && event.text("cause") == "failed"
+    })?;
     assert!(
         aborted.text("reason").contains("No space left"),
         "{aborted:?}"
@@ -108,7 +110,9 @@ fn a_job_that_fails_on_a_disk_without_one_byte_left_ends_in_good_order() -> Resu
     let mut job = bed.start(&heat(), "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
     let hog = fill(&disk, 0)?;
-    job.wait_event("an abort", |event| event.is("aborted"))?;
+    job.wait_event("an abort", |event| {
+        event.is("aborted") && event.text("cause") == "failed"
+    })?;
     job.kill(Target::Process(1))?;
     let outcome = job.wait(PATIENCE)?;
     if outcome.code() != Some(0) {
