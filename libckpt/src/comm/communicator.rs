@@ -1,10 +1,8 @@
 //! Which ranks talk to each other, and how new communicators are made (MPI 4.1, chapter 7).
 //!
-//! A communicator is plain data in its rank's memory: who is in it, and a number, the context, that keeps
-//! its messages apart from those of others. Nothing in the process knows of it, so it is captured and
-//! restored with the rank. Ranks agree on the context of a new communicator without asking anyone: it is a
-//! function of the parent's context, of how many communicators were made from the parent before (the same
-//! on every rank, as making one is collective), and of the colour.
+//! A communicator is plain data in its rank's memory: its group, and a number, the context, that keeps its
+//! messages apart from those of others. Nothing in the process knows of it, so it is captured and restored
+//! with the rank.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,6 +11,8 @@ use std::rc::Rc;
 use protocol::ids::Rank;
 
 use super::collective::CommunicatorCollectives;
+use super::context::{COLLECTIVE_BIT, WORLD_CONTEXT, context_of};
+use super::group::Group;
 use crate::engine;
 use crate::error::{Error, Result};
 
@@ -37,12 +37,6 @@ struct Inner {
     /// Collective calls made on this one.
     collectives: Cell<u64>,
 }
-
-/// The context's bit that sets the messages of collectives apart from those of the solver.
-const COLLECTIVE_BIT: u64 = 1;
-
-/// The context of [`World`].
-const WORLD_CONTEXT: u64 = 0;
 
 impl Communicator {
     /// The communicator of all ranks, seen from the calling one. Made once per rank: it counts what is made
@@ -339,109 +333,9 @@ impl AsCommunicator for AnyProcess<'_> {
     }
 }
 
-/// The members of a communicator, in the order of their ranks.
-#[derive(Clone)]
-enum Group {
-    /// All ranks of the job.
-    Everyone { size: usize },
-    /// Those listed.
-    Listed(Rc<Listed>),
-}
-
-struct Listed {
-    world_ranks: Vec<Rank>,
-    /// World rank and rank here, sorted.
-    by_world_rank: Vec<(Rank, usize)>,
-}
-
-impl Group {
-    fn listed(world_ranks: &[Rank]) -> Self {
-        let mut by_world_rank: Vec<_> = world_ranks
-            .iter()
-            .enumerate()
-            .map(|(rank, &world_rank)| (world_rank, rank))
-            .collect();
-        by_world_rank.sort_unstable();
-        Self::Listed(Rc::new(Listed {
-            world_ranks: world_ranks.to_vec(),
-            by_world_rank,
-        }))
-    }
-
-    fn size(&self) -> usize {
-        match self {
-            Self::Everyone { size } => *size,
-            Self::Listed(listed) => listed.world_ranks.len(),
-        }
-    }
-
-    /// `rank` is below the size.
-    fn world_rank(&self, rank: usize) -> Rank {
-        match self {
-            Self::Everyone { .. } => {
-                Rank(u32::try_from(rank).expect("a job has fewer than 2^32 ranks"))
-            }
-            Self::Listed(listed) => listed.world_ranks[rank],
-        }
-    }
-
-    fn rank_of(&self, world_rank: Rank) -> Option<usize> {
-        match self {
-            Self::Everyone { size } => Some(world_rank.index()).filter(|rank| rank < size),
-            Self::Listed(listed) => listed
-                .by_world_rank
-                .binary_search_by_key(&world_rank, |&(world_rank, _)| world_rank)
-                .ok()
-                .map(|at| listed.by_world_rank[at].1),
-        }
-    }
-}
-
-/// The context of a new communicator. 63 bits are mixed from where it comes from, so that two of the
-/// communicators of one job agree by chance with a probability of about `n²/2^64` for `n` of them.
-fn context_of(parent: u64, creation: u64, color: Option<u32>) -> u64 {
-    let color = color.map_or(0, |color| u64::from(color) + 1);
-    let mixed = [creation, color]
-        .into_iter()
-        .fold(mix(parent), |state, word| {
-            mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15)
-                ^ mix(word.wrapping_add(0xd1b5_4a32_d192_ed03)))
-        });
-    mixed & !COLLECTIVE_BIT
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves half of the output.
-fn mix(word: u64) -> u64 {
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
-
-    #[test]
-    fn communicators_of_other_origin_have_other_contexts() {
-        let mut contexts = HashSet::from([WORLD_CONTEXT]);
-        let mut parents = vec![WORLD_CONTEXT];
-        for _generation in 0..3 {
-            let mut children = Vec::new();
-            for &parent in &parents {
-                for creation in 0..8 {
-                    for color in [None, Some(0), Some(1), Some(7), Some(u32::MAX)] {
-                        let context = context_of(parent, creation, color);
-                        assert_eq!(context & COLLECTIVE_BIT, 0);
-                        assert!(contexts.insert(context), "{parent:x} {creation} {color:?}");
-                        children.push(context);
-                    }
-                }
-            }
-            parents = children;
-        }
-        assert_eq!(contexts.len(), 1 + 40 + 40 * 40 + 40 * 40 * 40);
-    }
 
     #[test]
     fn ranks_agree_on_the_context_of_a_duplicate() {
@@ -460,19 +354,6 @@ mod tests {
         let world = Communicator::everyone(0, 1);
         let clone = world.clone();
         assert_ne!(world.duplicate().context(), clone.duplicate().context());
-    }
-
-    #[test]
-    fn a_group_translates_there_and_back() {
-        let group = Group::listed(&[Rank(7), Rank(2), Rank(5)]);
-        assert_eq!(group.size(), 3);
-        for rank in 0..3 {
-            assert_eq!(group.rank_of(group.world_rank(rank)), Some(rank));
-        }
-        assert_eq!(group.rank_of(Rank(3)), None);
-        let everyone = Group::Everyone { size: 3 };
-        assert_eq!(everyone.rank_of(Rank(2)), Some(2));
-        assert_eq!(everyone.rank_of(Rank(3)), None);
     }
 
     #[test]

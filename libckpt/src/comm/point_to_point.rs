@@ -4,20 +4,18 @@
 //! matches, the one sent first is received (3.5). A rank may send to itself.
 //!
 //! A blocking send of a large message returns only when it has been received, so two ranks that send to
-//! each other first and receive afterwards may wait for ever, as in MPI: use [`send_receive_into`] or
-//! immediate operations.
+//! each other first and receive afterwards may wait for ever, as in MPI: use
+//! [`send_receive`](super::send_receive) or immediate operations.
 //!
 //! Calls without a tag send with tag 0 and receive any tag.
 
 use protocol::ids::Rank;
-use zerocopy::IntoBytes;
 
 use super::communicator::{AnyProcess, AsCommunicator, Communicator, Process};
-use super::datatype::{
-    Buffer, BufferMut, Equivalence, bytes_of, bytes_of_mut, count_in, whole_count,
-};
-use super::request::{self, LocalScope, Request};
-use crate::engine::{self, Envelope, MatchedId};
+use super::datatype::{Buffer, BufferMut, Equivalence, bytes_of, bytes_of_mut, count_in};
+use super::message::Message;
+use super::request::{LocalScope, Request};
+use crate::engine::{self, Envelope};
 use crate::error::{Error, Result};
 
 /// What a solver marks messages with, 0 or greater (MPI 4.1, 3.2.3).
@@ -372,7 +370,7 @@ fn receive_one<T: Equivalence, S: Source + ?Sized>(
     Ok((value, status))
 }
 
-fn exactly_one<T>(status: &Status) -> Result<()> {
+pub(super) fn exactly_one<T>(status: &Status) -> Result<()> {
     if status.bytes == size_of::<T>() {
         return Ok(());
     }
@@ -381,160 +379,6 @@ fn exactly_one<T>(status: &Status) -> Result<()> {
         element_bytes: size_of::<T>(),
         type_name: std::any::type_name::<T>(),
     })
-}
-
-/// A message that a matched probe took out of matching (MPI 4.1, 3.8.2). It must be received; one that is
-/// dropped is received into nothing.
-#[derive(Debug)]
-#[must_use = "a matched message that is dropped is lost"]
-pub struct Message {
-    /// `None` once it was received.
-    id: Option<MatchedId>,
-    status: Status,
-}
-
-impl Message {
-    fn new<S: Source + ?Sized>(source: &S, (id, envelope): (MatchedId, Envelope)) -> Self {
-        Self {
-            id: Some(id),
-            status: told(source, envelope),
-        }
-    }
-
-    /// Where it comes from, its tag and length.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        self.status
-    }
-
-    /// Receives it into a buffer (MPI 4.1, 3.8.3, `MPI_Mrecv`).
-    ///
-    /// # Errors
-    /// It is longer than the buffer.
-    pub fn matched_receive_into<B: BufferMut + ?Sized>(mut self, buffer: &mut B) -> Result<Status> {
-        self.take_into(bytes_of_mut(buffer))
-    }
-
-    /// Receives it as exactly one element.
-    ///
-    /// # Errors
-    /// It is longer or shorter.
-    pub fn matched_receive<T: Equivalence>(mut self) -> Result<(T, Status)> {
-        exactly_one::<T>(&self.status)?;
-        let mut value = T::new_zeroed();
-        let status = self.take_into(value.as_mut_bytes())?;
-        Ok((value, status))
-    }
-
-    /// Receives it whole.
-    ///
-    /// # Errors
-    /// It is no whole number of elements.
-    pub fn matched_receive_vec<T: Equivalence>(mut self) -> Result<(Vec<T>, Status)> {
-        let mut elements = vec![T::new_zeroed(); whole_count::<T>(self.status.bytes)?];
-        let status = self.take_into(elements.as_mut_bytes())?;
-        Ok((elements, status))
-    }
-
-    fn take_into(&mut self, into: &mut [u8]) -> Result<Status> {
-        match self.id.take() {
-            Some(id) => engine::receive_matched(id, into).map(|_| self.status),
-            None => Ok(self.status),
-        }
-    }
-}
-
-impl Drop for Message {
-    fn drop(&mut self) {
-        if let Some(id) = self.id.take() {
-            // Refused as too long for no buffer, and so consumed: the sender must not wait for ever.
-            let _ = engine::receive_matched(id, &mut []);
-        }
-    }
-}
-
-/// Sends `message` and receives one element at the same time (MPI 4.1, 3.10, `MPI_Sendrecv`).
-///
-/// # Errors
-/// Those of [`Destination::send`] and [`Source::receive`].
-pub fn send_receive<T, M, D, S>(message: &M, destination: &D, source: &S) -> Result<(T, Status)>
-where
-    T: Equivalence,
-    M: Buffer + ?Sized,
-    D: Destination + ?Sized,
-    S: Source + ?Sized,
-{
-    let mut value = T::new_zeroed();
-    let status = send_receive_into(message, destination, &mut value, source)?;
-    exactly_one::<T>(&status)?;
-    Ok((value, status))
-}
-
-/// Sends `message` with tag 0 and receives a message of any tag into `buffer` at the same time (MPI 4.1,
-/// 3.10, `MPI_Sendrecv`).
-///
-/// # Errors
-/// Those of [`Destination::send`] and [`Source::receive_into`].
-pub fn send_receive_into<M, D, B, S>(
-    message: &M,
-    destination: &D,
-    buffer: &mut B,
-    source: &S,
-) -> Result<Status>
-where
-    M: Buffer + ?Sized,
-    D: Destination + ?Sized,
-    B: BufferMut + ?Sized,
-    S: Source + ?Sized,
-{
-    request::scope(|scope| {
-        let receive = source.immediate_receive_into(scope, buffer)?;
-        destination.send(message)?;
-        receive.wait()
-    })
-}
-
-/// Like [`send_receive_into`], with a tag to send and one to receive.
-///
-/// # Errors
-/// Those of [`Destination::send_with_tag`] and [`Source::receive_into_with_tag`].
-pub fn send_receive_into_with_tags<M, D, B, S>(
-    message: &M,
-    destination: &D,
-    send_tag: Tag,
-    buffer: &mut B,
-    source: &S,
-    receive_tag: Tag,
-) -> Result<Status>
-where
-    M: Buffer + ?Sized,
-    D: Destination + ?Sized,
-    B: BufferMut + ?Sized,
-    S: Source + ?Sized,
-{
-    request::scope(|scope| {
-        let receive = source.immediate_receive_into_with_tag(scope, buffer, receive_tag)?;
-        destination.send_with_tag(message, send_tag)?;
-        receive.wait()
-    })
-}
-
-/// Sends what is in `buffer` and then has what was received in it (MPI 4.1, 3.10, `MPI_Sendrecv_replace`).
-///
-/// # Errors
-/// Those of [`Destination::send`] and [`Source::receive_into`].
-pub fn send_receive_replace_into<B, D, S>(
-    buffer: &mut B,
-    destination: &D,
-    source: &S,
-) -> Result<Status>
-where
-    B: BufferMut + ?Sized,
-    D: Destination + ?Sized,
-    S: Source + ?Sized,
-{
-    let sent = buffer.elements().to_vec();
-    send_receive_into(&sent, destination, buffer, source)
 }
 
 #[cfg(test)]
