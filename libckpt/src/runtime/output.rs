@@ -70,7 +70,7 @@ impl Output {
         if let Some((_, out, err)) = self.pipes.iter().find(|(of, _, _)| *of == rank) {
             let point = |at: fn(BorrowedFd<'_>) -> nix::Result<()>, to: &OwnedFd| {
                 if let Err(error) = at(to.as_fd()) {
-                    tracing::warn!(%rank, %error, "its output can't be told apart");
+                    eprintln!("libckpt: the output of {rank} can't be told apart: {error}");
                 }
             };
             point(|to| nix::unistd::dup2_stdout(to), out);
