@@ -52,6 +52,9 @@ struct CapturedRank {
     tables: Vec<u8>,
 }
 
+/// What a cut took of all ranks: the pages of each lie in the staging memory with its index.
+type Capture = (Vec<CapturedRank>, Vec<Staging>);
+
 enum Job {
     /// Make room for images of so many bytes, by index of the rank.
     Reserve {
@@ -189,10 +192,7 @@ impl Snapshots {
         }
     }
 
-    fn capture(
-        &mut self,
-        slots: &[Slot],
-    ) -> Result<Result<(Vec<CapturedRank>, Vec<Staging>), String>, Fatal> {
+    fn capture(&mut self, slots: &[Slot]) -> Result<Result<Capture, String>, Fatal> {
         if !self.take_back() && self.reserving {
             // Room that is just being made is worth waiting for; a disk is not.
             self.staging = self.returned.recv().ok();

@@ -10,6 +10,7 @@ use std::ops::Range;
 use protocol::slots::{END, ORIGIN};
 
 use crate::capture::Staging;
+use crate::hosted;
 use crate::identity;
 use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
@@ -57,7 +58,8 @@ pub fn scan(slot: &Slot, staging: &Staging) -> Vec<Suspect> {
             }
             let target = if slots.contains(&value) {
                 let offset = (value - slots.start) % own.len();
-                (offset < reach).then_some("the slot of another rank")
+                (offset < reach && hosted::rank_of(value).is_some())
+                    .then_some("the slot of another rank")
             } else {
                 let at = foreign.partition_point(|(range, _)| range.end <= value);
                 foreign

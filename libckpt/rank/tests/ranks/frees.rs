@@ -1,5 +1,8 @@
 //! Blocks go back where they came from, whoever frees or grows them.
 
+// Where a block is made is what is tested.
+#![allow(clippy::unnecessary_to_owned)]
+
 use std::mem;
 use std::sync::Mutex;
 
