@@ -116,20 +116,21 @@ fn steps(events: &[Event], stdout: &[Line]) -> Result<usize> {
         .iter()
         .filter_map(|line| Some((line.t_us, step_of(&line.text)?)))
         .collect();
-    let announced = |epoch: u64| {
-        events
-            .iter()
-            .find(|event| event.is("announced") && event.epoch() == Some(epoch))
-    };
     for go in events.iter().filter(|event| event.is("go")) {
-        let Some(announced) = go.epoch().and_then(announced) else {
+        let announced = |event: &&Event| event.is("announced") && event.epoch() == go.epoch();
+        let Some(announced) = go.epoch().and_then(|_| events.iter().find(announced)) else {
             continue;
         };
+        // Lines of the start that took the checkpoint. They count up, so the last one tells how far it was
+        // (one of the start before that was read late would stand at the front).
+        let began_us = events
+            .iter()
+            .rfind(|event| event.is("go") && event.t_us < announced.t_us)
+            .map_or(0, |event| event.t_us);
         let done = lines
             .iter()
-            .filter(|(t_us, _)| *t_us < announced.t_us)
-            .map(|(_, step)| *step)
-            .max();
+            .rfind(|(t_us, _)| (began_us..announced.t_us).contains(t_us))
+            .map(|(_, step)| *step);
         let again = lines
             .iter()
             .filter(|(t_us, _)| *t_us >= go.t_us)
@@ -250,6 +251,15 @@ mod tests {
             (31, "step 3"),
         ]);
         assert!(steps(&events, &repeated).is_err());
+        let again_from_the_beginning = printed(&[
+            (1, "step 1"),
+            (1, "step 2"),
+            (1, "step 3"),
+            (5, "step 1"),
+            (30, "step 2"),
+            (31, "step 3"),
+        ]);
+        assert!(steps(&events, &again_from_the_beginning).is_ok());
         let left_out = printed(&[(5, "step 1"), (9, "step 2"), (30, "step 4")]);
         assert!(steps(&events, &left_out).is_err());
     }
