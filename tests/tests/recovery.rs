@@ -63,6 +63,20 @@ fn a_job_killed_before_its_first_checkpoint_begins_again() -> Result<()> {
 }
 
 #[test]
+fn a_job_of_one_rank_takes_checkpoints_and_recovers() -> Result<()> {
+    // Alone, a rank sends nothing: its collective calls are all that the library sees of it.
+    let solver = Solver::new("misbehave", 1, "nothing 0 60");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every 100ms")?;
+    job.wait_events("two checkpoints", 2, |event| event.is("committed"))?;
+    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected);
+    Ok(())
+}
+
+#[test]
 fn two_processes_killed_at_once_are_one_failure() -> Result<()> {
     let expected = undisturbed(&heat(3))?;
     let bed = Bed::new()?;

@@ -58,7 +58,13 @@ pub(super) struct Round<'c> {
 
 impl<'c> Round<'c> {
     /// Begins the next collective call of the communicator.
+    ///
+    /// A rank that is alone in it sends and receives nothing, but this is a call of the library all the same:
+    /// a place where the rank can be captured. Without it, a job of one rank might never be.
     pub(super) fn start(communicator: &'c Communicator, kind: Kind) -> Self {
+        if communicator.size() == 1 {
+            crate::engine::yield_now();
+        }
         Self {
             communicator,
             tag: tag_of(kind, communicator.next_collective()),
