@@ -91,9 +91,10 @@ fn send_step_by_step(role: &Role) {
     for _ in 0..FILLERS {
         send(&mut transport, Process(0), &[0; 1000]);
     }
-    // A test runs in a thread of its own, and it is the thread that is traced.
-    send(&mut transport, Process(0), &gettid().as_raw().to_le_bytes());
+    // A test runs in a thread of its own, and it is the thread that is traced. Only then is it one that the
+    // tracer may wait for, so it tells its number afterwards.
     ptrace::traceme().unwrap();
+    send(&mut transport, Process(0), &gettid().as_raw().to_le_bytes());
     raise(Signal::SIGSTOP).unwrap();
     for packet in &packets {
         assert!(transport.try_send(Process(0), &[packet]).unwrap());
