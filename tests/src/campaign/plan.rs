@@ -90,9 +90,9 @@ fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Sol
             Some(matrix) => Solver::cg(ranks, matrix, load.count(20)),
             None => Solver::new("cg", ranks, "--poisson 200 --tolerance 1e-10"),
         },
-        2 => Solver::storm(ranks.max(2), load.count(50_000), 7),
+        2 => Solver::storm(ranks.max(2), load.count(400_000), 7),
         _ => {
-            let rounds = load.count(800);
+            let rounds = load.count(1500);
             Solver::new(
                 "tangle",
                 ranks,
