@@ -1,9 +1,9 @@
 //! How long the ranks stand still for a checkpoint, how long it takes until it is durable, and its bytes.
 //!
 //! The references are the least that the machine needs for the same bytes, measured in turn with the checkpoints:
-//! for the stall, as many threads as processes copy as many bytes as an image has; for the time until durable,
-//! as many threads write the bytes of the files and fsync them, on the same disk. The job runs on meanwhile and
-//! takes its share of the cores, as it does from a checkpoint.
+//! for the stall, as many threads as processes copy as many bytes as an image has, while the job is stopped as
+//! its ranks are then; for the time until durable, as many threads write the bytes of the files and fsync
+//! them, on the same disk, while the job runs on and takes its share of the cores, as it does from a checkpoint.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,6 +13,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tests::bed::{Bed, PATIENCE};
+use tests::job::Job;
+use tests::process::send;
 
 use crate::record::Record;
 use crate::{Effort, jobs};
@@ -56,14 +58,14 @@ fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
         let file_bytes = figure("file_bytes")?;
         if sample == 0 {
             first = Some((stall_ms, durable_ms));
-            copies.run();
+            while_stopped(&job, || copies.run())?;
             continue;
         }
         stall.push(stall_ms);
         durable.push(durable_ms);
         file_mib.push(file_bytes / f64::from(1 << 20));
         raw_mib.push(figure("raw_bytes")? / f64::from(1 << 20));
-        copy.push(copies.run());
+        copy.push(while_stopped(&job, || copies.run())?);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bytes of a file
         write.push(write_files(
             &bed.join("reference"),
@@ -87,6 +89,17 @@ fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
         Record::new(&name, "file_mib", &file_mib),
         Record::new(&name, "raw_mib", &raw_mib),
     ])
+}
+
+/// Does something while the job's processes stand still.
+fn while_stopped<T>(job: &Job<'_>, act: impl FnOnce() -> T) -> Result<T> {
+    let pids = job.pids()?;
+    pids.iter()
+        .try_for_each(|&pid| send(pid, Signal::SIGSTOP))?;
+    let done = act();
+    pids.iter()
+        .try_for_each(|&pid| send(pid, Signal::SIGCONT))?;
+    Ok(done)
 }
 
 /// Memory that is copied as an image would be: touched before, as kept staging memory is.
