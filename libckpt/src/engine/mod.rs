@@ -164,3 +164,8 @@ pub(crate) fn visit<R>(f: impl FnOnce(&mut Engine) -> R) -> Option<R> {
         })
     })
 }
+
+/// A visit by the scheduler's side of the ranks' thread, which always has an engine.
+pub(crate) fn in_engine<R>(f: impl FnOnce(&mut Engine) -> R) -> R {
+    visit(f).expect("the ranks' thread has the engine")
+}

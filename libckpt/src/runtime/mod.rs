@@ -33,7 +33,7 @@ use self::schedule::Scheduler;
 use self::snapshot::Snapshots;
 use crate::comm::World;
 use crate::engine::packet::HEADER_BYTES;
-use crate::engine::{Attention, Core, Engine, visit};
+use crate::engine::{Attention, Core, Engine, in_engine, visit};
 use crate::error::StartError;
 
 /// How many ranks a program that runs alone has; for trying things out.
@@ -178,7 +178,7 @@ impl Job {
             }
             None => None,
         };
-        visit(|engine| {
+        in_engine(|engine| {
             engine.started = Instant::now();
             for index in 0..engine.core.hosted.len() {
                 if engine.core.hosted[index].tables.finished {

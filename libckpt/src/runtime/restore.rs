@@ -16,7 +16,7 @@ use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
 use store::{DiskStorage, FileKey, RankFile, Scratch, SectionKind};
 
-use crate::engine::visit;
+use crate::engine::in_engine;
 
 /// Why a rank can't be restored.
 #[derive(Debug)]
@@ -44,8 +44,7 @@ pub(crate) fn restore(
         slots.push(slot);
         sections.push((tables, channel));
     }
-    visit(|engine| engine.restore(sections))
-        .expect("the ranks' thread has the engine")
+    in_engine(|engine| engine.restore(sections))
         .map_err(|(rank, reason)| Failure { rank, reason })?;
     Ok((
         slots,

@@ -15,7 +15,7 @@ use super::Ending;
 use super::control::{Control, ENDING};
 use super::output::Output;
 use super::snapshot::Snapshots;
-use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, visit};
+use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, in_engine};
 
 /// How often staging memory is made to fit the ranks, at the most. A ping of the coordinator is the
 /// occasion.
@@ -223,8 +223,4 @@ fn end(code: i32) -> ! {
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().flush();
     std::process::exit(code)
-}
-
-fn in_engine<R>(f: impl FnOnce(&mut Engine) -> R) -> R {
-    visit(f).expect("the ranks' thread has the engine")
 }

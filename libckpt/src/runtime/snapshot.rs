@@ -19,7 +19,7 @@ use protocol::ids::{Epoch, Incarnation, JobId, Rank};
 use store::{DiskStorage, FileKey, PAGE_BYTES, RankFileWriter, SectionKind, SharedStorage};
 
 use super::control::Control;
-use crate::engine::{Fatal, visit};
+use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
 
 /// Pages written between two looks at whether the snapshot was given up.
@@ -170,7 +170,7 @@ impl Snapshots {
         // What a rank has printed belongs before the cut, and must not be lost with this process.
         let _ = std::io::stdout().flush();
         let captured = self.capture(slots)?;
-        visit(|engine| engine.begin_recording(epoch)).expect("the ranks' thread has the engine")?;
+        in_engine(|engine| engine.begin_recording(epoch))?;
         let stall_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         match captured {
             Ok((ranks, staging)) => {
@@ -208,8 +208,7 @@ impl Snapshots {
         for (index, slot) in slots.iter().enumerate() {
             match slot.capture(&mut staging[index]) {
                 Ok(_) => {
-                    let tables = visit(|engine| engine.capture_tables(index))
-                        .expect("the ranks' thread has it")?;
+                    let tables = in_engine(|engine| engine.capture_tables(index))?;
                     ranks.push(CapturedRank {
                         rank: slot.rank(),
                         tables,
@@ -259,12 +258,11 @@ impl Snapshots {
     pub(crate) fn channels_complete(&mut self, epoch: Epoch, links: Vec<LinkCount>) {
         if self.writing != Some(epoch) {
             // The capture was refused; the abort is on its way.
-            visit(|engine| engine.discard_recording(epoch));
+            in_engine(|engine| engine.discard_recording(epoch));
             return;
         }
         self.writing = None;
-        let channels =
-            visit(|engine| engine.take_channels(epoch)).expect("the ranks' thread has the engine");
+        let channels = in_engine(|engine| engine.take_channels(epoch));
         match channels {
             Ok(channels) => {
                 let _ = self.jobs.send(Job::Finish {
@@ -283,7 +281,7 @@ impl Snapshots {
     /// The snapshot will not be.
     pub(crate) fn discard(&mut self, epoch: Epoch) {
         self.discarded.fetch_max(epoch.0, Ordering::SeqCst);
-        visit(|engine| engine.discard_recording(epoch));
+        in_engine(|engine| engine.discard_recording(epoch));
         if self.writing == Some(epoch) {
             self.writing = None;
             // The writer looks up from waiting for the channel state.
