@@ -353,6 +353,7 @@ impl Keeper {
                             epoch,
                             incarnation: manifest.incarnation,
                             files: manifest.files,
+                            needs: Vec::new(),
                         },
                         programs: manifest.programs,
                     };

@@ -115,6 +115,8 @@ pub enum Directive {
     Abort {
         /// Its epoch.
         epoch: Epoch,
+        /// What the process builds on is not there any more: the next snapshot has to hold whole images.
+        rebase: bool,
     },
     /// The snapshot is a checkpoint now.
     Committed {
@@ -156,15 +158,49 @@ pub struct Assignment {
     pub strict: bool,
     /// Run the conservative pointer scan at the first snapshot (always in tests).
     pub scan: bool,
+    /// Memory that the process may use for storing checkpoints, beside the ranks' own, in bytes.
+    pub memory_bytes: u64,
+    /// How it is found out what a rank has written.
+    pub tracking: Tracking,
+    /// How pages are saved at a cut.
+    pub capture: CaptureMode,
+}
+
+/// How it is found out which pages have changed since the checkpoint before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tracking {
+    /// By the kernel where it can and where it pays off, else by digests.
+    #[default]
+    Auto,
+    /// By the kernel (userfaultfd), for all memory, or not at all.
+    Kernel,
+    /// By digests of pages.
+    Hash,
+    /// Not at all: every checkpoint holds all pages.
+    Off,
+}
+
+/// How the pages that a checkpoint has to hold are saved at a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CaptureMode {
+    /// Whichever costs the ranks less, as far as the kernel allows.
+    #[default]
+    Auto,
+    /// The ranks go on at once; a page is saved before its first write.
+    CopyOnWrite,
+    /// The ranks stand still until all pages are copied.
+    CopyAside,
 }
 
 /// How the chunks of a checkpoint are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
+    /// By what the disk and the processor can take: stored as they are, or zstd at a fast level.
+    #[default]
+    Auto,
     /// Stored as they are.
     None,
     /// zstd at its level 1.
-    #[default]
     Fast,
     /// zstd at this level.
     Level(i32),
@@ -179,6 +215,8 @@ pub struct Restore {
     pub incarnation: Incarnation,
     /// The file of each rank, indexed by rank.
     pub files: Vec<StoredFile>,
+    /// Files of other checkpoints that those refer to.
+    pub needs: Vec<NeededFile>,
 }
 
 /// A rank's file in a checkpoint, as stored.
@@ -194,6 +232,30 @@ pub struct StoredFile {
     pub digest: [u8; 16],
     /// Bytes of the image before compression (pages, tables, channel state).
     pub raw_bytes: u64,
+    /// Of these, bytes that this file itself holds; the others are in files of other checkpoints, or zeros.
+    pub changed_bytes: u64,
+}
+
+/// A rank's file of another checkpoint, some of whose pages are part of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NeededFile {
+    /// The epoch of that checkpoint.
+    pub epoch: Epoch,
+    /// The incarnation that wrote it.
+    pub incarnation: Incarnation,
+    /// The file.
+    pub file: StoredFile,
+}
+
+/// What the ranks of a process felt of a snapshot after its cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Felt {
+    /// Writes that had to wait until a page was saved.
+    pub faults: u64,
+    /// How long they waited in total, in microseconds.
+    pub waited_us: u64,
+    /// How long the longest waited, in microseconds.
+    pub longest_us: u64,
 }
 
 /// What a process tells the coordinator.
@@ -231,6 +293,10 @@ pub enum Report {
         epoch: Epoch,
         /// A file for each hosted rank.
         files: Vec<StoredFile>,
+        /// Files of other checkpoints that those refer to.
+        needs: Vec<NeededFile>,
+        /// What the ranks felt between the cut and now.
+        felt: Felt,
         /// What was sent and received at the cut, for each opened link.
         links: Vec<LinkCount>,
     },

@@ -136,13 +136,15 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Directive, LinkCount, Report};
+    use crate::control::{Directive, Felt, LinkCount, Report};
     use crate::ids::{Epoch, Process};
 
     fn stored() -> Report {
         Report::Stored {
             epoch: Epoch(7),
             files: Vec::new(),
+            needs: Vec::new(),
+            felt: Felt::default(),
             links: vec![LinkCount {
                 peer: Process(3),
                 sent: u64::MAX,

@@ -438,6 +438,7 @@ fn a_manifest_keeps_all_that_it_is_told() {
             file_bytes: u64::MAX,
             digest: [9; 16],
             raw_bytes: 3,
+            changed_bytes: 3,
         }],
         committed_unix_ms: 5,
         figures: Figures {

@@ -213,6 +213,7 @@ impl Job<'_> {
                 epoch,
                 files,
                 links,
+                ..
             } => {
                 tracing::debug!(%process, %epoch, after = ?epoch_us(&self.cost), "stored");
                 self.teller.tell(&Event::Stored {

@@ -39,7 +39,10 @@ impl Job<'_> {
                 reason,
                 remove,
             } => {
-                self.tell_processes(&Directive::Abort { epoch });
+                self.tell_processes(&Directive::Abort {
+                    epoch,
+                    rebase: false,
+                });
                 let cause = self.cause_of_abort();
                 self.teller.tell(&Event::Aborted {
                     epoch: epoch.0,

@@ -132,6 +132,9 @@ impl Start {
             restore: self.restore.clone(),
             strict: plan.strict,
             scan: self.restore.is_none(),
+            memory_bytes: 1 << 30,
+            tracking: protocol::control::Tracking::Auto,
+            capture: protocol::control::CaptureMode::Auto,
         }
     }
 

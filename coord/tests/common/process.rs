@@ -300,6 +300,8 @@ impl Member {
             Ok(files) => self.report(&Report::Stored {
                 epoch,
                 files,
+                needs: Vec::new(),
+                felt: protocol::control::Felt::default(),
                 links,
             }),
             Err(error) => self.report(&Report::SnapshotFailed {

@@ -136,7 +136,7 @@ impl Scheduler {
                 let participant = &mut engine.core.participant;
                 match directive {
                     Directive::Snapshot { epoch } => participant.handle_snapshot(epoch),
-                    Directive::Abort { epoch } => participant.handle_abort(epoch),
+                    Directive::Abort { epoch, .. } => participant.handle_abort(epoch),
                     Directive::Committed { epoch } => {
                         participant.handle_committed(epoch).map_err(Fatal::new)?
                     }

@@ -367,6 +367,8 @@ impl Writer {
                         self.control.report(Report::Stored {
                             epoch,
                             files,
+                            needs: Vec::new(),
+                            felt: protocol::control::Felt::default(),
                             links,
                         });
                     }

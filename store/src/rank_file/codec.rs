@@ -158,7 +158,7 @@ impl Packer {
     fn new(compression: Compression) -> io::Result<Self> {
         let level = match compression {
             Compression::None => None,
-            Compression::Fast => Some(1),
+            Compression::Auto | Compression::Fast => Some(1),
             Compression::Level(level) => Some(level),
         };
         Ok(Self {

@@ -173,6 +173,7 @@ impl RankFileWriter {
             file_bytes: self.written_bytes,
             digest: self.digest.finish(),
             raw_bytes: self.raw_bytes,
+            changed_bytes: self.raw_bytes,
         })
     }
 

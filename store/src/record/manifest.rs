@@ -172,6 +172,7 @@ fn file_from_disk(file: DiskFile) -> Result<StoredFile, String> {
         name: file.name,
         file_bytes: file.file_bytes,
         raw_bytes: file.raw_bytes,
+        changed_bytes: file.raw_bytes,
     })
 }
 

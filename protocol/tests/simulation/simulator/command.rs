@@ -144,6 +144,7 @@ impl Command {
                         epoch,
                         files,
                         links,
+                        ..
                     } => coordinator.handle_stored(now, process, epoch, files, &links),
                     Report::SnapshotFailed { epoch, reason } => {
                         coordinator.handle_failed(now, process, epoch, &reason);
@@ -305,7 +306,10 @@ impl Command {
                 reason,
                 remove,
             } => {
-                self.tell_all(&Directive::Abort { epoch });
+                self.tell_all(&Directive::Abort {
+                    epoch,
+                    rebase: false,
+                });
                 self.deeds.push(Deed::Aborted {
                     epoch,
                     reason,

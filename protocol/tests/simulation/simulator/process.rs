@@ -175,7 +175,7 @@ impl Hosted {
     fn obey(&mut self, directive: Directive) -> Checked {
         match directive {
             Directive::Snapshot { epoch } => self.participant.handle_snapshot(epoch),
-            Directive::Abort { epoch } => {
+            Directive::Abort { epoch, .. } => {
                 self.participant.handle_abort(epoch);
                 self.dirty
                     .values_mut()

@@ -86,6 +86,7 @@ impl Store {
             file_bytes: bytes.len() as u64,
             digest: digest(&bytes),
             raw_bytes: bytes.len() as u64,
+            changed_bytes: bytes.len() as u64,
         };
         if let Some(directory) = self.epochs.get_mut(&epoch) {
             directory.files.insert((incarnation, rank), bytes);

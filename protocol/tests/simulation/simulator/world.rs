@@ -289,6 +289,7 @@ impl World {
                 epoch,
                 incarnation,
                 files: Vec::new(),
+                needs: Vec::new(),
             });
         let part = Assignment {
             incarnation,
