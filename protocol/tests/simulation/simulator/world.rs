@@ -459,11 +459,15 @@ impl World {
         let word = if fails {
             Word::SnapshotFailed {
                 epoch,
+                needs: Vec::new(),
+                felt: protocol::control::Felt::default(),
                 reason: "no space left on device".to_owned(),
             }
         } else {
             Word::Stored {
                 epoch,
+                needs: Vec::new(),
+                felt: protocol::control::Felt::default(),
                 files,
                 links: staged.links,
             }
