@@ -459,8 +459,6 @@ impl World {
         let word = if fails {
             Word::SnapshotFailed {
                 epoch,
-                needs: Vec::new(),
-                felt: protocol::control::Felt::default(),
                 reason: "no space left on device".to_owned(),
             }
         } else {
