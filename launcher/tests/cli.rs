@@ -120,6 +120,7 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
                 elapsed_us: 20_000,
                 raw_bytes: files.iter().map(|file| file.raw_bytes).sum(),
                 stored_bytes: files.iter().map(|file| file.file_bytes).sum(),
+                ..Figures::default()
             },
         };
         assert!(store.publish(&manifest, |_| {}).unwrap().durable);

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
-use protocol::control::{Compression, MappedObject, ProgramIdentity, StoredFile};
+use protocol::control::{Compression, MappedObject, NeededFile, ProgramIdentity, StoredFile};
 use protocol::ids::{Epoch, Incarnation};
 use serde_json::Value;
 use store::format::layout::*;
@@ -203,7 +203,12 @@ fn records_have_the_documented_fields() {
         incarnation: Incarnation(1),
     };
     let mut job: JobRecord = common::job();
-    for compression in [Compression::None, Compression::Fast, Compression::Level(3)] {
+    for compression in [
+        Compression::Auto,
+        Compression::None,
+        Compression::Fast,
+        Compression::Level(3),
+    ] {
         job.compression = compression;
         let (json, heading) = payload("Job record", &job);
         assert_fields(&json, &heading);
@@ -226,11 +231,13 @@ fn records_have_the_documented_fields() {
             ..ProgramIdentity::default()
         }],
         files: vec![StoredFile::default()],
+        needs: vec![NeededFile::default()],
         ..Manifest::default()
     };
     let (json, heading) = payload("Manifest", &manifest);
     assert_fields(&json, &heading);
     assert_fields(&json["files"][0], "### File in a manifest\n");
+    assert_fields(&json["needs"][0], "### Needed file in a manifest\n");
     assert_fields(&json["programs"][0], "### Program in a manifest\n");
     assert_fields(&json["figures"], "### Figures in a manifest\n");
     let control = ControlFile {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{
     JOB, assert_restores, checkpoint, image, job, key, manifest, store_with, write_image,
 };
-use protocol::control::{Compression, MappedObject, ProgramIdentity, StoredFile};
+use protocol::control::{Compression, MappedObject, NeededFile, ProgramIdentity, StoredFile};
 use protocol::ids::{Epoch, Incarnation, Rank};
 use store::job_store::{PublishStep, verify_store};
 use store::storage::{Access, Storage as _, Survival};
@@ -291,7 +291,15 @@ fn what_a_kept_checkpoint_refers_to_is_kept() {
         })
         .collect();
     let mut fourth = manifest(Incarnation(1), Epoch(4), files);
-    fourth.needs = first.files.clone();
+    fourth.needs = first
+        .files
+        .iter()
+        .map(|file| NeededFile {
+            epoch: first.epoch,
+            incarnation: first.incarnation,
+            file: file.clone(),
+        })
+        .collect();
     fourth.parent = Some(first.id());
     let _ = store.publish(&fourth, |_| {}).unwrap();
     assert_eq!(store.retain(1).unwrap(), [Epoch(2), Epoch(3)]);
@@ -432,20 +440,28 @@ fn a_manifest_keeps_all_that_it_is_told() {
             page_bytes: 4096,
         }],
         files: files.collect(),
-        needs: vec![StoredFile {
-            rank: Rank(1),
-            name: "epochs/000001/x".into(),
-            file_bytes: u64::MAX,
-            digest: [9; 16],
-            raw_bytes: 3,
-            changed_bytes: 3,
+        needs: vec![NeededFile {
+            epoch: Epoch(1),
+            incarnation: Incarnation(1),
+            file: StoredFile {
+                rank: Rank(1),
+                name: "epochs/000001/x".into(),
+                file_bytes: u64::MAX,
+                digest: [9; 16],
+                raw_bytes: 3,
+                changed_bytes: 2,
+            },
         }],
         committed_unix_ms: 5,
         figures: Figures {
             stall_us: 1,
             elapsed_us: 2,
             raw_bytes: 3,
-            stored_bytes: 4,
+            changed_bytes: 4,
+            stored_bytes: 5,
+            faults: 6,
+            waited_us: 7,
+            longest_us: 8,
         },
     };
     let _ = store.publish(&told, |_| {}).unwrap();

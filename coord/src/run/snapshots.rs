@@ -99,6 +99,7 @@ impl Job<'_> {
             elapsed_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             raw_bytes: collected.files.iter().map(|file| file.raw_bytes).sum(),
             stored_bytes: collected.files.iter().map(|file| file.file_bytes).sum(),
+            ..Figures::default()
         };
         self.cost.figures = Committed {
             epoch: epoch.0,

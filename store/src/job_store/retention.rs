@@ -59,7 +59,7 @@ impl JobStore {
             .usable()
             .filter(|manifest| manifest.epoch >= oldest_kept)
             .flat_map(|manifest| &manifest.needs)
-            .map(|file| names::parent(&file.name).to_owned())
+            .map(|need| names::epoch_dir(need.epoch))
             .collect();
         let mut removed = Vec::new();
         for checkpoint in &listing.checkpoints {
@@ -125,7 +125,7 @@ impl JobStore {
                     .manifest
                     .iter()
                     .flat_map(|manifest| &manifest.needs)
-                    .any(|file| names::parent(&file.name) == dir)
+                    .any(|need| need.epoch == epoch)
         });
         if let Some(other) = referring {
             return Err(Error::invalid(

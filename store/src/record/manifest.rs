@@ -1,6 +1,8 @@
 //! The manifest: what makes the files of an epoch a checkpoint.
 
-use protocol::control::{MappedObject, ProgramIdentity, StoredFile};
+use std::collections::BTreeSet;
+
+use protocol::control::{Felt, MappedObject, NeededFile, ProgramIdentity, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,7 @@ pub struct Manifest {
     /// The file of each rank, in the order of ranks.
     pub files: Vec<StoredFile>,
     /// Files of other checkpoints that the images refer to. Empty where all are full images.
-    pub needs: Vec<StoredFile>,
+    pub needs: Vec<NeededFile>,
     /// When it was committed, in milliseconds since 1970.
     pub committed_unix_ms: u64,
     /// What it cost.
@@ -43,8 +45,25 @@ pub struct Figures {
     pub elapsed_us: u64,
     /// Bytes of all images before compression.
     pub raw_bytes: u64,
+    /// Of these, bytes that the checkpoint's own files hold: pages that had changed, and sections.
+    pub changed_bytes: u64,
     /// Bytes of all files.
     pub stored_bytes: u64,
+    /// Writes of the ranks that had to wait, after the cut, until a page was saved.
+    pub faults: u64,
+    /// How long they waited in total, in microseconds.
+    pub waited_us: u64,
+    /// How long the longest of them waited, in microseconds.
+    pub longest_us: u64,
+}
+
+impl Figures {
+    /// Adds what the ranks of one process felt: faults and waiting are summed, the longest is the longest of all.
+    pub fn add_felt(&mut self, felt: &Felt) {
+        self.faults += felt.faults;
+        self.waited_us += felt.waited_us;
+        self.longest_us = self.longest_us.max(felt.longest_us);
+    }
 }
 
 impl Manifest {
@@ -99,13 +118,45 @@ impl Manifest {
         if self
             .files
             .iter()
-            .chain(&self.needs)
+            .chain(self.needs.iter().map(|need| &need.file))
             .any(|file| !names::is_plain(&file.name))
         {
             return Err("a file's name leads out of the store".into());
         }
+        self.check_needs()?;
         if self.parent.is_some_and(|parent| parent.epoch >= self.epoch) {
             return Err("its parent is not before it".into());
+        }
+        Ok(())
+    }
+
+    /// What must hold of the files of other checkpoints, as far as the manifest alone tells.
+    fn check_needs(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for need in &self.needs {
+            let (epoch, file) = (need.epoch, &need.file);
+            if epoch.0 == 0
+                || epoch >= self.epoch
+                || need.incarnation.0 == 0
+                || need.incarnation > self.incarnation
+            {
+                return Err(format!(
+                    "{} is needed, and of no earlier checkpoint",
+                    file.name
+                ));
+            }
+            if file.rank.index() >= self.files.len() {
+                return Err(format!("{} is needed, and of no rank", file.name));
+            }
+            if names::parent(&file.name) != names::epoch_dir(epoch) {
+                return Err(format!(
+                    "the file {} is in another epoch's directory",
+                    file.name
+                ));
+            }
+            if !seen.insert((file.rank, epoch)) {
+                return Err(format!("two files of {} and {epoch} are needed", file.rank));
+            }
         }
         Ok(())
     }
@@ -123,7 +174,7 @@ pub struct Disk {
     parent: Option<CheckpointId>,
     programs: Vec<DiskProgram>,
     files: Vec<DiskFile>,
-    needs: Vec<DiskFile>,
+    needs: Vec<DiskNeeded>,
     committed_unix_ms: u64,
     figures: Figures,
 }
@@ -136,6 +187,15 @@ struct DiskFile {
     file_bytes: u64,
     digest: Hex,
     raw_bytes: u64,
+    changed_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskNeeded {
+    epoch: Epoch,
+    incarnation: Incarnation,
+    file: DiskFile,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -162,6 +222,7 @@ fn file_to_disk(file: &StoredFile) -> DiskFile {
         file_bytes: file.file_bytes,
         digest: Hex(file.digest.to_vec()),
         raw_bytes: file.raw_bytes,
+        changed_bytes: file.changed_bytes,
     }
 }
 
@@ -172,7 +233,23 @@ fn file_from_disk(file: DiskFile) -> Result<StoredFile, String> {
         name: file.name,
         file_bytes: file.file_bytes,
         raw_bytes: file.raw_bytes,
-        changed_bytes: file.raw_bytes,
+        changed_bytes: file.changed_bytes,
+    })
+}
+
+fn needed_to_disk(need: &NeededFile) -> DiskNeeded {
+    DiskNeeded {
+        epoch: need.epoch,
+        incarnation: need.incarnation,
+        file: file_to_disk(&need.file),
+    }
+}
+
+fn needed_from_disk(need: DiskNeeded) -> Result<NeededFile, String> {
+    Ok(NeededFile {
+        epoch: need.epoch,
+        incarnation: need.incarnation,
+        file: file_from_disk(need.file)?,
     })
 }
 
@@ -212,7 +289,7 @@ fn program_from_disk(program: DiskProgram) -> ProgramIdentity {
 
 impl Record for Manifest {
     const MAGIC: [u8; 8] = *b"CKPTMANI";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const WHAT: &'static str = "a manifest";
     type Disk = Disk;
 
@@ -226,7 +303,7 @@ impl Record for Manifest {
             parent: self.parent,
             programs: self.programs.iter().map(program_to_disk).collect(),
             files: self.files.iter().map(file_to_disk).collect(),
-            needs: self.needs.iter().map(file_to_disk).collect(),
+            needs: self.needs.iter().map(needed_to_disk).collect(),
             committed_unix_ms: self.committed_unix_ms,
             figures: self.figures,
         }
@@ -234,7 +311,7 @@ impl Record for Manifest {
 
     fn from_disk(disk: Disk) -> Result<Self, String> {
         let files = disk.files.into_iter().map(file_from_disk);
-        let needs = disk.needs.into_iter().map(file_from_disk);
+        let needs = disk.needs.into_iter().map(needed_from_disk);
         let manifest = Self {
             job: JobId(disk.job.array("the job's identity")?),
             incarnation: disk.incarnation,
