@@ -3,6 +3,9 @@
 //! The kernel tells what was written since the last cut, and forgets it at once (the scan protects the
 //! pages again). An aborted epoch has made it forget pages that no checkpoint holds. So what every cut
 //! found is kept until an epoch of that cut or a later one is committed.
+//!
+//! Should the parent's files be lost, the coordinator has every rank forget it ([`Dirty::rebase`]): the next
+//! snapshot holds the whole image.
 
 use std::ops::Range;
 
@@ -42,6 +45,53 @@ impl PageSet {
     pub fn contains(&self, page: u64) -> bool {
         let after = self.ranges.partition_point(|range| range.start <= page);
         after > 0 && page < self.ranges[after - 1].end
+    }
+
+    /// Whether there is no page in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The pages that are in both sets.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut ranges = Vec::new();
+        let mut others = other.ranges.iter().peekable();
+        for range in &self.ranges {
+            while let Some(other) = others.next_if(|other| other.end <= range.start) {
+                debug_assert!(other.start < other.end);
+            }
+            let mut left = others.clone();
+            while let Some(other) = left.next_if(|other| other.start < range.end) {
+                ranges.push(range.start.max(other.start)..range.end.min(other.end));
+            }
+        }
+        Self { ranges }
+    }
+
+    /// The pages that are not in the other set.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        let mut ranges = Vec::new();
+        let mut others = other.ranges.iter().peekable();
+        for range in &self.ranges {
+            while let Some(other) = others.next_if(|other| other.end <= range.start) {
+                debug_assert!(other.start < other.end);
+            }
+            let mut start = range.start;
+            let mut left = others.clone();
+            while let Some(other) = left.next_if(|other| other.start < range.end) {
+                if start < other.start {
+                    ranges.push(start..other.start);
+                }
+                start = other.end;
+            }
+            if start < range.end {
+                ranges.push(start..range.end);
+            }
+        }
+        Self { ranges }
     }
 
     /// Adds all pages of another set.
@@ -145,6 +195,20 @@ impl<F: Faults> Dirty<F> {
         if self.faults.has(Fault::AbortedPagesForgotten) {
             self.cuts.retain(|cut| cut.0 != epoch);
         }
+        if self.faults.has(Fault::AbortedTakenAsParent) {
+            self.committed(epoch);
+        }
+    }
+
+    /// What the parent holds is not there any more: the next snapshots hold whole images, until one of them is a
+    /// checkpoint.
+    ///
+    /// What the cuts have found stays. One of them may be of a checkpoint whose news has not come yet, and later ones will
+    /// build on that.
+    pub fn rebase(&mut self) {
+        if !self.faults.has(Fault::RebaseIgnored) {
+            self.parent = None;
+        }
     }
 }
 
@@ -163,6 +227,62 @@ mod tests {
         assert_eq!(set.ranges(), [0..5, 8..9]);
         assert_eq!(set.pages(), 6);
         assert!(set.contains(4) && !set.contains(5) && set.contains(8) && !set.contains(9));
+    }
+
+    #[test]
+    fn after_a_rebase_whole_images_are_held_until_one_of_them_is_a_checkpoint() {
+        let mut dirty = Dirty::new(Some(Epoch(1)));
+        let _ = dirty.cut(Epoch(2), pages(&[0..1]));
+        dirty.aborted(Epoch(2));
+        dirty.rebase();
+        assert_eq!(dirty.cut(Epoch(3), pages(&[4..5])).parent, None);
+        dirty.aborted(Epoch(3));
+        assert_eq!(dirty.cut(Epoch(4), pages(&[5..6])).parent, None);
+        dirty.committed(Epoch(4));
+        let since = dirty.cut(Epoch(5), pages(&[7..8]));
+        assert_eq!(since.parent, Some(Epoch(4)));
+        assert_eq!(since.pages, pages(&[7..8]));
+    }
+
+    #[test]
+    fn a_rebase_that_is_heard_late_loses_no_page_of_the_checkpoint_after_it() {
+        // The process hears of the abort of 2 only when it has cut for 4; 3 is a checkpoint meanwhile.
+        let mut dirty = Dirty::new(Some(Epoch(1)));
+        let _ = dirty.cut(Epoch(2), pages(&[0..1]));
+        let _ = dirty.cut(Epoch(3), pages(&[2..3]));
+        let _ = dirty.cut(Epoch(4), pages(&[4..5]));
+        dirty.aborted(Epoch(2));
+        dirty.rebase();
+        dirty.committed(Epoch(3));
+        let since = dirty.cut(Epoch(5), pages(&[6..7]));
+        assert_eq!(since.parent, Some(Epoch(3)));
+        assert_eq!(since.pages, pages(&[4..5, 6..7]));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn sets_are_joined_cut_and_subtracted_page_by_page(
+            a in proptest::collection::vec((0_u64..40, 0_u64..8), 0..8),
+            b in proptest::collection::vec((0_u64..40, 0_u64..8), 0..8),
+        ) {
+            let set = |ranges: &[(u64, u64)]| -> PageSet {
+                ranges.iter().map(|&(start, pages)| start..start + pages).collect()
+            };
+            let (a, b) = (set(&a), set(&b));
+            let mut union = a.clone();
+            union.unite(&b);
+            let (both, only_a) = (a.intersection(&b), a.difference(&b));
+            for page in 0..50 {
+                let (in_a, in_b) = (a.contains(page), b.contains(page));
+                proptest::prop_assert_eq!(union.contains(page), in_a || in_b);
+                proptest::prop_assert_eq!(both.contains(page), in_a && in_b);
+                proptest::prop_assert_eq!(only_a.contains(page), in_a && !in_b);
+            }
+            for set in [&both, &only_a] {
+                let rebuilt: PageSet = set.ranges().iter().cloned().collect();
+                proptest::prop_assert_eq!(rebuilt.pages(), set.pages());
+            }
+        }
     }
 
     #[test]
