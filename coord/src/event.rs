@@ -92,6 +92,16 @@ pub enum Event {
         process: u32,
         /// Bytes of its files.
         file_bytes: u64,
+        /// Bytes of pages that had changed and of message tables, before compression: what its files hold.
+        changed_bytes: u64,
+        /// Files of checkpoints before that they refer to.
+        needs: u64,
+        /// Writes of its ranks that waited, after the cut, until a page was saved.
+        faults: u64,
+        /// How long they waited in total.
+        waited_us: u64,
+        /// How long the longest of them waited.
+        longest_us: u64,
     },
     /// The manifest of a snapshot is being written.
     Publishing {
@@ -113,6 +123,8 @@ pub enum Event {
         cause: Cause,
         /// Why.
         reason: String,
+        /// Files that it built on are gone, so that the next one holds whole images.
+        rebase: bool,
     },
     /// Older checkpoints were removed (`--keep`).
     Removed {
@@ -182,8 +194,20 @@ pub struct Committed {
     pub file_bytes: u64,
     /// Bytes of the images before compression.
     pub raw_bytes: u64,
+    /// Of these, bytes that its own files hold: what had changed since the checkpoint before.
+    pub changed_bytes: u64,
+    /// Files of checkpoints before that it needs.
+    pub needs: u64,
     /// The longest time that a rank stood still for it.
     pub stall_us: u64,
+    /// Writes of the ranks that waited, after the cut, until a page was saved.
+    pub faults: u64,
+    /// How long they waited in total.
+    pub waited_us: u64,
+    /// How long the longest of them waited.
+    pub longest_us: u64,
+    /// The longest that the ranks of one process were held up: standing still and waiting.
+    pub held_up_us: u64,
     /// From its announcement to its commit.
     pub took_us: u64,
 }
@@ -278,7 +302,7 @@ mod tests {
         });
         assert_eq!(
             to_json(Duration::ZERO, &event),
-            r#"{"t_us":0,"event":"committed","epoch":7,"file_bytes":10,"raw_bytes":0,"stall_us":0,"took_us":0}"#
+            r#"{"t_us":0,"event":"committed","epoch":7,"file_bytes":10,"raw_bytes":0,"changed_bytes":0,"needs":0,"stall_us":0,"faults":0,"waited_us":0,"longest_us":0,"held_up_us":0,"took_us":0}"#
         );
     }
 

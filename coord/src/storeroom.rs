@@ -353,7 +353,7 @@ impl Keeper {
                             epoch,
                             incarnation: manifest.incarnation,
                             files: manifest.files,
-                            needs: Vec::new(),
+                            needs: manifest.needs,
                         },
                         programs: manifest.programs,
                     };

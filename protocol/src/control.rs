@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;

@@ -59,9 +59,7 @@ impl PageSet {
         let mut ranges = Vec::new();
         let mut others = other.ranges.iter().peekable();
         for range in &self.ranges {
-            while let Some(other) = others.next_if(|other| other.end <= range.start) {
-                debug_assert!(other.start < other.end);
-            }
+            while others.next_if(|other| other.end <= range.start).is_some() {}
             let mut left = others.clone();
             while let Some(other) = left.next_if(|other| other.start < range.end) {
                 ranges.push(range.start.max(other.start)..range.end.min(other.end));
@@ -76,9 +74,7 @@ impl PageSet {
         let mut ranges = Vec::new();
         let mut others = other.ranges.iter().peekable();
         for range in &self.ranges {
-            while let Some(other) = others.next_if(|other| other.end <= range.start) {
-                debug_assert!(other.start < other.end);
-            }
+            while others.next_if(|other| other.end <= range.start).is_some() {}
             let mut start = range.start;
             let mut left = others.clone();
             while let Some(other) = left.next_if(|other| other.start < range.end) {

@@ -25,13 +25,17 @@ pub enum Fault {
     LateMarkerCounts,
     /// The pages that were dirty at the cut of an aborted epoch are forgotten.
     AbortedPagesForgotten,
+    /// An aborted epoch is built on as if it were a checkpoint.
+    AbortedTakenAsParent,
+    /// A process that is told to forget what it builds on goes on building on it.
+    RebaseIgnored,
     /// A message that was received before is delivered again when it is sent again.
     DuplicateDelivered,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::MarkerAfterNextPacket,
         Self::RecordAfterMarker,
         Self::FirstPacketUnrecorded,
@@ -40,6 +44,8 @@ impl Fault {
         Self::DeliverBeforeCut,
         Self::LateMarkerCounts,
         Self::AbortedPagesForgotten,
+        Self::AbortedTakenAsParent,
+        Self::RebaseIgnored,
         Self::DuplicateDelivered,
     ];
 }

@@ -3,7 +3,7 @@
 use protocol::control::{
     CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, Request, Response,
 };
-use protocol::coordinator::RequestId;
+use protocol::coordinator::{Part, RequestId};
 use protocol::ids::Process;
 use protocol::recovery::{End, Phase};
 
@@ -212,17 +212,29 @@ impl Job<'_> {
             Report::Stored {
                 epoch,
                 files,
+                needs,
+                felt,
                 links,
-                ..
             } => {
                 tracing::debug!(%process, %epoch, after = ?epoch_us(&self.cost), "stored");
                 self.teller.tell(&Event::Stored {
                     epoch: epoch.0,
                     process: process.0,
                     file_bytes: files.iter().map(|file| file.file_bytes).sum(),
+                    changed_bytes: files.iter().map(|file| file.changed_bytes).sum(),
+                    needs: needs.len() as u64,
+                    faults: felt.faults,
+                    waited_us: felt.waited_us,
+                    longest_us: felt.longest_us,
                 });
+                let part = Part {
+                    files,
+                    needs,
+                    felt,
+                    links,
+                };
                 if let Some(coordinator) = &mut self.coordinator {
-                    coordinator.handle_stored(now, process, epoch, files, &links);
+                    coordinator.handle_stored(now, process, epoch, part);
                 }
             }
             Report::SnapshotFailed { epoch, reason } => {

@@ -4,7 +4,7 @@ use protocol::control::{Directive, Response};
 use protocol::coordinator::{Collected, Last, Output};
 use protocol::ids::Epoch;
 use protocol::recovery::{Choice, End, Phase};
-use store::{Figures, Manifest};
+use store::{CheckpointId, Figures, Manifest};
 
 use super::job::{Cost, Job, number_of};
 use super::start::{Start, StartError};
@@ -38,16 +38,15 @@ impl Job<'_> {
                 epoch,
                 reason,
                 remove,
+                rebase,
             } => {
-                self.tell_processes(&Directive::Abort {
-                    epoch,
-                    rebase: false,
-                });
+                self.tell_processes(&Directive::Abort { epoch, rebase });
                 let cause = self.cause_of_abort();
                 self.teller.tell(&Event::Aborted {
                     epoch: epoch.0,
                     cause,
                     reason,
+                    rebase,
                 });
                 if remove {
                     self.store.abort(epoch);
@@ -98,28 +97,52 @@ impl Job<'_> {
             stall_us: collected.stall_us,
             elapsed_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             raw_bytes: collected.files.iter().map(|file| file.raw_bytes).sum(),
+            changed_bytes: collected.files.iter().map(|file| file.changed_bytes).sum(),
             stored_bytes: collected.files.iter().map(|file| file.file_bytes).sum(),
-            ..Figures::default()
+            faults: collected.felt.faults,
+            waited_us: collected.felt.waited_us,
+            longest_us: collected.felt.longest_us,
         };
         self.cost.figures = Committed {
             epoch: epoch.0,
             file_bytes: figures.stored_bytes,
             raw_bytes: figures.raw_bytes,
+            changed_bytes: figures.changed_bytes,
+            needs: collected.needs.len() as u64,
             stall_us: figures.stall_us,
+            faults: figures.faults,
+            waited_us: figures.waited_us,
+            longest_us: figures.longest_us,
+            held_up_us: collected.held_up_us,
             took_us: 0,
         };
+        // An image that refers to other checkpoints has a parent; one that holds everything stands alone.
+        let parent = (!collected.needs.is_empty()).then(|| self.newest_id());
         self.store.publish(Manifest {
             job: self.job,
             incarnation: self.start.incarnation(),
             epoch,
             from: self.chosen.as_ref().map(|chosen| chosen.id),
-            parent: None,
+            parent: parent.flatten(),
             programs: self.start.identity().cloned().into_iter().collect(),
             files: collected.files,
-            needs: Vec::new(),
+            needs: collected.needs,
             committed_unix_ms: 0,
             figures,
         });
+    }
+
+    /// The newest checkpoint: of this start, or the one it began from.
+    fn newest_id(&self) -> Option<CheckpointId> {
+        let chosen = self.chosen.as_ref().map(|chosen| chosen.id);
+        let own = self.committed.map(|epoch| CheckpointId {
+            epoch,
+            incarnation: self.start.incarnation(),
+        });
+        match (chosen, own) {
+            (Some(chosen), Some(own)) if own.epoch == chosen.epoch => Some(chosen),
+            (_, own) => own,
+        }
     }
 
     fn commit(&mut self, epoch: Epoch) {

@@ -80,6 +80,7 @@ fn notable(event: &Event) -> Option<String> {
             epoch,
             cause: Cause::Failed,
             reason,
+            rebase: _,
         } => format!("warning: epoch {epoch} is aborted: {reason}; the job goes on"),
         Event::Waiting { epoch, processes } => {
             let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
@@ -134,7 +135,13 @@ pub fn checkpoint(figures: &Committed) -> String {
         epoch,
         file_bytes,
         raw_bytes,
+        changed_bytes: _,
+        needs: _,
         stall_us,
+        faults: _,
+        waited_us: _,
+        longest_us: _,
+        held_up_us: _,
         took_us: _,
     } = figures;
     let ratio = units::ratio(*raw_bytes, *file_bytes)
@@ -169,6 +176,7 @@ mod tests {
             raw_bytes: 48 << 20,
             stall_us: 3100,
             took_us: 41_000,
+            ..Committed::default()
         };
         assert_eq!(
             committed(&figures),
@@ -197,6 +205,7 @@ mod tests {
             epoch,
             cause: Cause::Failed,
             reason: "no space left".to_owned(),
+            rebase: false,
         };
         assert!(narrator.tell(&aborted(1)).is_some());
         assert!(narrator.tell(&aborted(2)).is_none());

@@ -37,6 +37,9 @@ pub enum Published {
     Done,
     /// It failed before the rename was tried: the checkpoint does not exist and never will.
     NotTried(String),
+    /// Files that the images refer to are not there any more: it failed before the rename was tried, and so will every
+    /// snapshot that builds on the same.
+    BaseGone(String),
     /// The rename was tried and nobody knows yet what became of it.
     Unknown(String),
 }
@@ -102,6 +105,8 @@ pub enum Output {
         /// Whether its files are to be removed. Not so after a rename that was tried: should the
         /// manifest turn up later in spite of all, its files must be there.
         remove: bool,
+        /// Whether the processes are to forget what they build on, so that the next snapshot holds whole images.
+        rebase: bool,
     },
     /// Answer a request for a checkpoint.
     Answer {

@@ -3,9 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::collection::Collection;
+use super::collection::{Collection, Part};
 use super::interface::{Config, Last, Output, Phase, Published, RequestId, Resolution, Status};
-use crate::control::{LinkCount, StoredFile};
 use crate::ids::{Epoch, Process, Rank};
 
 /// How long to wait before the store is asked again what became of a publishing.
@@ -49,6 +48,8 @@ pub struct Coordinator {
     /// The snapshot under way and its start.
     current: Option<(Epoch, Duration, Snapshot)>,
     next_at: Option<Duration>,
+    /// The last snapshot was aborted because files that it built on were gone.
+    rebased: bool,
     /// Requests that the snapshot under way answers.
     serving: Vec<RequestId>,
     /// Requests that came after the cut may have begun: they want a later one.
@@ -67,6 +68,7 @@ impl Coordinator {
             life: Life::Running,
             current: None,
             next_at: config.every.map(|every| now + every),
+            rebased: false,
             serving: Vec::new(),
             waiting: Vec::new(),
             finished: BTreeSet::new(),
@@ -194,19 +196,12 @@ impl Coordinator {
     }
 
     /// A process's part is durable.
-    pub fn handle_stored(
-        &mut self,
-        now: Duration,
-        process: Process,
-        epoch: Epoch,
-        files: Vec<StoredFile>,
-        links: &[LinkCount],
-    ) {
+    pub fn handle_stored(&mut self, now: Duration, process: Process, epoch: Epoch, part: Part) {
         let placement = std::mem::take(&mut self.config.placement);
         let store_timeout = self.config.store_timeout;
         let outcome = self.collecting(epoch).map(|(parts, deadline)| {
             let before = parts.all_cut();
-            let added = parts.add_stored(process, files, links, &placement);
+            let added = parts.add_stored(process, epoch, part, &placement);
             if !before && parts.all_cut() {
                 *deadline = now + store_timeout;
             }
@@ -244,6 +239,7 @@ impl Coordinator {
                     true,
                 );
             }
+            Published::BaseGone(reason) => self.give_up(now, reason, true, true),
             Published::Unknown(_) => {
                 *snapshot = Snapshot::Resolving { again_at: None };
                 self.outputs.push_back(Output::Resolve { epoch });
@@ -363,6 +359,7 @@ impl Coordinator {
             return;
         };
         self.committed = Some(epoch);
+        self.rebased = false;
         self.outputs.push_back(Output::Commit { epoch });
         for request in self.serving.drain(..) {
             self.outputs.push_back(Output::Answer {
@@ -379,6 +376,10 @@ impl Coordinator {
     }
 
     fn abort(&mut self, now: Duration, reason: String, remove: bool) {
+        self.give_up(now, reason, remove, false);
+    }
+
+    fn give_up(&mut self, now: Duration, reason: String, remove: bool, rebase: bool) {
         let Some((epoch, ..)) = self.current.take() else {
             return;
         };
@@ -392,8 +393,12 @@ impl Coordinator {
             epoch,
             reason: reason.clone(),
             remove,
+            rebase,
         });
-        self.next_at = self.config.every.map(|every| now + every);
+        // The next one holds whole images, so it can do what this one could not. It is not hurried a second time.
+        let hurry = rebase && !std::mem::replace(&mut self.rebased, rebase);
+        let pause = |every| if hurry { Duration::ZERO } else { every };
+        self.next_at = self.config.every.map(|every| now + pause(every));
         if self.life == (Life::Terminating { tries: 0 }) && !self.all_finished() {
             self.stop(Last::Failed(reason));
         } else {

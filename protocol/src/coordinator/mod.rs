@@ -22,6 +22,10 @@
 //! and the packet counts of all links agree. Once the rename of the manifest was tried, only the
 //! store can say whether the checkpoint exists ([`Output::Resolve`]).
 //!
+//! Images refer to files of checkpoints before. The coordinator checks that each process refers to earlier files of its own
+//! ranks; that those are still there, only the store can say, before the rename ([`Published::BaseGone`]). Then the
+//! processes are told with the abort to build on nothing, so that the next snapshot can be published.
+//!
 //! [`interface`] is what goes in and comes out, [`collection`] what one snapshot has gathered so far,
 //! [`machine`] the phases.
 
@@ -34,6 +38,6 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-pub use collection::{Collected, Unsound};
+pub use collection::{Collected, Part, Unsound};
 pub use interface::{Config, Last, Output, Phase, Published, RequestId, Resolution, Status};
 pub use machine::Coordinator;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::{LinkCount, StoredFile};
+use crate::control::{LinkCount, NeededFile, StoredFile};
 use crate::ids::{Epoch, Process, Rank};
 
 const PROCESSES: u32 = 3;
@@ -25,6 +25,7 @@ enum Step {
     Late(u32),
     PublishedDone,
     PublishedNotTried,
+    PublishedBaseGone,
     PublishedUnknown,
     Resolved(u8),
     Finished(u32),
@@ -45,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..PROCESSES).prop_map(Step::Late),
         4 => Just(Step::PublishedDone),
         1 => Just(Step::PublishedNotTried),
+        1 => Just(Step::PublishedBaseGone),
         2 => Just(Step::PublishedUnknown),
         3 => (0u8..3).prop_map(Step::Resolved),
         1 => (0..RANKS).prop_map(Step::Finished),
@@ -61,6 +63,8 @@ struct Model {
     open: Option<u64>,
     published: bool,
     unknown: bool,
+    /// The files that it builds on are gone.
+    base_gone: bool,
     committed: Vec<u64>,
     asked: BTreeSet<u64>,
     over: bool,
@@ -82,6 +86,7 @@ impl Model {
                 self.open = Some(epoch.0);
                 self.published = false;
                 self.unknown = false;
+                self.base_gone = false;
             }
             Output::Announce { epoch } | Output::Waiting { epoch, .. } => {
                 assert_eq!(self.open, Some(epoch.0));
@@ -91,6 +96,11 @@ impl Model {
                 assert_eq!(self.open, Some(collected.epoch.0));
                 let ranks: Vec<u32> = collected.files.iter().map(|file| file.rank.0).collect();
                 assert_eq!(ranks, (0..RANKS).collect::<Vec<_>>());
+                let sound = |need: &NeededFile| need.epoch < collected.epoch;
+                assert!(
+                    collected.needs.iter().all(sound),
+                    "builds on what was not before"
+                );
                 self.published = true;
             }
             Output::Resolve { epoch } => {
@@ -102,8 +112,14 @@ impl Model {
                 assert!(self.published, "a commit of what was never published");
                 self.committed.push(epoch.0);
             }
-            Output::Abort { epoch, remove, .. } => {
+            Output::Abort {
+                epoch,
+                remove,
+                rebase,
+                ..
+            } => {
                 assert_eq!(self.open.take(), Some(epoch.0));
+                assert_eq!(*rebase, self.base_gone && !self.unknown);
                 assert!(
                     !(self.unknown && *remove),
                     "files removed after a rename was tried"
@@ -170,9 +186,28 @@ impl Run {
             sent: excess,
             received: 0,
         }];
-        let process = Process(process);
+        // Now and then a part refers to a file of an epoch that is not before it.
+        let behind = (excess + u64::from(process)) % 3;
+        let needs = vec![NeededFile {
+            epoch: Epoch(epoch.0.saturating_sub(behind)),
+            file: StoredFile {
+                rank: Rank(process + u32::from(process > 0)),
+                ..StoredFile::default()
+            },
+            ..NeededFile::default()
+        }];
+        let part = Part {
+            files,
+            needs: if behind == 0 && excess == 0 {
+                Vec::new()
+            } else {
+                needs
+            },
+            links: links.to_vec(),
+            ..Part::default()
+        };
         self.machine
-            .handle_stored(self.now, process, epoch, files, &links);
+            .handle_stored(self.now, Process(process), epoch, part);
     }
 
     fn apply(&mut self, step: Step) {
@@ -204,6 +239,12 @@ impl Run {
             Step::PublishedDone => self.machine.handle_published(now, epoch, Published::Done),
             Step::PublishedNotTried => {
                 let outcome = Published::NotTried("full".to_owned());
+                self.machine.handle_published(now, epoch, outcome);
+            }
+            Step::PublishedBaseGone => {
+                let outcome =
+                    Published::BaseGone("the file of rank 0 of epoch 3 is gone".to_owned());
+                self.model.base_gone = self.model.published && self.model.open.is_some();
                 self.machine.handle_published(now, epoch, outcome);
             }
             Step::PublishedUnknown => {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::control::{LinkCount, StoredFile};
+use crate::control::{Felt, LinkCount, NeededFile, StoredFile};
 use crate::ids::{Epoch, Process, Rank};
 
 const P0: Process = Process(0);
@@ -45,6 +45,22 @@ fn link(peer: Process, sent: u64, received: u64) -> LinkCount {
     }
 }
 
+fn part(files: Vec<StoredFile>, links: &[LinkCount]) -> Part {
+    Part {
+        files,
+        links: links.to_vec(),
+        ..Part::default()
+    }
+}
+
+fn need(rank: u32, epoch: u64) -> NeededFile {
+    NeededFile {
+        epoch: Epoch(epoch),
+        incarnation: crate::ids::Incarnation(1),
+        file: file(rank),
+    }
+}
+
 /// A coordinator that has announced epoch 5, asked for by request 1.
 fn announced() -> Coordinator {
     let mut it = coordinator();
@@ -64,11 +80,15 @@ fn publishing() -> Coordinator {
         ms(13),
         P0,
         Epoch(5),
-        vec![file(1), file(0)],
-        &[link(P1, 10, 4)],
+        part(vec![file(1), file(0)], &[link(P1, 10, 4)]),
     );
     assert_eq!(outputs(&mut it), []);
-    it.handle_stored(ms(14), P1, Epoch(5), vec![file(2)], &[link(P0, 4, 10)]);
+    it.handle_stored(
+        ms(14),
+        P1,
+        Epoch(5),
+        part(vec![file(2)], &[link(P0, 4, 10)]),
+    );
     let told = outputs(&mut it);
     let [Output::Publish(collected)] = &told[..] else {
         panic!("expected a publishing, got {told:?}");
@@ -151,10 +171,9 @@ fn a_link_whose_ends_count_differently_is_never_committed() {
         ms(13),
         P0,
         Epoch(5),
-        vec![file(0), file(1)],
-        &[link(P1, 10, 4)],
+        part(vec![file(0), file(1)], &[link(P1, 10, 4)]),
     );
-    it.handle_stored(ms(14), P1, Epoch(5), vec![file(2)], &[link(P0, 4, 9)]);
+    it.handle_stored(ms(14), P1, Epoch(5), part(vec![file(2)], &[link(P0, 4, 9)]));
     let (reason, _) = aborted(&mut it);
     assert!(
         reason.contains("from process 0 to process 1") && reason.contains("10"),
@@ -165,13 +184,13 @@ fn a_link_whose_ends_count_differently_is_never_committed() {
 #[test]
 fn a_link_that_only_one_end_knows_counts_as_zero_at_the_other() {
     let mut it = announced();
-    it.handle_stored(ms(13), P0, Epoch(5), vec![file(0), file(1)], &[]);
-    it.handle_stored(ms(14), P1, Epoch(5), vec![file(2)], &[link(P0, 0, 0)]);
+    it.handle_stored(ms(13), P0, Epoch(5), part(vec![file(0), file(1)], &[]));
+    it.handle_stored(ms(14), P1, Epoch(5), part(vec![file(2)], &[link(P0, 0, 0)]));
     assert!(matches!(outputs(&mut it)[..], [Output::Publish(_)]));
 
     let mut it = announced();
-    it.handle_stored(ms(13), P0, Epoch(5), vec![file(0), file(1)], &[]);
-    it.handle_stored(ms(14), P1, Epoch(5), vec![file(2)], &[link(P0, 1, 0)]);
+    it.handle_stored(ms(13), P0, Epoch(5), part(vec![file(0), file(1)], &[]));
+    it.handle_stored(ms(14), P1, Epoch(5), part(vec![file(2)], &[link(P0, 1, 0)]));
     aborted(&mut it);
 }
 
@@ -184,7 +203,7 @@ fn a_rank_without_a_file_or_with_a_strangers_file_aborts_the_snapshot() {
         vec![file(0), file(1), file(77)],
     ] {
         let mut it = announced();
-        it.handle_stored(ms(13), P0, Epoch(5), files, &[]);
+        it.handle_stored(ms(13), P0, Epoch(5), part(files, &[]));
         aborted(&mut it);
     }
 }
@@ -204,8 +223,8 @@ fn a_process_that_can_not_store_aborts_the_snapshot_and_the_next_has_a_new_numbe
 fn words_about_another_epoch_change_nothing() {
     let mut it = announced();
     it.handle_failed(ms(13), P1, Epoch(4), "late");
-    it.handle_stored(ms(13), P1, Epoch(4), vec![file(2)], &[]);
-    it.handle_stored(ms(13), P1, Epoch(6), vec![file(2)], &[]);
+    it.handle_stored(ms(13), P1, Epoch(4), part(vec![file(2)], &[]));
+    it.handle_stored(ms(13), P1, Epoch(6), part(vec![file(2)], &[]));
     it.handle_published(ms(13), Epoch(5), Published::Done);
     it.handle_prepared(ms(13), Epoch(5), Ok(()));
     assert_eq!(outputs(&mut it), []);
@@ -236,7 +255,7 @@ fn a_store_that_hangs_aborts_the_snapshot_once_all_have_cut() {
     it.handle_cut(ms(12), P0, Epoch(5), 1);
     it.handle_cut(ms(100), P1, Epoch(5), 1);
     assert_eq!(it.poll_timeout(), Some(ms(60_100)));
-    it.handle_stored(ms(200), P1, Epoch(5), vec![file(2)], &[]);
+    it.handle_stored(ms(200), P1, Epoch(5), part(vec![file(2)], &[]));
     it.handle_timeout(ms(60_100));
     let (reason, _) = aborted(&mut it);
     assert_eq!(reason, "not stored in time by process 0");
@@ -284,6 +303,117 @@ fn a_manifest_that_was_never_renamed_aborts_like_any_failure() {
     it.handle_published(ms(20), Epoch(5), Published::NotTried("ENOSPC".to_owned()));
     let (_, remove) = aborted(&mut it);
     assert!(remove);
+}
+
+#[test]
+fn what_processes_need_and_felt_is_gathered_for_the_manifest() {
+    let mut it = announced();
+    it.handle_cut(ms(12), P0, Epoch(5), 700);
+    it.handle_cut(ms(12), P1, Epoch(5), 900);
+    let first = Part {
+        needs: vec![need(1, 3), need(0, 3), need(0, 2)],
+        felt: Felt {
+            faults: 2,
+            waited_us: 500,
+            longest_us: 300,
+        },
+        ..part(vec![file(0), file(1)], &[])
+    };
+    let second = Part {
+        needs: vec![need(2, 2)],
+        felt: Felt {
+            faults: 1,
+            waited_us: 200,
+            longest_us: 200,
+        },
+        ..part(vec![file(2)], &[])
+    };
+    it.handle_stored(ms(13), P1, Epoch(5), second);
+    it.handle_stored(ms(13), P0, Epoch(5), first);
+    let told = outputs(&mut it);
+    let [Output::Publish(collected)] = &told[..] else {
+        panic!("expected a publishing, got {told:?}");
+    };
+    assert_eq!(
+        collected.needs,
+        [need(0, 2), need(0, 3), need(1, 3), need(2, 2)]
+    );
+    let felt = Felt {
+        faults: 3,
+        waited_us: 700,
+        longest_us: 300,
+    };
+    assert_eq!(collected.felt, felt);
+    assert_eq!(
+        collected.held_up_us, 1200,
+        "the process that was held up longest, not the longest of each"
+    );
+}
+
+#[test]
+fn a_process_builds_on_earlier_files_of_its_own_ranks_only() {
+    for (needs, words) in [
+        (vec![need(2, 3)], "process 0 needs a file of rank 2, which"),
+        (vec![need(77, 3)], "process 0 needs a file of rank 77"),
+        (
+            vec![need(0, 5)],
+            "of rank 0 of epoch 5, which is not before",
+        ),
+        (
+            vec![need(0, 0)],
+            "of rank 0 of epoch 0, which is not before",
+        ),
+        (vec![need(1, 3), need(1, 3)], "needs two files of rank 1"),
+    ] {
+        let mut it = announced();
+        let part = Part {
+            needs,
+            ..part(vec![file(0), file(1)], &[])
+        };
+        it.handle_stored(ms(13), P0, Epoch(5), part);
+        let (reason, remove) = aborted(&mut it);
+        assert!(reason.contains(words) && remove, "{reason}");
+    }
+}
+
+#[test]
+fn when_the_base_is_gone_processes_forget_it_and_the_next_snapshot_comes_at_once_but_not_for_ever()
+{
+    let mut it = publishing();
+    let gone = || Published::BaseGone("rank 0 of epoch 3 is gone".to_owned());
+    it.handle_published(ms(20), Epoch(5), gone());
+    let told = outputs(&mut it);
+    let [
+        Output::Answer { .. },
+        Output::Abort {
+            remove: true,
+            rebase: true,
+            reason,
+            ..
+        },
+        Output::Prepare { epoch: Epoch(6) },
+    ] = &told[..]
+    else {
+        panic!("expected an abort and the next snapshot, got {told:?}");
+    };
+    assert_eq!(reason, "rank 0 of epoch 3 is gone");
+    it.handle_prepared(ms(21), Epoch(6), Ok(()));
+    it.handle_stored(ms(22), P0, Epoch(6), part(vec![file(0), file(1)], &[]));
+    it.handle_stored(ms(22), P1, Epoch(6), part(vec![file(2)], &[]));
+    outputs(&mut it);
+    it.handle_published(ms(30), Epoch(6), gone());
+    aborted(&mut it);
+    assert_eq!(it.poll_timeout(), Some(ms(1030)), "after an interval");
+}
+
+#[test]
+fn an_abort_for_another_reason_leaves_the_base_as_it_is() {
+    let mut it = announced();
+    it.handle_failed(ms(13), P1, Epoch(5), "no space left on device");
+    let rebases = outputs(&mut it)
+        .into_iter()
+        .filter(|output| matches!(output, Output::Abort { rebase: true, .. }));
+    assert_eq!(rebases.count(), 0);
 }
 
 #[test]
@@ -358,8 +488,8 @@ fn termination_takes_a_last_checkpoint_and_stops() {
     it.handle_termination(ms(5));
     assert_eq!(outputs(&mut it), [Output::Prepare { epoch: Epoch(5) }]);
     it.handle_prepared(ms(5), Epoch(5), Ok(()));
-    it.handle_stored(ms(6), P0, Epoch(5), vec![file(0), file(1)], &[]);
-    it.handle_stored(ms(6), P1, Epoch(5), vec![file(2)], &[]);
+    it.handle_stored(ms(6), P0, Epoch(5), part(vec![file(0), file(1)], &[]));
+    it.handle_stored(ms(6), P1, Epoch(5), part(vec![file(2)], &[]));
     it.handle_published(ms(7), Epoch(5), Published::Done);
     assert_eq!(
         outputs(&mut it).last(),

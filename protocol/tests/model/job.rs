@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use protocol::control::{LinkCount, StoredFile};
 use protocol::coordinator::{
-    Config, Coordinator, Output as Told, Phase, Published, RequestId, Resolution,
+    Config, Coordinator, Output as Told, Part, Phase, Published, RequestId, Resolution,
 };
 use protocol::faults::{Broken, Fault, Faults};
 use protocol::ids::{Epoch, Process, Rank};
@@ -441,9 +441,12 @@ impl Model for Small {
                             rank: Rank(at as u32),
                             ..StoredFile::default()
                         };
-                        state
-                            .coordinator
-                            .handle_stored(NOW, process, epoch, vec![file], &links);
+                        let part = Part {
+                            files: vec![file],
+                            links,
+                            ..Part::default()
+                        };
+                        state.coordinator.handle_stored(NOW, process, epoch, part);
                     }
                 }
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::control::{Directive, Report};
-use protocol::coordinator::{self, Collected, Coordinator, Last, Published, Resolution};
+use protocol::coordinator::{self, Collected, Coordinator, Last, Part, Published, Resolution};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process};
 use protocol::recovery::{self, Choice, End, Exit, Recovery};
@@ -143,9 +143,18 @@ impl Command {
                     Report::Stored {
                         epoch,
                         files,
+                        needs,
+                        felt,
                         links,
-                        ..
-                    } => coordinator.handle_stored(now, process, epoch, files, &links),
+                    } => {
+                        let part = Part {
+                            files,
+                            needs,
+                            felt,
+                            links,
+                        };
+                        coordinator.handle_stored(now, process, epoch, part);
+                    }
                     Report::SnapshotFailed { epoch, reason } => {
                         coordinator.handle_failed(now, process, epoch, &reason);
                     }
@@ -305,11 +314,9 @@ impl Command {
                 epoch,
                 reason,
                 remove,
+                rebase,
             } => {
-                self.tell_all(&Directive::Abort {
-                    epoch,
-                    rebase: false,
-                });
+                self.tell_all(&Directive::Abort { epoch, rebase });
                 self.deeds.push(Deed::Aborted {
                     epoch,
                     reason,
