@@ -9,7 +9,8 @@ use std::process::{Command, Output};
 use protocol::control::{Compression, MappedObject, ProgramIdentity};
 use protocol::ids::{Epoch, JobId, Rank};
 use store::{
-    CheckpointId, Figures, FileKey, JobRecord, JobStore, Manifest, RankFileWriter, SectionKind,
+    CheckpointId, Effort, Figures, FileKey, JobRecord, JobStore, Manifest, RankFileWriter,
+    SectionKind,
 };
 
 fn ckpt(dir: &Path, arguments: &[&str]) -> Output {
@@ -89,13 +90,13 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
                 epoch,
                 rank: Rank(rank),
             };
-            let mut writer =
-                RankFileWriter::create(store.storage().clone(), key, Compression::None).unwrap();
-            writer.page_run(0, &[7; store::PAGE_BYTES]).unwrap();
+            let mut writer = RankFileWriter::create(store.storage().clone(), key, None).unwrap();
+            let page = [7; store::PAGE_BYTES];
+            writer.pages(Effort::Stored, &[0], &page).unwrap();
             for kind in SectionKind::ALL {
-                writer.section(kind, b"section").unwrap();
+                writer.section(kind, Effort::Stored, b"section").unwrap();
             }
-            writer.finish().unwrap()
+            writer.finish().unwrap().file
         });
         let manifest = Manifest {
             job: job.job,

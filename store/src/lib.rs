@@ -31,7 +31,10 @@ pub use job_store::{
     Published, VerifyReport,
 };
 pub use names::{CheckpointId, FileKey};
-pub use rank_file::{RankFile, RankFileWriter, Scratch, SectionKind};
+pub use rank_file::{
+    Effort, Finished, ImageMap, PackedChunk, Packer, Packing, RankFile, RankFileWriter, Scratch,
+    SectionKind,
+};
 pub use record::{Figures, IncarnationRecord, JobRecord, Manifest};
 pub use storage::{DiskStorage, MemoryStorage, SharedStorage, Storage};
 

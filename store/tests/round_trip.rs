@@ -10,9 +10,11 @@ use proptest::prelude::*;
 use protocol::control::Compression;
 use store::storage::Storage as _;
 use store::{
-    DiskStorage, MemoryStorage, PAGE_BYTES, RankFile, RankFileWriter, Scratch, SectionKind,
+    DiskStorage, Effort, MemoryStorage, PAGE_BYTES, RankFile, RankFileWriter, Scratch, SectionKind,
     SharedStorage,
 };
+
+const FAST: Effort = Effort::Zstd(1);
 
 /// A storage with the directory of epoch 1.
 fn storage() -> SharedStorage {
@@ -55,12 +57,8 @@ fn content() -> impl Strategy<Value = Content> {
     ]
 }
 
-fn compression() -> impl Strategy<Value = Compression> {
-    prop_oneof![
-        Just(Compression::None),
-        Just(Compression::Fast),
-        (-3..4).prop_map(Compression::Level)
-    ]
+fn effort() -> impl Strategy<Value = Effort> {
+    prop_oneof![Just(Effort::Stored), (-3..4).prop_map(Effort::Zstd)]
 }
 
 /// Runs of pages in any order: the key shuffles them.
@@ -79,7 +77,7 @@ proptest! {
     fn an_image_reads_back_as_it_was_written(
         runs in runs(),
         sections in prop::array::uniform3(prop::collection::vec(any::<u8>(), 0..5000)),
-        compression in compression(),
+        effort in effort(),
         calls in 1usize..40,
     ) {
         let mut expected = Image { pages: BTreeMap::new(), sections };
@@ -100,24 +98,24 @@ proptest! {
         order.sort_by_key(|(shuffle, number, _)| (*shuffle, *number));
 
         let storage = storage();
-        let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), compression).unwrap();
+        let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), None).unwrap();
         for (at, call) in order.chunks(calls).enumerate() {
             let numbers: Vec<u64> = call.iter().map(|(_, number, _)| *number).collect();
             let bytes: Vec<u8> = call.iter().flat_map(|(_, _, page)| page).copied().collect();
-            file.pages(&numbers, &bytes).unwrap();
+            file.pages(effort, &numbers, &bytes).unwrap();
             if at == 1 {
                 // Sections may come between pages, and in pieces.
-                file.section(SectionKind::Metadata, &expected.sections[0]).unwrap();
+                file.section(SectionKind::Metadata, effort, &expected.sections[0]).unwrap();
                 expected.sections[0].extend_from_slice(b"and more");
-                file.section(SectionKind::Metadata, b"and more").unwrap();
+                file.section(SectionKind::Metadata, effort, b"and more").unwrap();
             }
         }
         if order.chunks(calls).len() < 2 {
-            file.section(SectionKind::Metadata, &expected.sections[0]).unwrap();
+            file.section(SectionKind::Metadata, effort, &expected.sections[0]).unwrap();
         }
-        file.section(SectionKind::Tables, &expected.sections[1]).unwrap();
-        file.section(SectionKind::Channel, &expected.sections[2]).unwrap();
-        let stored = file.finish().unwrap();
+        file.section(SectionKind::Tables, effort, &expected.sections[1]).unwrap();
+        file.section(SectionKind::Channel, effort, &expected.sections[2]).unwrap();
+        let stored = file.finish().unwrap().file;
 
         prop_assert_eq!(read_image(&*storage, &stored, key(1, 1, 0)).unwrap(), expected.clone());
         let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
@@ -202,11 +200,12 @@ fn an_image_of_several_chunks_is_restored_by_several_threads() {
 #[test]
 fn zero_pages_cost_nothing() {
     let storage = storage();
-    let mut file =
-        RankFileWriter::create(storage.clone(), key(1, 1, 0), Compression::Fast).unwrap();
-    file.page_run(0, &vec![0; 1000 * PAGE_BYTES]).unwrap();
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), None).unwrap();
+    let numbers: Vec<u64> = (0..1000).collect();
+    file.pages(FAST, &numbers, &vec![0; 1000 * PAGE_BYTES])
+        .unwrap();
     file.zero_pages(1000, 1 << 30).unwrap();
-    let stored = file.finish().unwrap();
+    let stored = file.finish().unwrap().file;
     assert!(stored.file_bytes < 300, "{} bytes", stored.file_bytes);
     assert_eq!(stored.raw_bytes, ((1 << 30) + 1000) * PAGE_BYTES as u64);
     let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
@@ -223,10 +222,10 @@ fn bytes_that_do_not_compress_are_stored_as_they_are() {
         rand_chacha::ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut bytes);
         bytes
     };
-    let mut file =
-        RankFileWriter::create(storage.clone(), key(1, 1, 1), Compression::Fast).unwrap();
-    file.page_run(0, &noise).unwrap();
-    let stored = file.finish().unwrap();
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 1), None).unwrap();
+    let numbers: Vec<u64> = (0..64).collect();
+    file.pages(FAST, &numbers, &noise).unwrap();
+    let stored = file.finish().unwrap().file;
     let above = stored.file_bytes - noise.len() as u64;
     assert!(above < 400, "{above} bytes more than the pages");
 }
@@ -234,10 +233,9 @@ fn bytes_that_do_not_compress_are_stored_as_they_are() {
 #[test]
 fn a_page_given_twice_is_refused() {
     let storage = storage();
-    let mut file =
-        RankFileWriter::create(storage.clone(), key(1, 1, 0), Compression::Fast).unwrap();
-    file.pages(&[4, 5], &[1; 2 * PAGE_BYTES]).unwrap();
-    file.pages(&[5], &[2; PAGE_BYTES]).unwrap();
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), None).unwrap();
+    file.pages(FAST, &[4, 5], &[1; 2 * PAGE_BYTES]).unwrap();
+    file.pages(FAST, &[5], &[2; PAGE_BYTES]).unwrap();
     let error = file.finish().unwrap_err().to_string();
     assert!(error.contains("page 5 was added twice"), "{error}");
     assert!(storage.list("epochs/000001").unwrap().is_empty());
@@ -246,9 +244,8 @@ fn a_page_given_twice_is_refused() {
 #[test]
 fn a_writer_that_is_dropped_leaves_nothing() {
     let storage = storage();
-    let mut file =
-        RankFileWriter::create(storage.clone(), key(1, 1, 0), Compression::Fast).unwrap();
-    file.pages(&[4], &[1; PAGE_BYTES]).unwrap();
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), None).unwrap();
+    file.pages(FAST, &[4], &[1; PAGE_BYTES]).unwrap();
     file.discard();
     assert!(storage.list("epochs/000001").unwrap().is_empty());
 }
@@ -293,13 +290,13 @@ fn memory_of_the_wrong_size_is_refused() {
 #[test]
 fn numbers_of_a_solver_compress() {
     let storage = storage();
-    let compression = Compression::Fast;
-    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), compression).unwrap();
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 1, 0), None).unwrap();
     let field: Vec<u8> = (0..128 * PAGE_BYTES / 8)
         .flat_map(|at| (at as f64 * 0.001).sin().to_le_bytes())
         .collect();
-    file.page_run(100, &field).unwrap();
-    let stored = file.finish().unwrap();
+    let numbers: Vec<u64> = (100..228).collect();
+    file.pages(FAST, &numbers, &field).unwrap();
+    let stored = file.finish().unwrap().file;
     let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
     file.verify().unwrap();
     assert_eq!(file.chunk_count(), 2);

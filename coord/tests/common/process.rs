@@ -278,16 +278,16 @@ impl Member {
                     epoch,
                     ..self.key(counter.rank, None)
                 };
-                let compression = self.assignment.compression;
-                let mut writer = RankFileWriter::create(self.storage.clone(), key, compression)?;
+                let effort = self.assignment.compression.into();
+                let mut writer = RankFileWriter::create(self.storage.clone(), key, None)?;
                 let mut page = vec![0; store::PAGE_BYTES];
                 page[..8].copy_from_slice(&counter.count.to_le_bytes());
                 page[8] = 1;
-                writer.page_run(0, &page)?;
+                writer.pages(effort, &[0], &page)?;
                 for kind in SectionKind::ALL {
-                    writer.section(kind, b"nothing")?;
+                    writer.section(kind, effort, b"nothing")?;
                 }
-                writer.finish()
+                Ok(writer.finish()?.file)
             })
             .collect();
         let sent = u64::from(self.behaviour == Behaviour::Uneven && self.process == Process(0));

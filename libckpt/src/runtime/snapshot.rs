@@ -16,7 +16,7 @@ use libckpt_rank::inspect::{Baseline, Changes, Finding, foreign_pointers};
 use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Compression, LinkCount, Report, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
-use store::{DiskStorage, FileKey, PAGE_BYTES, RankFileWriter, SectionKind, SharedStorage};
+use store::{DiskStorage, Effort, FileKey, PAGE_BYTES, RankFileWriter, SectionKind, SharedStorage};
 
 use super::control::Control;
 use crate::engine::{Fatal, in_engine};
@@ -411,7 +411,7 @@ impl Writer {
                 epoch,
                 rank: captured.rank,
             };
-            let mut file = RankFileWriter::create(self.storage.clone(), key, self.compression)?;
+            let mut file = RankFileWriter::create(self.storage.clone(), key, None)?;
             let pieces = staging
                 .pages()
                 .chunks(PIECE_PAGES)
@@ -420,9 +420,13 @@ impl Writer {
                 if self.is_discarded(epoch) {
                     return Ok(None);
                 }
-                file.pages(pages, bytes)?;
+                file.pages(self.compression.into(), pages, bytes)?;
             }
-            file.section(SectionKind::Tables, &captured.tables)?;
+            file.section(
+                SectionKind::Tables,
+                self.compression.into(),
+                &captured.tables,
+            )?;
             files.push(file);
         }
         Ok(Some(files))
@@ -434,8 +438,8 @@ fn finish(files: Vec<RankFileWriter>, channels: &[Vec<u8>]) -> store::Result<Vec
         .into_iter()
         .zip(channels)
         .map(|(mut file, channel)| {
-            file.section(SectionKind::Channel, channel)?;
-            file.finish()
+            file.section(SectionKind::Channel, Effort::Stored, channel)?;
+            file.finish().map(|finished| finished.file)
         })
         .collect()
 }

@@ -1,12 +1,12 @@
 //! Compression contexts and buffers, kept and used again: making them anew for every chunk costs more
 //! than small chunks do, and fresh memory is slow to touch.
 
-use std::cell::RefCell;
 use std::io;
 
-use protocol::control::Compression;
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{ResetDirective, get_error_name};
 
+use super::pack::Effort;
 use super::shuffle::{from_planes, to_planes};
 use crate::PAGE_BYTES;
 use crate::format::layout::{CHUNK_RAW_BYTES, ENCODING_PLANES_ZSTD, ENCODING_RAW, ENCODING_ZSTD};
@@ -79,6 +79,14 @@ impl std::fmt::Debug for Scratch {
     }
 }
 
+/// The first `bytes` of a buffer that never shrinks: memory that was touched once serves for all chunks.
+fn at_least(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if buffer.len() < bytes {
+        buffer.resize(bytes.max(CHUNK_RAW_BYTES), 0);
+    }
+    &mut buffer[..bytes]
+}
+
 /// Decodes a compressed payload, which must fill `into` exactly.
 fn decode(
     decompressor: &mut Option<Decompressor<'static>>,
@@ -90,7 +98,7 @@ fn decode(
     match encoding {
         ENCODING_ZSTD => decompress(decompressor, payload, into),
         ENCODING_PLANES_ZSTD => {
-            planes.resize(into.len(), 0);
+            let planes = at_least(planes, into.len());
             decompress(decompressor, payload, planes)?;
             from_planes(planes, into);
             Ok(())
@@ -123,109 +131,93 @@ fn decompress(
     }
 }
 
-/// What a thread compresses with: made at its first chunk, kept for all writers that it runs. A process may
-/// have a file open for each of many ranks, and contexts for each would cost megabytes apiece.
-pub(super) struct Packer {
-    compression: Compression,
-    compressor: Option<Compressor<'static>>,
+/// Why a chunk can't be encoded.
+pub(super) enum EncodeError {
+    /// zstd does not start.
+    Start(io::Error),
+    /// What was compressed does not decompress to what it was.
+    Check(String),
+}
+
+/// Compresses chunks: what it needs for that is made when it is first needed, and kept.
+#[derive(Default)]
+pub(super) struct Encoder {
+    compressor: Option<(i32, Compressor<'static>)>,
     decompressor: Option<Decompressor<'static>>,
-    frame: Vec<u8>,
+    sample: Vec<u8>,
     planes: Vec<u8>,
     check_planes: Vec<u8>,
     check: Vec<u8>,
 }
 
-thread_local! {
-    static KEPT: RefCell<Option<Packer>> = const { RefCell::new(None) };
-}
-
-impl Packer {
-    /// Runs `use_it` with this thread's packer.
-    pub(super) fn with<T>(
-        compression: Compression,
-        use_it: impl FnOnce(&mut Self) -> T,
-    ) -> io::Result<T> {
-        KEPT.with_borrow_mut(|kept| {
-            if let Some(packer) = kept
-                && packer.compression == compression
-            {
-                return Ok(use_it(packer));
-            }
-            Ok(use_it(kept.insert(Self::new(compression)?)))
-        })
-    }
-
-    fn new(compression: Compression) -> io::Result<Self> {
-        let level = match compression {
-            Compression::None => None,
-            Compression::Auto | Compression::Fast => Some(1),
-            Compression::Level(level) => Some(level),
-        };
-        Ok(Self {
-            compression,
-            compressor: level.map(Compressor::new).transpose()?,
-            decompressor: None,
-            frame: Vec::new(),
-            planes: Vec::new(),
-            check_planes: Vec::new(),
-            check: Vec::new(),
-        })
-    }
-
-    /// How `raw` is best stored, and its payload, which was decoded again and found equal. `pages` tells that
-    /// it is pages, which may hold arrays of words.
-    pub(super) fn pack<'a>(
-        &'a mut self,
-        raw: &'a [u8],
+impl Encoder {
+    /// Stores `raw` in the way that is best for it in front of `payload`, which is made as long as it
+    /// needs to be; tells the encoding and how many bytes it takes. What was compressed was decoded again and
+    /// found equal. `pages` tells that it is pages, which may hold arrays of words.
+    pub(super) fn encode(
+        &mut self,
+        effort: Effort,
         pages: bool,
-    ) -> Result<(u32, &'a [u8]), String> {
-        let encoding = match self.compressor {
-            None => ENCODING_RAW,
-            Some(_) if pages && raw.len() >= SAMPLED_BYTES => self.choose(raw),
-            Some(_) => ENCODING_ZSTD,
-        };
-        let Some(frame_bytes) = self.compress(encoding, raw) else {
-            return Ok((ENCODING_RAW, raw));
-        };
-        let frame = &self.frame[..frame_bytes];
-        self.check.resize(raw.len(), 0);
-        decode(
-            &mut self.decompressor,
-            &mut self.check_planes,
-            encoding,
-            frame,
-            &mut self.check,
-        )?;
-        if self.check != raw {
-            return Err("decompressing it again gives other bytes".into());
+        raw: &[u8],
+        payload: &mut Vec<u8>,
+    ) -> Result<(u32, usize), EncodeError> {
+        at_least(payload, raw.len());
+        if let Effort::Zstd(level) = effort {
+            self.set_level(level).map_err(EncodeError::Start)?;
+            let encoding = if pages && raw.len() >= SAMPLED_BYTES {
+                self.choose(raw, payload)
+            } else {
+                ENCODING_ZSTD
+            };
+            if let Some(stored_bytes) = self.compress(encoding, raw, payload) {
+                self.compare(encoding, &payload[..stored_bytes], raw)
+                    .map_err(EncodeError::Check)?;
+                return Ok((encoding, stored_bytes));
+            }
         }
-        Ok((encoding, frame))
+        payload[..raw.len()].copy_from_slice(raw);
+        Ok((ENCODING_RAW, raw.len()))
     }
 
-    /// Makes one zstd frame of `raw` in `frame`; nothing where it is not worth it.
-    fn compress(&mut self, encoding: u32, raw: &[u8]) -> Option<usize> {
-        let compressor = self.compressor.as_mut()?;
+    fn set_level(&mut self, level: i32) -> io::Result<()> {
+        match &mut self.compressor {
+            Some((set, _)) if *set == level => {}
+            Some((set, compressor)) => {
+                // A frame that did not fit is still open, and a level can't be changed in one.
+                let reset = compressor.context_mut().reset(ResetDirective::SessionOnly);
+                reset.map_err(|code| io::Error::other(get_error_name(code)))?;
+                compressor.set_compression_level(level)?;
+                *set = level;
+            }
+            none => *none = Some((level, Compressor::new(level)?)),
+        }
+        Ok(())
+    }
+
+    /// Makes one zstd frame of `raw` in front of `frame`, which has room for `raw`; nothing where it is not
+    /// worth it.
+    fn compress(&mut self, encoding: u32, raw: &[u8], frame: &mut [u8]) -> Option<usize> {
+        let (_, compressor) = self.compressor.as_mut()?;
         let bytes = match encoding {
             ENCODING_ZSTD => raw,
             ENCODING_PLANES_ZSTD => {
-                self.planes.resize(raw.len(), 0);
-                to_planes(raw, &mut self.planes);
-                &self.planes
+                let planes = at_least(&mut self.planes, raw.len());
+                to_planes(raw, planes);
+                planes
             }
             _ => return None,
         };
         // Just enough room for what is worth it: zstd gives up where it needs more.
         let room = raw.len() / WORTH_DENOMINATOR * WORTH_NUMERATOR;
-        self.frame.resize(room.max(CHUNK_RAW_BYTES), 0);
         compressor
-            .compress_to_buffer(bytes, &mut self.frame[..room])
+            .compress_to_buffer(bytes, &mut frame[..room])
             .ok()
     }
 
     /// Tries the ways to compress on a few pages of a chunk. Numbers of a solver often compress in one way
     /// only, or in none, and finding that out on all pages takes processor time from the ranks.
-    fn choose(&mut self, raw: &[u8]) -> u32 {
-        let mut sample = std::mem::take(&mut self.check);
+    fn choose(&mut self, raw: &[u8], frame: &mut [u8]) -> u32 {
+        let mut sample = std::mem::take(&mut self.sample);
         sample.clear();
         let stride = raw.len() / SAMPLE_PAGES;
         for part in raw.chunks(stride).take(SAMPLE_PAGES) {
@@ -233,9 +225,32 @@ impl Packer {
         }
         let best = [ENCODING_ZSTD, ENCODING_PLANES_ZSTD]
             .into_iter()
-            .filter_map(|encoding| Some((self.compress(encoding, &sample)?, encoding)))
+            .filter_map(|encoding| Some((self.compress(encoding, &sample, frame)?, encoding)))
             .min();
-        self.check = sample;
+        self.sample = sample;
         best.map_or(ENCODING_RAW, |(_, encoding)| encoding)
+    }
+
+    /// Decodes what was compressed; it must be what it was.
+    fn compare(&mut self, encoding: u32, frame: &[u8], raw: &[u8]) -> Result<(), String> {
+        let check = at_least(&mut self.check, raw.len());
+        decode(
+            &mut self.decompressor,
+            &mut self.check_planes,
+            encoding,
+            frame,
+            check,
+        )?;
+        if check == raw {
+            Ok(())
+        } else {
+            Err("decompressing it again gives other bytes".into())
+        }
+    }
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").finish_non_exhaustive()
     }
 }

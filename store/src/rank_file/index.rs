@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::map::{ImageRun, PageSource};
 use crate::format::layout::{
     CHUNK_RAW_BYTES_MAX, CHUNKS_MAX, ChunkEntry, ChunkHeader, ENCODING_PLANES_ZSTD, ENCODING_RAW,
     ENCODING_ZSTD, FileHeader, INDEX_MAGIC, IndexHeader, IndexRun, IndexSource, KIND_PAGES,
@@ -10,43 +11,12 @@ use crate::format::layout::{
 use crate::{CheckpointId, PAGE_BYTES, SectionKind};
 use protocol::ids::{Epoch, Incarnation};
 
-/// Pages that follow each other in the image and come from one place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageRun {
-    /// Number of the first page.
-    pub first_page: u64,
-    /// How many pages.
-    pub pages: u64,
-    /// Where they are.
-    pub source: PageSource,
-}
-
-/// Where pages of an image are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageSource {
-    /// All zeros; stored nowhere.
-    Zero,
-    /// In a chunk of this file.
-    Here {
-        /// The chunk's number in the file.
-        chunk: u32,
-        /// Position of the first page in the chunk, in pages.
-        position: u32,
-    },
-    /// In a chunk of the same rank's file of another checkpoint.
-    Other {
-        /// Which checkpoint.
-        checkpoint: CheckpointId,
-        /// The chunk's number in that file.
-        chunk: u32,
-        /// Position of the first page in the chunk, in pages.
-        position: u32,
-    },
-}
-
 /// An index, checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
+    /// The other checkpoints that the image needs: ascending, each used. [`PageSource::Stored`] counts
+    /// them from 1.
+    pub(super) sources: Vec<CheckpointId>,
     pub(super) chunks: Vec<ChunkEntry>,
     /// Sorted by page, not overlapping.
     pub(super) runs: Vec<ImageRun>,
@@ -58,38 +28,13 @@ impl Index {
         self.runs.iter().map(|run| run.pages).sum()
     }
 
-    /// The other checkpoints that the image needs, sorted.
-    pub(super) fn needs(&self) -> Vec<CheckpointId> {
-        let mut needs: Vec<_> = self
-            .runs
-            .iter()
-            .filter_map(|run| match run.source {
-                PageSource::Other { checkpoint, .. } => Some(checkpoint),
-                _ => None,
-            })
-            .collect();
-        needs.sort_unstable();
-        needs.dedup();
-        needs
-    }
-
-    /// Sorts the runs; tells a page that is in two of them.
-    pub(super) fn sort(&mut self) -> Result<(), u64> {
-        self.runs.sort_unstable_by_key(|run| run.first_page);
-        for pair in self.runs.windows(2) {
-            if pair[1].first_page < pair[0].first_page + pair[0].pages {
-                return Err(pair[1].first_page);
-            }
-        }
-        Ok(())
-    }
-
     /// The bytes of the index.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let needs = self.needs();
         let header = IndexHeader {
             magic: INDEX_MAGIC,
-            sources: u32::try_from(needs.len()).expect("sources are few").into(),
+            sources: u32::try_from(self.sources.len())
+                .expect("sources are few")
+                .into(),
             chunks: u32::try_from(self.chunks.len())
                 .expect("the writer counts chunks in 32 bits")
                 .into(),
@@ -97,7 +42,7 @@ impl Index {
             pages: self.pages().into(),
         };
         let mut bytes = header.as_bytes().to_vec();
-        for need in &needs {
+        for need in &self.sources {
             let source = IndexSource {
                 epoch: need.epoch.0.into(),
                 incarnation: need.incarnation.0.into(),
@@ -108,15 +53,11 @@ impl Index {
         for run in &self.runs {
             let (source, chunk, position) = match run.source {
                 PageSource::Zero => (SOURCE_ZERO, 0, 0),
-                PageSource::Here { chunk, position } => (SOURCE_HERE, chunk, position),
-                PageSource::Other {
-                    checkpoint,
+                PageSource::Stored {
+                    file,
                     chunk,
                     position,
-                } => {
-                    let at = needs.binary_search(&checkpoint).expect("collected above");
-                    (at as u32 + 1, chunk, position)
-                }
+                } => (file, chunk, position),
             };
             let run = IndexRun {
                 first_page: run.first_page.into(),
@@ -155,13 +96,14 @@ impl Index {
                 incarnation: Incarnation(source.incarnation.get()),
             })
             .collect();
-        let index = Self {
-            chunks: chunks.to_vec(),
-            runs: check_runs(runs, &sources, chunks)?,
-        };
-        if index.needs() != sources {
-            return Err("the sources are not sorted, or one is not needed".into());
+        if !sources.is_sorted_by(|before, after| before.epoch < after.epoch) {
+            return Err("the sources are not sorted".into());
         }
+        let index = Self {
+            runs: check_runs(runs, sources.len(), chunks)?,
+            sources,
+            chunks: chunks.to_vec(),
+        };
         if index.pages() != header.pages.get() {
             return Err(format!(
                 "the index lists {} pages where it says {}",
@@ -177,7 +119,12 @@ impl Index {
     pub(super) fn page_runs(&self) -> Result<Vec<Vec<PageRun>>, String> {
         let mut placed: Vec<Vec<(u32, u64, u64)>> = vec![Vec::new(); self.chunks.len()];
         for run in &self.runs {
-            if let PageSource::Here { chunk, position } = run.source {
+            if let PageSource::Stored {
+                file: SOURCE_HERE,
+                chunk,
+                position,
+            } = run.source
+            {
                 placed[chunk as usize].push((position, run.first_page, run.pages));
             }
         }
@@ -277,9 +224,10 @@ fn check_chunks(chunks: &[ChunkEntry], chunks_end: u64) -> Result<(), String> {
 
 fn check_runs(
     runs: &[IndexRun],
-    sources: &[CheckpointId],
+    sources: usize,
     chunks: &[ChunkEntry],
 ) -> Result<Vec<ImageRun>, String> {
+    let mut used = vec![false; sources];
     let mut next_page = 0;
     let mut checked = Vec::with_capacity(runs.len());
     for run in runs {
@@ -301,29 +249,40 @@ fn check_runs(
         let source = match run.source.get() {
             SOURCE_ZERO if chunk == 0 && position == 0 => PageSource::Zero,
             SOURCE_ZERO => return wrong("is of zero pages, and names a chunk"),
-            SOURCE_HERE => match chunks.get(chunk as usize) {
-                Some(entry)
-                    if entry.kind.get() == KIND_PAGES
-                        && in_chunk(u64::from(entry.raw_bytes.get())) =>
-                {
-                    PageSource::Here { chunk, position }
+            file => {
+                let raw_bytes = if file == SOURCE_HERE {
+                    match chunks.get(chunk as usize) {
+                        Some(entry) if entry.kind.get() == KIND_PAGES => {
+                            u64::from(entry.raw_bytes.get())
+                        }
+                        _ => return wrong("is not in the chunk that it names"),
+                    }
+                } else {
+                    match used.get_mut(file as usize - 1) {
+                        Some(used) => *used = true,
+                        None => return wrong("has no such source"),
+                    }
+                    // More is known where that file is open.
+                    CHUNK_RAW_BYTES_MAX as u64
+                };
+                if !in_chunk(raw_bytes) {
+                    return wrong("is not in the chunk that it names");
                 }
-                _ => return wrong("is not in the chunk that it names"),
-            },
-            source => match sources.get(source as usize - 1) {
-                Some(checkpoint) if in_chunk(CHUNK_RAW_BYTES_MAX as u64) => PageSource::Other {
-                    checkpoint: *checkpoint,
+                PageSource::Stored {
+                    file,
                     chunk,
                     position,
-                },
-                _ => return wrong("has no such source"),
-            },
+                }
+            }
         };
         checked.push(ImageRun {
             first_page,
             pages,
             source,
         });
+    }
+    if used.contains(&false) {
+        return Err("a source is not needed".into());
     }
     Ok(checked)
 }
@@ -332,6 +291,7 @@ const _: () = assert!(size_of::<ChunkHeader>() == 44 && size_of::<PageRun>() == 
 
 #[cfg(test)]
 mod tests {
+    use super::super::map::sort_runs;
     use super::*;
 
     fn entry(offset: u64, pages: u32, page_runs: u32) -> ChunkEntry {
@@ -355,6 +315,14 @@ mod tests {
         }
     }
 
+    fn stored(file: u32, chunk: u32, position: u32) -> PageSource {
+        PageSource::Stored {
+            file,
+            chunk,
+            position,
+        }
+    }
+
     /// An incremental image: two pages of its own, one of another checkpoint's, zeros.
     fn example() -> (Index, u64) {
         let first = entry(size_of::<FileHeader>() as u64, 2, 2);
@@ -364,43 +332,14 @@ mod tests {
             incarnation: Incarnation(1),
         };
         let index = Index {
+            sources: vec![other(4), other(5)],
             chunks: vec![first],
             runs: vec![
-                run(
-                    3,
-                    1,
-                    PageSource::Here {
-                        chunk: 0,
-                        position: 1,
-                    },
-                ),
+                run(3, 1, stored(0, 0, 1)),
                 run(4, 5, PageSource::Zero),
-                run(
-                    9,
-                    1,
-                    PageSource::Here {
-                        chunk: 0,
-                        position: 0,
-                    },
-                ),
-                run(
-                    10,
-                    2,
-                    PageSource::Other {
-                        checkpoint: other(5),
-                        chunk: 8,
-                        position: 3,
-                    },
-                ),
-                run(
-                    12,
-                    1,
-                    PageSource::Other {
-                        checkpoint: other(4),
-                        chunk: 0,
-                        position: 0,
-                    },
-                ),
+                run(9, 1, stored(0, 0, 0)),
+                run(10, 2, stored(2, 8, 3)),
+                run(12, 1, stored(1, 0, 0)),
             ],
         };
         (index, end)
@@ -410,14 +349,6 @@ mod tests {
     fn an_index_that_refers_to_other_checkpoints_reads_back_as_written() {
         let (index, end) = example();
         assert_eq!(Index::decode(&index.encode(), end).unwrap(), index);
-        assert_eq!(
-            index
-                .needs()
-                .iter()
-                .map(|need| need.epoch.0)
-                .collect::<Vec<_>>(),
-            [4, 5]
-        );
         let pages: Vec<u64> = index.page_runs().unwrap()[0]
             .iter()
             .map(|run| run.first_page.get())
@@ -437,20 +368,38 @@ mod tests {
     }
 
     #[test]
+    fn sources_ascend_and_each_is_used() {
+        let (index, end) = example();
+        let mut unused = index.clone();
+        unused.sources[1].epoch = Epoch(3);
+        assert!(
+            Index::decode(&unused.encode(), end).is_err(),
+            "not ascending"
+        );
+        let mut unused = index.clone();
+        let another = CheckpointId {
+            epoch: Epoch(6),
+            ..index.sources[0]
+        };
+        unused.sources.push(another);
+        assert!(Index::decode(&unused.encode(), end).is_err(), "not used");
+        let mut unknown = index;
+        unknown.sources.pop();
+        assert!(Index::decode(&unknown.encode(), end).is_err(), "not there");
+    }
+
+    #[test]
     fn a_page_may_be_in_one_run_only() {
         let (mut index, end) = example();
         index.runs.push(run(7, 3, PageSource::Zero));
         assert!(Index::decode(&index.encode(), end).is_err());
-        assert_eq!(index.sort(), Err(7));
+        assert_eq!(sort_runs(&mut index.runs), Err(7));
     }
 
     #[test]
     fn a_position_of_a_chunk_is_mapped_exactly_once() {
         let (mut index, _) = example();
-        index.runs[0].source = PageSource::Here {
-            chunk: 0,
-            position: 0,
-        };
+        index.runs[0].source = stored(0, 0, 0);
         assert!(index.page_runs().is_err(), "twice");
         index.runs.remove(0);
         assert!(index.page_runs().is_err(), "not at all");

@@ -7,15 +7,18 @@
 
 mod codec;
 mod index;
+mod map;
+mod pack;
 mod reader;
 mod shuffle;
 mod verify;
 mod writer;
 
 pub use codec::Scratch;
-pub use index::{ImageRun, PageSource};
+pub use map::{ImageMap, ImageRun, PageSource};
+pub use pack::{Effort, PackedChunk, Packer, Packing};
 pub use reader::RankFile;
-pub use writer::RankFileWriter;
+pub use writer::{Finished, RankFileWriter};
 
 /// What a section of a rank file holds. To the store they are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,11 +6,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::SectionKind;
 use super::codec::Scratch;
-use super::index::{ImageRun, Index, PageSource};
+use super::index::Index;
+use super::map::{ImageRun, PageSource};
 use crate::format::checksum::Checksums;
 use crate::format::layout::{
     ChunkEntry, ChunkHeader, ENCODING_RAW, FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD,
-    PageRun, RANK_FILE_VERSION, TRAILER_MAGIC, Trailer,
+    PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC, Trailer,
 };
 use crate::storage::{self, ReadFile, Storage, read_exact_at};
 use crate::{Error, FileKey, PAGE_BYTES, Result};
@@ -71,8 +72,7 @@ impl RankFile {
             return Err(corrupt("the checksum of the index is wrong".into()));
         }
         let index = Index::decode(&index, trailer.index_offset.get()).map_err(corrupt)?;
-        let needs = index.needs();
-        if let Some(other) = needs.first() {
+        if let Some(other) = index.sources.first() {
             return Err(Error::Unsupported {
                 path: shown,
                 what: format!("an incremental image, which needs pages of {other}"),
@@ -198,14 +198,18 @@ impl RankFile {
         }
         match run.source {
             PageSource::Zero => Ok(Some([0; PAGE_BYTES])),
-            PageSource::Here { chunk, position } => {
+            PageSource::Stored {
+                file: SOURCE_HERE,
+                chunk,
+                position,
+            } => {
                 let raw = self.raw_chunk(chunk, scratch)?;
                 let at = (position as usize + (page - run.first_page) as usize) * PAGE_BYTES;
                 let mut bytes = [0; PAGE_BYTES];
                 bytes.copy_from_slice(&raw[at..at + PAGE_BYTES]);
                 Ok(Some(bytes))
             }
-            PageSource::Other { .. } => unreachable!("open refuses incremental images"),
+            PageSource::Stored { .. } => unreachable!("open refuses incremental images"),
         }
     }
 

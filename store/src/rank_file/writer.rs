@@ -1,17 +1,22 @@
 //! Writes a rank file from its start to its end.
 
-use protocol::control::{Compression, StoredFile};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use protocol::control::{NeededFile, StoredFile};
 use zerocopy::IntoBytes;
 
 use super::SectionKind;
-use super::codec::Packer;
-use super::index::{ImageRun, Index, PageSource};
+use super::index::Index;
+use super::map::{ImageMap, ImageRun, PageSource, push_run, sort_runs};
+use super::pack::{Effort, PackedChunk, Packer, Packing};
 use crate::durable::is_failed_fsync;
 use crate::format::checksum::{Checksums, FileDigest};
 use crate::format::layout::{
-    CHUNK_MAGIC, CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, ChunkHeader, FileHeader, HEADER_MAGIC,
-    KIND_PAGES, PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, TRAILER_MAGIC,
-    Trailer,
+    CHUNK_RAW_BYTES, ChunkEntry, FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD,
+    PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC, Trailer,
 };
 use crate::storage::{self, Access, SharedStorage, WriteFile, read_exact_at, write_all};
 use crate::{Error, FileKey, PAGE_BYTES, Result, names};
@@ -19,37 +24,79 @@ use crate::{Error, FileKey, PAGE_BYTES, Result, names};
 /// Bytes copied at once where a file must be written again.
 const COPY_BYTES: usize = 1 << 20;
 
+thread_local! {
+    /// What a writing thread packs sections with: kept for all files, since contexts for each would cost
+    /// megabytes apiece.
+    static KEPT: RefCell<Packer> = RefCell::default();
+}
+
 /// Writes a rank file: pages and sections in any order, then [`RankFileWriter::finish`].
+///
+/// Chunks are packed beside it, on as many threads as the caller likes ([`RankFileWriter::packing`]), and
+/// appended here. Pages that have not changed since another checkpoint are inherited from its map.
 ///
 /// After an error nothing but [`RankFileWriter::discard`] makes sense; dropping it does the same. A file that
 /// was not finished is removed: nobody can refer to it yet.
 pub struct RankFileWriter {
     storage: SharedStorage,
     key: FileKey,
-    sums: Checksums,
+    packing: Packing,
+    base: Option<Arc<ImageMap>>,
     path: String,
+    shown: Arc<str>,
     file: Option<Box<dyn WriteFile>>,
-    compression: Compression,
     digest: FileDigest,
     header_checksum: u64,
     written_bytes: u64,
+    /// Bytes of the image so far.
     raw_bytes: u64,
-    index: Index,
-    /// The chunk of pages that is being filled.
-    pending: Vec<u8>,
-    pending_runs: Vec<PageRun>,
+    /// Of these, what this file holds.
+    changed_bytes: u64,
+    chunks: Vec<ChunkEntry>,
+    /// Pages of this file, and zeros.
+    own: Vec<ImageRun>,
+    /// Pages of the base's files, counted as there.
+    inherited: Vec<ImageRun>,
+    /// Chunks that wait for those with lower numbers.
+    early: BTreeMap<u32, PackedChunk>,
     broken: bool,
 }
 
+/// A file that is complete and durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// It, for the manifest.
+    pub file: StoredFile,
+    /// Where each page of the image is: the base of the next file, once this one's checkpoint is committed.
+    /// [`ImageMap::needs`] are the files of other checkpoints that it refers to.
+    pub map: ImageMap,
+}
+
 impl RankFileWriter {
-    /// Makes the file of `key` in the directory of its epoch, which must exist.
-    pub fn create(storage: SharedStorage, key: FileKey, compression: Compression) -> Result<Self> {
+    /// Makes the file of `key` in the directory of its epoch, which must exist. `base` is the map of a
+    /// checkpoint of the same rank from which unchanged pages can be inherited: a committed one, since an
+    /// aborted one's files are removed.
+    pub fn create(
+        storage: SharedStorage,
+        key: FileKey,
+        base: Option<Arc<ImageMap>>,
+    ) -> Result<Self> {
         let path = names::rank_file(&key, 1);
         let shown = storage.describe(&path);
+        if let Some(base) = &base {
+            let of = base.key(0);
+            if of.job != key.job
+                || of.rank != key.rank
+                || of.epoch >= key.epoch
+                || of.incarnation > key.incarnation
+            {
+                let what = format!("can't build on {} of {}", base.rank(), base.checkpoint());
+                return Err(Error::invalid(shown, what));
+            }
+        }
         let file = storage
             .create_new(&path, Access::Owner)
-            .map_err(Error::io("create", shown))?;
-        let sums = Checksums::new(key);
+            .map_err(Error::io("create", &*shown))?;
         let mut header = FileHeader {
             magic: HEADER_MAGIC,
             version: RANK_FILE_VERSION.into(),
@@ -60,31 +107,61 @@ impl RankFileWriter {
             rank: key.rank.0.into(),
             checksum: 0.into(),
         };
-        header.checksum = sums.header(&header).into();
+        header.checksum = Checksums::new(key).header(&header).into();
         let mut writer = Self {
+            packing: Packing::new(key, &shown),
             storage,
             key,
-            sums,
+            base,
             path,
+            shown: shown.into(),
             file: Some(file),
-            compression,
             digest: FileDigest::new(),
             header_checksum: header.checksum.get(),
             written_bytes: 0,
             raw_bytes: 0,
-            index: Index::default(),
-            pending: Vec::new(),
-            pending_runs: Vec::new(),
+            changed_bytes: 0,
+            chunks: Vec::new(),
+            own: Vec::new(),
+            inherited: Vec::new(),
+            early: BTreeMap::new(),
             broken: false,
         };
-        writer.append(header.as_bytes())?;
+        writer.write(header.as_bytes())?;
         Ok(writer)
     }
 
-    /// Adds pages: `bytes` holds those of `page_numbers` one after the other, [`PAGE_BYTES`] each. Pages
-    /// of zeros are listed and not stored. Restoring is fastest where pages come in ascending order.
-    /// A page can be added once.
-    pub fn pages(&mut self, page_numbers: &[u64], bytes: &[u8]) -> Result<()> {
+    /// What packing chunks of this file takes, on any thread.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing.clone()
+    }
+
+    /// Appends a chunk that this file's [`Packing`] made. One that comes before others which were packed
+    /// earlier is kept in memory until those have come. A page can be part of the image once.
+    pub fn append(&mut self, chunk: PackedChunk) -> Result<()> {
+        if chunk.key() != self.key {
+            return Err(self.invalid("given a chunk of another file".into()));
+        }
+        for run in chunk.zeros() {
+            self.list_zeros(run.first_page.get(), u64::from(run.pages.get()));
+        }
+        let Some(number) = chunk.number() else {
+            return Ok(());
+        };
+        self.early.insert(number, chunk);
+        while let Some(next) = self.early.first_entry()
+            && *next.key() as usize == self.chunks.len()
+        {
+            let chunk = next.remove();
+            self.write_chunk(&chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Packs and appends pages on this thread: `bytes` holds those of `page_numbers` one after the other,
+    /// [`PAGE_BYTES`] each.
+    pub fn pages(&mut self, effort: Effort, page_numbers: &[u64], bytes: &[u8]) -> Result<()> {
         if bytes.len() != page_numbers.len() * PAGE_BYTES {
             return Err(self.invalid(format!(
                 "{} bytes given for {} pages",
@@ -92,20 +169,15 @@ impl RankFileWriter {
                 page_numbers.len()
             )));
         }
-        page_numbers
-            .iter()
-            .zip(bytes.chunks_exact(PAGE_BYTES))
-            .try_for_each(|(number, page)| self.page(*number, page))
-    }
-
-    /// Adds pages that follow each other: `bytes` is a whole number of them, from `first_page` on.
-    pub fn page_run(&mut self, first_page: u64, bytes: &[u8]) -> Result<()> {
-        if !bytes.len().is_multiple_of(PAGE_BYTES) {
-            return Err(self.invalid(format!("{} bytes are no whole pages", bytes.len())));
+        let pieces = page_numbers
+            .chunks(CHUNK_RAW_BYTES / PAGE_BYTES)
+            .zip(bytes.chunks(CHUNK_RAW_BYTES));
+        for (numbers, piece) in pieces {
+            let chunk =
+                KEPT.with_borrow_mut(|packer| self.packing.pack(packer, effort, numbers, piece))?;
+            self.append(chunk)?;
         }
-        (first_page..)
-            .zip(bytes.chunks_exact(PAGE_BYTES))
-            .try_for_each(|(number, page)| self.page(number, page))
+        Ok(())
     }
 
     /// Adds pages that are known to be zeros, without looking at them.
@@ -115,22 +187,43 @@ impl RankFileWriter {
             return Err(self.invalid(format!("{pages} pages from {first_page} on can't be")));
         }
         if pages > 0 {
-            self.raw_bytes = self.raw_bytes.saturating_add(pages * PAGE_BYTES as u64);
-            self.list(first_page, pages, PageSource::Zero);
+            self.list_zeros(first_page, pages);
         }
         Ok(())
     }
 
+    /// Takes pages over from the base, where they are as they were: `ranges` of page numbers, which ascend
+    /// best. All of them must be part of the base's image ([`ImageMap::missing`] tells those that are not).
+    pub fn inherit(&mut self, ranges: &[Range<u64>]) -> Result<()> {
+        let Some(base) = self.base.clone() else {
+            return Err(self.invalid("there is nothing to inherit pages from".into()));
+        };
+        let (mut pages, inherited) = (0, &mut self.inherited);
+        let selected = base.select(ranges, |run| {
+            pages += run.pages;
+            push_run(inherited, run);
+        });
+        self.count_pages(pages);
+        selected.map_err(|page| {
+            self.invalid(format!(
+                "page {page} can't be inherited: it is no part of {}",
+                base.checkpoint()
+            ))
+        })
+    }
+
     /// Appends to a section. A section that nothing was appended to reads as empty.
-    pub fn section(&mut self, kind: SectionKind, bytes: &[u8]) -> Result<()> {
+    pub fn section(&mut self, kind: SectionKind, effort: Effort, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(CHUNK_RAW_BYTES) {
-            self.write_chunk(kind.number(), &[], piece)?;
+            let chunk = KEPT
+                .with_borrow_mut(|packer| self.packing.pack_section(packer, effort, kind, piece))?;
+            self.append(chunk)?;
             self.raw_bytes += piece.len() as u64;
         }
         Ok(())
     }
 
-    /// Bytes of the image so far, before compression.
+    /// Bytes of the image so far, before compression, inherited pages too.
     #[must_use]
     pub fn raw_bytes(&self) -> u64 {
         self.raw_bytes
@@ -144,37 +237,62 @@ impl RankFileWriter {
 
     /// Completes the file and makes it durable, its name included. Where fsync fails, the file is written
     /// once more under another name, and counts only if that one is the same to the last bit.
-    pub fn finish(mut self) -> Result<StoredFile> {
-        self.flush_pages()?;
-        if let Err(page) = self.index.sort() {
-            return Err(self.invalid(format!("page {page} was added twice")));
+    pub fn finish(mut self) -> Result<Finished> {
+        let missing = self.packing.handed_out() - self.chunks.len() as u64;
+        if missing > 0 {
+            return Err(self.invalid(format!(
+                "{missing} chunks were packed and not appended, or wait for one that was not"
+            )));
         }
-        let index = self.index.encode();
-        let index_offset = self.written_bytes;
-        self.append(&index)?;
+        let (needs, runs) = self.whole_image()?;
+        let index = Index {
+            sources: needs
+                .iter()
+                .map(|need| crate::CheckpointId {
+                    epoch: need.epoch,
+                    incarnation: need.incarnation,
+                })
+                .collect(),
+            chunks: std::mem::take(&mut self.chunks),
+            runs,
+        };
+        let bytes = index.encode();
+        let sums = Checksums::new(self.key);
         let mut trailer = Trailer {
             magic: TRAILER_MAGIC,
-            index_offset: index_offset.into(),
-            index_bytes: (index.len() as u64).into(),
-            file_bytes: (self.written_bytes + size_of::<Trailer>() as u64).into(),
+            index_offset: self.written_bytes.into(),
+            index_bytes: (bytes.len() as u64).into(),
+            file_bytes: (self.written_bytes + (bytes.len() + size_of::<Trailer>()) as u64).into(),
             raw_bytes: self.raw_bytes.into(),
-            index_checksum: self.sums.index(&index).into(),
+            index_checksum: sums.index(&bytes).into(),
             header_checksum: self.header_checksum.into(),
             checksum: 0.into(),
         };
-        trailer.checksum = self.sums.trailer(&trailer).into();
-        self.append(trailer.as_bytes())?;
+        trailer.checksum = sums.trailer(&trailer).into();
+        self.write(&bytes)?;
+        self.write(trailer.as_bytes())?;
         self.sync()?;
         storage::sync_dir(&*self.storage, names::parent(&self.path))?;
         self.file = None;
-        Ok(StoredFile {
+        let file = StoredFile {
             rank: self.key.rank,
             name: self.path.clone(),
             file_bytes: self.written_bytes,
             digest: self.digest.finish(),
             raw_bytes: self.raw_bytes,
-            changed_bytes: self.raw_bytes,
-        })
+            changed_bytes: self.changed_bytes,
+        };
+        let own = NeededFile {
+            epoch: self.key.epoch,
+            incarnation: self.key.incarnation,
+            file: file.clone(),
+        };
+        let map = ImageMap {
+            job: self.key.job,
+            files: [vec![own], needs].concat(),
+            runs: index.runs,
+        };
+        Ok(Finished { file, map })
     }
 
     /// Removes what was written.
@@ -182,147 +300,96 @@ impl RankFileWriter {
         drop(self);
     }
 
-    fn page(&mut self, number: u64, page: &[u8]) -> Result<()> {
-        if number > PAGE_NUMBER_MAX {
-            return Err(self.invalid(format!("page number {number} is too large")));
-        }
-        if is_zero(page) {
-            return self.zero_pages(number, 1);
-        }
-        let position = (self.pending.len() / PAGE_BYTES) as u32;
-        let chunk = self.index.chunks.len() as u32;
-        self.pending.extend_from_slice(page);
-        match self.pending_runs.last_mut() {
-            Some(run) if run.first_page.get() + u64::from(run.pages.get()) == number => {
-                run.pages += 1;
+    /// The runs of the whole image in order, and the files that the inherited ones are in, counted from 1.
+    fn whole_image(&mut self) -> Result<(Vec<NeededFile>, Vec<ImageRun>)> {
+        let mut needs = Vec::new();
+        if let Some(base) = &self.base {
+            let mut numbers = vec![0; base.files.len()];
+            for run in &self.inherited {
+                if let PageSource::Stored { file, .. } = run.source {
+                    numbers[file as usize] = 1;
+                }
             }
-            _ => self.pending_runs.push(PageRun {
-                first_page: number.into(),
-                pages: 1.into(),
-            }),
+            // The base's own file is the newest, and sources ascend.
+            for file in (1..base.files.len()).chain([0]) {
+                if numbers[file] != 0 {
+                    needs.push(base.files[file].clone());
+                    numbers[file] = needs.len() as u32;
+                }
+            }
+            for run in &mut self.inherited {
+                if let PageSource::Stored { file, .. } = &mut run.source {
+                    *file = numbers[*file as usize];
+                }
+            }
         }
-        self.raw_bytes += PAGE_BYTES as u64;
-        self.list(number, 1, PageSource::Here { chunk, position });
-        if self.pending.len() >= CHUNK_RAW_BYTES {
-            self.flush_pages()?;
+        let mut runs = std::mem::take(&mut self.own);
+        runs.append(&mut self.inherited);
+        sort_runs(&mut runs)
+            .map_err(|page| self.invalid(format!("page {page} was added twice")))?;
+        Ok((needs, runs))
+    }
+
+    fn count_pages(&mut self, pages: u64) {
+        self.raw_bytes = self
+            .raw_bytes
+            .saturating_add(pages.saturating_mul(PAGE_BYTES as u64));
+    }
+
+    fn list_zeros(&mut self, first_page: u64, pages: u64) {
+        self.count_pages(pages);
+        let source = PageSource::Zero;
+        let run = ImageRun {
+            first_page,
+            pages,
+            source,
+        };
+        push_run(&mut self.own, run);
+    }
+
+    /// Writes the chunk whose number is the next one.
+    fn write_chunk(&mut self, chunk: &PackedChunk) -> Result<()> {
+        let (Some(header), Some(entry)) = (chunk.header(), chunk.entry(self.written_bytes)) else {
+            return Ok(());
+        };
+        let number = header.number.get();
+        let front = [header.as_bytes(), chunk.runs().as_bytes()].concat();
+        self.write(&front)?;
+        self.write(chunk.payload())?;
+        self.chunks.push(entry);
+        self.changed_bytes += chunk.raw_bytes();
+        if header.kind.get() == KIND_PAGES {
+            self.list_chunk(number, chunk.runs());
         }
         Ok(())
     }
 
-    /// Notes in the index where pages are, as part of the run before them where they continue it.
-    fn list(&mut self, first_page: u64, pages: u64, source: PageSource) {
-        if let Some(last) = self.index.runs.last_mut()
-            && last.first_page + last.pages == first_page
-        {
-            let continues = match (last.source, source) {
-                (PageSource::Zero, PageSource::Zero) => true,
-                (
-                    PageSource::Here { chunk, position },
-                    PageSource::Here {
-                        chunk: next_chunk,
-                        position: next,
-                    },
-                ) => chunk == next_chunk && u64::from(position) + last.pages == u64::from(next),
-                _ => false,
-            };
-            if continues {
-                last.pages += pages;
-                return;
-            }
+    fn list_chunk(&mut self, chunk: u32, runs: &[PageRun]) {
+        let mut position = 0;
+        for run in runs {
+            let pages = run.pages.get();
+            self.own.push(ImageRun {
+                first_page: run.first_page.get(),
+                pages: u64::from(pages),
+                source: PageSource::Stored {
+                    file: SOURCE_HERE,
+                    chunk,
+                    position,
+                },
+            });
+            position += pages;
         }
-        self.index.runs.push(ImageRun {
-            first_page,
-            pages,
-            source,
-        });
+        self.count_pages(u64::from(position));
     }
 
-    fn flush_pages(&mut self) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let raw = std::mem::take(&mut self.pending);
-        let runs = std::mem::take(&mut self.pending_runs);
-        let written = self.write_chunk(KIND_PAGES, &runs, &raw);
-        self.pending = raw;
-        self.pending.clear();
-        self.pending_runs = runs;
-        self.pending_runs.clear();
-        written
-    }
-
-    fn write_chunk(&mut self, kind: u32, runs: &[PageRun], raw: &[u8]) -> Result<()> {
-        // A section's chunk must not take the number that the pages being collected count on.
-        if kind != KIND_PAGES {
-            self.flush_pages()?;
-            // Pages rarely follow a section, and a process may have many files open.
-            self.pending = Vec::new();
-        }
-        let shown = self.storage.describe(&self.path);
-        Packer::with(self.compression, |packer| {
-            self.pack_and_append(packer, kind, runs, raw)
-        })
-        .map_err(Error::io("start zstd for", shown))?
-    }
-
-    fn pack_and_append(
-        &mut self,
-        packer: &mut Packer,
-        kind: u32,
-        runs: &[PageRun],
-        raw: &[u8],
-    ) -> Result<()> {
-        let number = u32::try_from(self.index.chunks.len())
-            .ok()
-            .filter(|number| u64::from(*number) < CHUNKS_MAX)
-            .ok_or_else(|| self.invalid("the image has too many chunks".into()))?;
-        let raw_checksum = self.sums.raw(number, runs.as_bytes(), raw);
-        let packed = packer.pack(raw, kind == KIND_PAGES);
-        let (encoding, payload) = packed.map_err(|what| {
-            Error::corrupt(
-                self.storage.describe(&self.path),
-                format!("compressing chunk {number} failed its check: {what}"),
-            )
-        })?;
-        let mut header = ChunkHeader {
-            magic: CHUNK_MAGIC,
-            number: number.into(),
-            kind: kind.into(),
-            encoding: encoding.into(),
-            page_runs: (runs.len() as u32).into(),
-            raw_bytes: (raw.len() as u32).into(),
-            stored_bytes: (payload.len() as u32).into(),
-            raw_checksum: raw_checksum.into(),
-            stored_checksum: 0.into(),
-        };
-        header.stored_checksum = self.sums.stored(&header, runs.as_bytes(), payload).into();
-        self.index.chunks.push(ChunkEntry {
-            offset: self.written_bytes.into(),
-            kind: header.kind,
-            encoding: header.encoding,
-            page_runs: header.page_runs,
-            raw_bytes: header.raw_bytes,
-            stored_bytes: header.stored_bytes,
-            raw_checksum: header.raw_checksum,
-            stored_checksum: header.stored_checksum,
-        });
-        let front = [header.as_bytes(), runs.as_bytes()].concat();
-        self.append(&front)?;
-        self.append(payload)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let shown = self.storage.describe(&self.path);
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if self.broken {
-            return Err(Error::invalid(
-                shown,
-                "an earlier write of this file failed",
-            ));
+            return Err(self.invalid("an earlier write of this file failed".into()));
         }
         let file = self.file.as_mut().expect("open until finished");
         if let Err(error) = write_all(&mut **file, bytes) {
             self.broken = true;
-            return Err(Error::io("write", shown)(error));
+            return Err(Error::io("write", &*self.shown)(error));
         }
         self.digest.update(bytes);
         self.written_bytes += bytes.len() as u64;
@@ -335,7 +402,7 @@ impl RankFileWriter {
         let Err(error) = file.sync() else {
             return Ok(());
         };
-        let failed = Error::io("fsync", self.storage.describe(&self.path))(error);
+        let failed = Error::io("fsync", &*self.shown)(error);
         debug_assert!(is_failed_fsync(&failed));
         tracing::warn!("{failed}; writing it again to a new file");
         let again = names::rank_file(&self.key, 2);
@@ -358,10 +425,7 @@ impl RankFileWriter {
     /// Copies the file as the system gives it back, which is right only if its digest is that of the bytes
     /// that were written.
     fn copy_to(&self, again: &str) -> Result<Box<dyn WriteFile>> {
-        let (from, to) = (
-            self.storage.describe(&self.path),
-            self.storage.describe(again),
-        );
+        let (from, to) = (&*self.shown, self.storage.describe(again));
         let source = storage::open(&*self.storage, &self.path, "a rank file being written")?;
         let mut copy = self
             .storage
@@ -374,7 +438,7 @@ impl RankFileWriter {
             let count = usize::try_from(self.written_bytes - at)
                 .map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
             let piece = &mut buffer[..count];
-            read_exact_at(&*source, piece, at).map_err(Error::io("read back", &*from))?;
+            read_exact_at(&*source, piece, at).map_err(Error::io("read back", from))?;
             write_all(&mut *copy, piece).map_err(Error::io("write", &*to))?;
             digest.update(piece);
             at += count as u64;
@@ -390,7 +454,7 @@ impl RankFileWriter {
     }
 
     fn invalid(&self, what: String) -> Error {
-        Error::invalid(self.storage.describe(&self.path), what)
+        Error::invalid(&*self.shown, what)
     }
 }
 
@@ -410,9 +474,4 @@ impl std::fmt::Debug for RankFileWriter {
             .field("written_bytes", &self.written_bytes)
             .finish_non_exhaustive()
     }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Most pages that are not zero show it in their first bytes.
-    page[..64].iter().all(|byte| *byte == 0) && page == [0; PAGE_BYTES]
 }

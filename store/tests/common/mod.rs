@@ -71,14 +71,15 @@ pub fn write_image(
     image: &Image,
     compression: Compression,
 ) -> store::Result<StoredFile> {
-    let mut file = RankFileWriter::create(storage, key, compression)?;
+    let effort = compression.into();
+    let mut file = RankFileWriter::create(storage, key, None)?;
     let numbers: Vec<u64> = image.pages.keys().copied().collect();
     let bytes: Vec<u8> = image.pages.values().flatten().copied().collect();
-    file.pages(&numbers, &bytes)?;
+    file.pages(effort, &numbers, &bytes)?;
     for (kind, section) in SectionKind::ALL.into_iter().zip(&image.sections) {
-        file.section(kind, section)?;
+        file.section(kind, effort, section)?;
     }
-    file.finish()
+    Ok(file.finish()?.file)
 }
 
 /// Reads a rank file as a restore does, without the digest over the whole file.
