@@ -3,8 +3,14 @@
 //!
 //! Each rank has a block of rows. Before each step it exchanges its first and last row with the ranks above
 //! and below, and computes the rows between while these are on the way.
+//!
+//! With `--changing` below 1 most of the grid is held at its first temperature, like the edges; the rest, a page
+//! here and there, is heated with a power that changes from step to step. So a known share of the memory changes.
 
 mod block;
+mod grid;
+mod patches;
+mod times;
 
 use std::time::Duration;
 
@@ -12,6 +18,8 @@ use examples::{Arguments, History, Problem};
 use libckpt::prelude::*;
 
 use crate::block::Block;
+use crate::patches::Share;
+use crate::times::Times;
 
 const USAGE: &str = "\
 The heat equation in two dimensions.
@@ -19,6 +27,9 @@ The heat equation in two dimensions.
   --size ROWSxCOLUMNS   points of the grid, edges not counted   [1024x1024]
   --mib-per-rank MIB    instead of --size: so much memory for the grid on each rank
   --steps N             steps in time                           [1000]
+  --changing SHARE      only so much of the grid changes, above 0 and at most 1, a page here and there [1]
+  --times FILE          at the end each rank writes FILE.RANK: when each step ended, and the longest time in it
+                        between two looks at the clock (one for each MiB); nanoseconds of CLOCK_MONOTONIC
   --progress            rank 0 prints each step
   --pause-us US         sleep so long in each step, in microseconds; makes small runs last";
 
@@ -29,6 +40,8 @@ const COLUMNS_BY_MIB: usize = 2048;
 struct Options {
     size: Size,
     steps: u64,
+    changing: Share,
+    times: Option<String>,
     progress: bool,
     pause: Duration,
 }
@@ -47,10 +60,18 @@ impl Options {
         let options = Self {
             size: Size::read(grid, mib)?,
             steps: arguments.value("--steps", 1000)?,
+            changing: arguments.value("--changing", Share::ALL)?,
+            times: arguments.text("--times")?,
             progress: arguments.flag("--progress"),
             pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
         };
         arguments.finish()?;
+        if options.times.is_some() && options.steps > times::STEPS {
+            return Err(Problem::wrong(format!(
+                "--times records at most {} steps",
+                times::STEPS
+            )));
+        }
         Ok(options)
     }
 }
@@ -97,12 +118,20 @@ impl Size {
 #[libckpt::main]
 fn main(world: World) -> Result<(), String> {
     match Options::read() {
-        Ok(options) => solve(&world, &options).map_err(|error| error.to_string()),
+        Ok(options) => solve(&world, &options),
         Err(problem) => problem.told_by_rank_0(&world),
     }
 }
 
-fn solve(world: &World, options: &Options) -> libckpt::Result<()> {
+fn solve(world: &World, options: &Options) -> Result<(), String> {
+    let mut times = Times::new(options.times.as_deref(), world.rank(), options.steps);
+    compute(world, options, &mut times).map_err(|error| error.to_string())?;
+    times
+        .write()
+        .map_err(|error| format!("the times of the steps can't be written: {error}"))
+}
+
+fn compute(world: &World, options: &Options, times: &mut Times) -> libckpt::Result<()> {
     let (rows, columns) = options.size.of_grid(world.size());
     let speaks = world.rank() == 0;
     if speaks {
@@ -112,13 +141,22 @@ fn solve(world: &World, options: &Options) -> libckpt::Result<()> {
             options.steps
         );
     }
-    let mut block = Block::new(rows, columns, world.rank(), world.size());
+    let mut block = Block::new(rows, columns, options.changing, world.rank(), world.size());
+    let is_sparse = !options.changing.is_all();
+    if is_sparse {
+        let mut pages = [0; 2];
+        world.all_reduce_into(&block.pages(), &mut pages, SystemOperation::sum())?;
+        if speaks {
+            println!("changing: {} of {} pages", pages[1], pages[0]);
+        }
+    }
     let mut history = History::new();
     for step in 1..=options.steps {
-        block.step(world, &mut history)?;
+        block.step(world, &mut history, times)?;
         if !options.pause.is_zero() {
             std::thread::sleep(options.pause);
         }
+        times.step();
         if options.progress && speaks {
             println!("step {step}");
         }
@@ -126,6 +164,9 @@ fn solve(world: &World, options: &Options) -> libckpt::Result<()> {
     let mut warmth = 0.0;
     world.all_reduce_into(&block.warmth(), &mut warmth, SystemOperation::sum())?;
     history.fold_float(warmth);
+    if is_sparse {
+        block.fold(&mut history);
+    }
     if speaks {
         println!("mean temperature: {:.9}", warmth / (rows * columns) as f64);
     }
