@@ -14,6 +14,7 @@ pub mod faults;
 pub mod frame;
 pub mod identity;
 pub mod ids;
+pub mod interval;
 pub mod participant;
 pub mod placement;
 pub mod recovery;

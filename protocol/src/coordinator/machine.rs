@@ -48,6 +48,8 @@ pub struct Coordinator {
     /// The snapshot under way and its start.
     current: Option<(Epoch, Duration, Snapshot)>,
     next_at: Option<Duration>,
+    /// From when the time to the next snapshot is counted: the start of the last one, or its abort.
+    since: Duration,
     /// The last snapshot was aborted because files that it built on were gone.
     rebased: bool,
     /// Requests that the snapshot under way answers.
@@ -67,7 +69,8 @@ impl Coordinator {
             committed: config.committed,
             life: Life::Running,
             current: None,
-            next_at: config.every.map(|every| now + every),
+            next_at: config.every.map(|every| now.saturating_add(every)),
+            since: now,
             rebased: false,
             serving: Vec::new(),
             waiting: Vec::new(),
@@ -147,6 +150,17 @@ impl Coordinator {
                 self.waiting.push(request);
                 self.advance(now);
             }
+        }
+    }
+
+    /// From now on, so much time is to be from one snapshot's start to the next one's, also to the next one from now.
+    pub fn handle_every(&mut self, now: Duration, every: Option<Duration>) {
+        if self.config.every == every {
+            return;
+        }
+        self.config.every = every;
+        if self.current.is_none() {
+            self.next_at = every.map(|every| self.since.saturating_add(every).max(now));
         }
     }
 
@@ -367,7 +381,8 @@ impl Coordinator {
                 outcome: Ok(epoch),
             });
         }
-        self.next_at = self.config.every.map(|every| started + every);
+        self.since = started;
+        self.next_at = self.config.every.map(|every| started.saturating_add(every));
         if matches!(self.life, Life::Terminating { .. }) && !self.all_finished() {
             self.stop(Last::Committed(epoch));
         } else {
@@ -398,7 +413,11 @@ impl Coordinator {
         // The next one holds whole images, so it can do what this one could not. It is not hurried a second time.
         let hurry = rebase && !std::mem::replace(&mut self.rebased, rebase);
         let pause = |every| if hurry { Duration::ZERO } else { every };
-        self.next_at = self.config.every.map(|every| now + pause(every));
+        self.since = now;
+        self.next_at = self
+            .config
+            .every
+            .map(|every| now.saturating_add(pause(every)));
         if self.life == (Life::Terminating { tries: 0 }) && !self.all_finished() {
             self.stop(Last::Failed(reason));
         } else {

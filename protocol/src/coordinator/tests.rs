@@ -121,6 +121,24 @@ fn a_snapshot_starts_when_its_time_has_come_and_not_before() {
 }
 
 #[test]
+fn an_interval_that_changes_counts_from_the_last_start() {
+    let mut it = coordinator();
+    it.handle_every(ms(100), Some(ms(400)));
+    assert_eq!(it.poll_timeout(), Some(ms(400)));
+    it.handle_every(ms(600), Some(ms(500)));
+    assert_eq!(it.poll_timeout(), Some(ms(600)), "never in the past");
+    it.handle_every(ms(600), None);
+    assert_eq!(it.poll_timeout(), None);
+
+    let mut it = publishing();
+    it.handle_every(ms(15), Some(ms(300)));
+    it.handle_published(ms(20), Epoch(5), Published::Done);
+    assert_eq!(it.poll_timeout(), Some(ms(310)));
+    it.handle_every(ms(21), Some(ms(700)));
+    assert_eq!(it.poll_timeout(), Some(ms(710)));
+}
+
+#[test]
 fn nobody_hears_of_an_epoch_before_its_number_is_durable() {
     let mut it = coordinator();
     it.handle_request(ms(0), RequestId(1));

@@ -7,6 +7,7 @@ use protocol::control::{Directive, Report};
 use protocol::coordinator::{self, Collected, Coordinator, Last, Part, Published, Resolution};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process};
+use protocol::interval::{Bounds, Estimator};
 use protocol::recovery::{self, Choice, End, Exit, Recovery};
 
 /// What the command wants done outside.
@@ -68,6 +69,11 @@ pub struct Command {
     pub placement: Vec<Process>,
     pub deeds: Vec<Deed>,
     every: Duration,
+    /// With an interval that is estimated.
+    pub estimator: Option<Estimator>,
+    /// What the snapshot that is published held the ranks up, and its start.
+    cost: Duration,
+    announced: Duration,
     /// The newest epoch with a directory and the newest checkpoint, as the store says.
     pub newest: (Epoch, Option<Epoch>),
     decoders: BTreeMap<Process, Decoder>,
@@ -75,7 +81,7 @@ pub struct Command {
 }
 
 impl Command {
-    pub fn new(now: Duration, processes: u32, every: Duration) -> Self {
+    pub fn new(now: Duration, processes: u32, every: Duration, auto: Option<Bounds>) -> Self {
         let ms = Duration::from_millis;
         let rules = recovery::Config {
             processes,
@@ -93,6 +99,9 @@ impl Command {
             placement: Vec::new(),
             deeds: Vec::new(),
             every,
+            estimator: auto.map(Estimator::new),
+            cost: Duration::ZERO,
+            announced: Duration::ZERO,
             newest: (Epoch(0), None),
             decoders: BTreeMap::new(),
             closing: false,
@@ -263,6 +272,10 @@ impl Command {
             To::Start { from } => self.deeds.push(Deed::Begin(Task::Start(from))),
             To::Go => {
                 let (newest, committed) = self.newest;
+                if let Some(estimator) = &mut self.estimator {
+                    estimator.handle_go(now);
+                    self.every = estimator.estimate(now).every;
+                }
                 let rules = coordinator::Config {
                     processes: self.processes,
                     placement: self.placement.clone(),
@@ -278,10 +291,17 @@ impl Command {
             To::Ping => self.tell_all(&Directive::Ping),
             To::Verify { epoch } => self.deeds.push(Deed::Begin(Task::Verify(epoch))),
             To::MarkBad { epoch, reason } => self.deeds.push(Deed::MarkBad(epoch, reason)),
-            To::Lost { .. } => {}
+            To::Lost { .. } => {
+                if let Some(estimator) = &mut self.estimator {
+                    estimator.handle_failure(now);
+                }
+            }
             To::Close { reason } => {
                 if let Some(coordinator) = &mut self.coordinator {
                     coordinator.handle_lost(now, &reason);
+                }
+                if let Some(estimator) = &mut self.estimator {
+                    estimator.handle_end(now);
                 }
                 self.closing = true;
             }
@@ -301,12 +321,25 @@ impl Command {
         use coordinator::Output as To;
         match output {
             To::Prepare { epoch } => self.deeds.push(Deed::Begin(Task::Prepare(epoch))),
-            To::Announce { epoch } => self.tell_all(&Directive::Snapshot { epoch }),
+            To::Announce { epoch } => {
+                self.announced = now;
+                self.tell_all(&Directive::Snapshot { epoch });
+            }
             To::Waiting { .. } | To::Answer { .. } => {}
-            To::Publish(collected) => self.deeds.push(Deed::Begin(Task::Write(collected))),
+            To::Publish(collected) => {
+                self.cost = Duration::from_micros(collected.held_up_us);
+                self.deeds.push(Deed::Begin(Task::Write(collected)));
+            }
             To::Resolve { epoch } => self.deeds.push(Deed::Begin(Task::Resolve(epoch))),
             To::Commit { epoch } => {
                 self.recovery.handle_committed();
+                if let (Some(estimator), Some(coordinator)) =
+                    (&mut self.estimator, &mut self.coordinator)
+                {
+                    estimator.handle_checkpoint(self.cost, now.saturating_sub(self.announced));
+                    let every = estimator.estimate(now).every;
+                    coordinator.handle_every(now, Some(every));
+                }
                 self.tell_all(&Directive::Committed { epoch });
                 self.deeds.push(Deed::Committed(epoch));
             }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::coordinator::{Collected, Published, Resolution};
-use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::ids::{Epoch, Incarnation, Process};
 use protocol::placement::in_blocks;
 use protocol::recovery::{Choice, End, Exit};
 use rand::RngExt;
 
 use super::check;
 use super::command::{Deed, Done, Task};
-use super::store::Manifest;
+use super::store::{FileId, Manifest, Refused};
 use super::trouble::Slip;
 use super::world::{Event, World};
 use super::{Checked, violated};
@@ -52,8 +52,13 @@ impl World {
                     return violated(format!("{epoch} was announced, but is not in the store"));
                 }
                 self.report.commits += 1;
-                let ranks = self.script.ranks();
-                self.store.retain(self.options.keep, ranks);
+                let forget = self.options.slip == Some(Slip::NeedsNotKept);
+                self.store.retain(self.options.keep, forget);
+                let only_needed = self.store.epochs.iter().filter(|(before, directory)| {
+                    **before < epoch && directory.manifest.is_none() && !directory.files.is_empty()
+                });
+                self.report.needed_files_kept += only_needed.count() as u64;
+                self.all_whole()?;
             }
             Deed::Aborted {
                 epoch,
@@ -87,23 +92,56 @@ impl World {
         if remove {
             directory.files.clear();
         }
-        // The checkpoint before must be as it was.
-        let Some(before) = self.store.newest_checkpoint() else {
-            return Ok(());
-        };
-        match self.store.verify(before, self.script.ranks()) {
-            Err(reason) if !self.damaged => violated(format!(
-                "the abort of {epoch} has harmed {before}: {reason}"
-            )),
-            _ => Ok(()),
+        // The checkpoints before must be as they were.
+        self.all_whole()
+    }
+
+    /// Every checkpoint can be put together, and gives page by page what the full copies beside it say; but those
+    /// that trouble has had its hands on.
+    fn all_whole(&self) -> Checked {
+        for (epoch, manifest) in self.store.checkpoints() {
+            if self.is_spoilt(epoch, manifest) {
+                continue;
+            }
+            for rank in self.ranks() {
+                let copy = &self.copies[&(epoch, manifest.incarnation, rank)];
+                match self.store.restore(epoch, rank) {
+                    Ok((_, memory, _)) if memory.pages == *copy => {}
+                    Ok((_, memory, _)) => {
+                        let wrong: Vec<usize> = (0..copy.len())
+                            .filter(|&page| memory.pages[page] != copy[page])
+                            .collect();
+                        return violated(format!(
+                            "{rank} of {epoch} restores otherwise than its full copy says, in pages {wrong:?}"
+                        ));
+                    }
+                    Err(reason) => {
+                        return violated(format!(
+                            "{epoch} can't be put together any more: {reason}"
+                        ));
+                    }
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Whether a file that the checkpoint is made of was damaged or lost.
+    fn is_spoilt(&self, epoch: Epoch, manifest: &Manifest) -> bool {
+        let mut files = manifest.all_files(epoch);
+        files.any(|(id, _)| self.flipped.contains(&id) || self.lost.contains(&id))
+    }
+
+    /// Whether anything was damaged or lost: restores may fail.
+    pub(super) fn is_damaged(&self) -> bool {
+        !self.flipped.is_empty() || !self.lost.is_empty()
     }
 
     fn ended(&mut self, end: End) -> Checked {
         match end {
             End::Complete => self.over = true,
             End::Stopped { .. } => self.next_command(),
-            End::NoCheckpoint { .. } if self.damaged => {
+            End::NoCheckpoint { .. } if self.is_damaged() => {
                 self.report.nothing_left += 1;
                 self.over = true;
             }
@@ -154,17 +192,28 @@ impl World {
                 Done::Prepared(epoch, outcome)
             }
             Task::Write(collected) => {
+                self.lost_since.clear();
                 if self.fails() {
                     Done::Published(collected.epoch, Published::NotTried("no space".to_owned()))
                 } else if self.options.slip == Some(Slip::AnnouncedBeforeRename) {
                     Done::Published(collected.epoch, Published::Done)
-                } else if !self.holds_all(&collected) {
-                    self.report.outrun += 1;
-                    let reason = "it builds on a checkpoint that is gone".to_owned();
-                    Done::Published(collected.epoch, Published::NotTried(reason))
                 } else {
-                    self.begin(Task::Rename(collected));
-                    return Ok(());
+                    match self.check_needs(&collected) {
+                        Ok(()) => {
+                            self.begin(Task::Rename(collected));
+                            return Ok(());
+                        }
+                        Err(Refused::BaseGone(reason)) => {
+                            self.report.outrun += 1;
+                            Done::Published(collected.epoch, Published::BaseGone(reason))
+                        }
+                        Err(Refused::NeverThere(file)) => {
+                            return violated(format!(
+                                "{} builds on {file}, which was never a checkpoint",
+                                collected.epoch
+                            ));
+                        }
+                    }
                 }
             }
             Task::Rename(collected) => return self.rename(*collected),
@@ -189,7 +238,9 @@ impl World {
             }
             Task::Choose => Done::Chosen(match self.store.newest_checkpoint() {
                 Some(epoch) => Choice::Checkpoint(epoch),
-                None if self.store.ever_committed => Choice::Nothing("all are bad".to_owned()),
+                None if !self.store.published.is_empty() => {
+                    Choice::Nothing("all are bad".to_owned())
+                }
                 None => Choice::Beginning,
             }),
             Task::Start(from) => Done::Started(self.start(from)?),
@@ -202,16 +253,11 @@ impl World {
         Ok(())
     }
 
-    fn holds_all(&self, collected: &Collected) -> bool {
+    fn check_needs(&self, collected: &Collected) -> Result<(), Refused> {
         if self.options.slip == Some(Slip::ParentUnchecked) {
-            return true;
+            return Ok(());
         }
-        let command = self.command.as_ref().expect("a command publishes");
-        let incarnation = command
-            .incarnation
-            .expect("a snapshot is of an incarnation");
-        self.store
-            .holds_all(collected.epoch, &collected.files, incarnation)
+        self.store.check_needs(&collected.needs)
     }
 
     /// The one moment at which a snapshot becomes a checkpoint.
@@ -246,15 +292,22 @@ impl World {
         let Some(directory) = self.store.epochs.get_mut(&epoch) else {
             return violated(format!("{epoch} is published without a directory"));
         };
-        directory.manifest = Some(Manifest {
-            incarnation: incarnation.expect("a snapshot is of an incarnation"),
+        let incarnation = incarnation.expect("a snapshot is of an incarnation");
+        self.report.incremental += u64::from(!collected.needs.is_empty());
+        let manifest = Manifest {
+            incarnation,
             files: collected.files,
-        });
-        self.store.ever_committed = true;
+            needs: collected.needs,
+        };
+        let since = manifest
+            .all_files(epoch)
+            .any(|(id, _)| self.flipped.contains(&id) || self.lost_since.contains(&id));
+        directory.manifest = Some(manifest);
+        self.store.published.insert((epoch, incarnation));
         let mut images = BTreeMap::new();
         for rank in self.ranks() {
             match self.store.restore(epoch, rank) {
-                Ok((image, memory)) if memory == *self.script.memory(rank, image.tables.pc) => {
+                Ok((image, memory, _)) if memory == *self.script.memory(rank, image.tables.pc) => {
                     self.report.channel_packets += image.channel.len() as u64;
                     self.report.kept_messages += image.tables.unacked.len() as u64;
                     let finished = image.tables.pc == self.script.length(rank);
@@ -262,16 +315,20 @@ impl World {
                     images.insert(rank, image);
                 }
                 Ok(_) => return violated(format!("{rank} of {epoch} is stored with wrong memory")),
-                // It builds on a file that was damaged later.
-                Err(_) if self.damaged => return Ok(()),
+                // It builds on a file that is as long as it was and has another content, or that was there when it was
+                // looked for.
+                Err(_) if since => return Ok(()),
                 Err(reason) => return violated(format!("{epoch} is torn: {reason}")),
             }
         }
-        check::consistent(&self.script, &images)
+        check::consistent(&self.script, &images)?;
+        self.all_whole()
     }
 
     fn start(&mut self, from: Option<Epoch>) -> Checked<Incarnation> {
-        if from != self.store.newest_checkpoint() || from.is_none() && self.store.ever_committed {
+        if from != self.store.newest_checkpoint()
+            || from.is_none() && !self.store.published.is_empty()
+        {
             return violated(format!(
                 "the job starts from {from:?}, which is not the newest"
             ));
@@ -327,7 +384,7 @@ impl World {
             return Ok(());
         }
         let (incarnation, process) = keys[self.rng.random_range(0..keys.len())];
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
             0..=3 => {
                 self.report.process_kills += 1;
                 self.end(incarnation, process, KILLED);
@@ -345,6 +402,7 @@ impl World {
                 }
             }
             8 => self.flip(),
+            9 => self.lose(),
             _ => {
                 let now = self.now;
                 if let Some(command) = &mut self.command {
@@ -355,24 +413,36 @@ impl World {
         self.perform()
     }
 
+    /// A file that the newest checkpoint is made of, its own or one of another.
+    fn any_file(&mut self) -> Option<FileId> {
+        let (epoch, manifest) = self.store.checkpoints().last()?;
+        let files: Vec<FileId> = manifest.all_files(epoch).map(|(id, _)| id).collect();
+        Some(files[self.rng.random_range(0..files.len())])
+    }
+
     /// Flips a bit of a file of the newest checkpoint.
     fn flip(&mut self) {
-        let Some(epoch) = self.store.newest_checkpoint() else {
+        let Some(id) = self.any_file() else {
             return;
         };
-        let rank = Rank(self.rng.random_range(0..self.script.ranks()));
-        let directory = self.store.epochs.get_mut(&epoch).expect("it is there");
-        let incarnation = directory
-            .manifest
-            .as_ref()
-            .expect("it is published")
-            .incarnation;
-        let bytes = directory
-            .files
-            .get_mut(&(incarnation, rank))
-            .expect("it is stored");
-        let at = self.rng.random_range(0..bytes.len());
-        bytes[at] ^= 1 << self.rng.random_range(0..8);
-        self.damaged = true;
+        let directory = self.store.epochs.get_mut(&id.0);
+        if let Some(bytes) = directory.and_then(|it| it.files.get_mut(&(id.1, id.2))) {
+            let at = self.rng.random_range(0..bytes.len());
+            bytes[at] ^= 1 << self.rng.random_range(0..8);
+            self.flipped.insert(id);
+        }
+    }
+
+    /// Somebody removes a file of the newest checkpoint.
+    fn lose(&mut self) {
+        let Some(id) = self.any_file() else {
+            return;
+        };
+        if let Some(directory) = self.store.epochs.get_mut(&id.0) {
+            directory.files.remove(&(id.1, id.2));
+            self.lost.insert(id);
+            self.lost_since.insert(id);
+            self.report.lost_files += 1;
+        }
     }
 }

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use super::rank::{Address, Packet, Progress, RankState, Tables};
 use super::ring::{OnLink, Ring};
 use super::script::{Memory, PAGES, Script};
-use super::store::{Image, Index, Store};
+use super::store::{Image, ImageMap, Store};
 use super::trouble::Options;
 use super::{Checked, Violation};
 
@@ -47,6 +47,10 @@ struct Waiting {
 #[derive(Clone, Debug, Default)]
 pub struct Staged {
     pub images: BTreeMap<Rank, Image>,
+    /// Where the pages of each image will be. The files of this epoch come to it when they are stored.
+    pub maps: BTreeMap<Rank, ImageMap>,
+    /// A full copy of each rank's memory, beside: what every restore of this snapshot must give.
+    pub copies: BTreeMap<Rank, [u64; PAGES]>,
     pub links: Vec<LinkCount>,
 }
 
@@ -64,8 +68,10 @@ pub struct Hosted {
     pub ranks: BTreeMap<Rank, RankState>,
     participant: Participant<Broken>,
     dirty: BTreeMap<Rank, Dirty<Broken>>,
-    /// Where the pages of checkpoints lie: those a later cut may build on.
-    indexes: BTreeMap<(Epoch, Rank), Index>,
+    /// Where the pages of stored snapshots lie: those a later cut may build on.
+    maps: BTreeMap<(Epoch, Rank), ImageMap>,
+    /// It was told to forget what it builds on, and has heard of no checkpoint since.
+    rebased: bool,
     placement: Vec<Process>,
     links: BTreeMap<Process, Waiting>,
     reported: Vec<Rank>,
@@ -85,7 +91,8 @@ impl Hosted {
             ranks: BTreeMap::new(),
             participant: Participant::with_faults(me, Epoch(0), faults),
             dirty: BTreeMap::new(),
-            indexes: BTreeMap::new(),
+            maps: BTreeMap::new(),
+            rebased: false,
             placement: Vec::new(),
             links: BTreeMap::new(),
             reported: Vec::new(),
@@ -120,10 +127,10 @@ impl Hosted {
                 self.faults,
             );
             if let Some(epoch) = from {
-                let (image, memory) = store
+                let (image, memory, map) = store
                     .restore(epoch, rank)
                     .map_err(|reason| (rank, reason))?;
-                self.indexes.insert((epoch, rank), image.index);
+                self.maps.insert((epoch, rank), map);
                 state = RankState::new(rank, image.tables, &memory, home, self.faults);
                 if !keep_addresses {
                     state.forget_addresses();
@@ -175,15 +182,19 @@ impl Hosted {
     fn obey(&mut self, directive: Directive) -> Checked {
         match directive {
             Directive::Snapshot { epoch } => self.participant.handle_snapshot(epoch),
-            Directive::Abort { epoch, .. } => {
+            Directive::Abort { epoch, rebase } => {
                 self.participant.handle_abort(epoch);
                 self.dirty
                     .values_mut()
                     .for_each(|dirty| dirty.aborted(epoch));
+                if rebase {
+                    self.rebase();
+                }
             }
             Directive::Committed { epoch } => {
                 self.staged.remove(&epoch);
-                self.indexes.retain(|key, _| key.0 >= epoch);
+                self.maps.retain(|key, _| key.0 >= epoch);
+                self.rebased = false;
                 self.dirty
                     .values_mut()
                     .for_each(|dirty| dirty.committed(epoch));
@@ -199,7 +210,7 @@ impl Hosted {
 
     fn cut_if_wanted(&mut self, context: &mut Context) -> Checked {
         if let Some(epoch) = self.participant.cut_wanted() {
-            self.capture(epoch);
+            self.capture(epoch)?;
             self.participant
                 .cut_taken(epoch)
                 .map_err(|error| Violation(error.to_string()))?;
@@ -233,7 +244,18 @@ impl Hosted {
         }
     }
 
-    fn capture(&mut self, epoch: Epoch) {
+    /// The next snapshots hold whole images: what the process builds on is not there any more.
+    pub fn rebase(&mut self) {
+        self.dirty.values_mut().for_each(Dirty::rebase);
+        self.rebased = true;
+    }
+
+    /// The files of an epoch are durable: where its pages are is known, should it become a checkpoint.
+    pub fn stored(&mut self, epoch: Epoch, rank: Rank, map: ImageMap) {
+        self.maps.insert((epoch, rank), map);
+    }
+
+    fn capture(&mut self, epoch: Epoch) -> Checked {
         let mut staged = Staged::default();
         for (&rank, state) in &mut self.ranks {
             let written: PageSet = std::mem::take(&mut state.written)
@@ -246,17 +268,27 @@ impl Hosted {
                 .expect("every rank has its dirty set");
             let since = dirty.cut(epoch, written);
             let all = since.parent.is_none();
+            if !all && self.rebased {
+                return super::violated(format!("{rank} builds on what it was told to forget"));
+            }
             let pages: BTreeMap<u64, u64> = (0..)
                 .zip(state.pages)
                 .filter(|(page, _)| all || since.pages.contains(*page))
                 .collect();
             let here = (epoch, self.incarnation);
-            let parent = since.parent.map(|parent| &self.indexes[&(parent, rank)]);
-            let mut index = parent.cloned().unwrap_or(vec![here; PAGES]);
+            let parent = since.parent.map(|parent| (parent, rank));
+            // What a wrong parent holds nobody may know.
+            let holder = since.parent.map_or(here, |epoch| (epoch, here.1));
+            let mut map = parent
+                .and_then(|parent| self.maps.get(&parent))
+                .cloned()
+                .unwrap_or(ImageMap {
+                    index: vec![holder; PAGES],
+                    ..ImageMap::default()
+                });
             for &page in pages.keys() {
-                index[page as usize] = here;
+                map.index[page as usize] = here;
             }
-            self.indexes.insert((epoch, rank), index.clone());
             let of_rank = |packet: &&Packet| packet.from == rank;
             let waiting = self.links.values().flat_map(|link| &link.packets);
             let image = Image {
@@ -264,13 +296,16 @@ impl Hosted {
                 tables: state.tables.clone(),
                 parent: since.parent,
                 pages,
-                index,
+                index: map.index.clone(),
                 unsent: waiting.chain(&state.out).filter(of_rank).cloned().collect(),
                 channel: Vec::new(),
             };
             staged.images.insert(rank, image);
+            staged.maps.insert(rank, map);
+            staged.copies.insert(rank, state.pages);
         }
         self.staged.insert(epoch, staged);
+        Ok(())
     }
 
     /// Takes a few packets from the links.

@@ -22,8 +22,10 @@ pub enum Slip {
     /// snapshot has been given up and the next incarnation looks for the highest number.
     StorageOutOfOrder,
     /// Nobody looks whether the files that a snapshot builds on are still there: a process that is
-    /// behind with the news may have built on a checkpoint that was removed.
+    /// behind with the news may have built on a checkpoint that was removed, or somebody has removed files.
     ParentUnchecked,
+    /// Retention removes what is older than the kept checkpoints, whether they need it or not.
+    NeedsNotKept,
     /// The commit is announced when the manifest is written, before it is renamed.
     AnnouncedBeforeRename,
     /// A restored rank keeps the addresses of announced messages.
@@ -36,6 +38,7 @@ impl Mistake {
         let slips = [
             Slip::StorageOutOfOrder,
             Slip::ParentUnchecked,
+            Slip::NeedsNotKept,
             Slip::AnnouncedBeforeRename,
             Slip::AddressKept,
         ];
@@ -96,8 +99,12 @@ pub struct Options {
     pub laggard: (u32, u32),
     pub store_delay: Spread,
     pub every: Duration,
+    /// Whether the interval is estimated, between so many times shorter and longer.
+    pub auto: Option<u32>,
     pub keep: usize,
-    /// How many kills, hangs and bit flips there may be.
+    /// How probable it is that an image takes the pages of its oldest needed file over.
+    pub carry_over: f64,
+    /// How many kills, hangs, bit flips and lost files there may be.
     pub troubles: u32,
     /// How probable one is at any event.
     pub trouble: f64,
@@ -131,6 +138,11 @@ impl Options {
             store_delay: Spread::of(rng, 1000),
             every: Duration::from_micros(50 << rng.random_range(0..8)),
             keep: rng.random_range(1..4),
+            carry_over: if rng.random_bool(0.5) {
+                0.0
+            } else {
+                rng.random_range(0.0..0.5)
+            },
             troubles: if calm { 0 } else { rng.random_range(0..8) },
             trouble: rng.random_range(0.0001..0.003),
             storage_trouble: if calm {
@@ -140,6 +152,7 @@ impl Options {
             },
             fault: Broken(fault),
             slip,
+            auto: rng.random_bool(0.3).then(|| 1 << rng.random_range(0..5)),
         }
     }
 }

@@ -1,19 +1,20 @@
 //! The events of a run in the order of time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use protocol::control::{Assignment, Directive, Report as Word, exit};
+use protocol::control::{Assignment, Directive, Felt, Report as Word, exit};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::interval::Bounds;
 use protocol::recovery::Exit;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::command::{Command, Task};
 use super::process::{Context, Hosted, Rings};
-use super::script::Script;
-use super::store::Store;
+use super::script::{PAGES, Script};
+use super::store::{FileId, Image, ImageMap, Store};
 use super::trouble::{Mistake, Options, Slip};
 use super::{Checked, violated};
 
@@ -35,8 +36,16 @@ pub struct Report {
     pub unclear_renames: u64,
     pub bad_checkpoints: u64,
     pub finished_ranks_captured: u64,
-    /// Snapshots that built on a checkpoint which was removed meanwhile, and were aborted for it.
+    /// Snapshots that built on a checkpoint which was removed or lost meanwhile, and were aborted for it.
     pub outrun: u64,
+    /// Checkpoints that need files of others.
+    pub incremental: u64,
+    /// Images that took pages over from an old file, so as not to need it any more.
+    pub carried_over: u64,
+    /// Needed files that retention kept when it removed the rest of their checkpoint.
+    pub needed_files_kept: u64,
+    /// Files of checkpoints that somebody removed.
+    pub lost_files: u64,
     /// All checkpoints were damaged, and the job ended with that.
     pub nothing_left: u64,
     pub events: u64,
@@ -58,6 +67,10 @@ impl Report {
         self.bad_checkpoints += other.bad_checkpoints;
         self.finished_ranks_captured += other.finished_ranks_captured;
         self.outrun += other.outrun;
+        self.incremental += other.incremental;
+        self.carried_over += other.carried_over;
+        self.needed_files_kept += other.needed_files_kept;
+        self.lost_files += other.lost_files;
         self.nothing_left += other.nothing_left;
         self.events += other.events;
     }
@@ -105,8 +118,14 @@ pub struct World {
     /// Number of the present command; events for others are dropped.
     pub(super) command_id: u64,
     pub(super) troubles_left: u32,
-    /// A stored byte was flipped: files may fail to restore.
-    pub(super) damaged: bool,
+    /// Files with a flipped bit, which nobody notices until they are read.
+    pub(super) flipped: BTreeSet<FileId>,
+    /// Files that somebody has removed.
+    pub(super) lost: BTreeSet<FileId>,
+    /// Of these, those removed since the files that a snapshot builds on were last looked for.
+    pub(super) lost_since: BTreeSet<FileId>,
+    /// The memory of each rank at each cut whose image was stored: full copies beside.
+    pub(super) copies: BTreeMap<FileId, [u64; PAGES]>,
     pub(super) over: bool,
     pub(super) report: Report,
 }
@@ -136,7 +155,10 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
         command: None,
         command_id: 0,
         storage_idle_at: Duration::ZERO,
-        damaged: false,
+        flipped: BTreeSet::new(),
+        lost: BTreeSet::new(),
+        lost_since: BTreeSet::new(),
+        copies: BTreeMap::new(),
         over: false,
         report: Report::default(),
     };
@@ -266,7 +288,11 @@ impl World {
                 self.command_id += 1;
                 let processes = self.rng.random_range(1..=self.options.processes_most);
                 let every = self.options.every;
-                self.command = Some(Command::new(now, processes, every));
+                let auto = self.options.auto.map(|times| Bounds {
+                    min: every / times,
+                    max: every * times,
+                });
+                self.command = Some(Command::new(now, processes, every, auto));
                 self.command.as_mut().expect("just made").act(now);
             }
         }
@@ -421,7 +447,7 @@ impl World {
                 }
                 Word::Ready { restore_us: 1 }
             }
-            Err((rank, reason)) if self.damaged => Word::RestoreFailed {
+            Err((rank, reason)) if self.is_damaged() => Word::RestoreFailed {
                 rank,
                 epoch: part
                     .restore
@@ -449,28 +475,86 @@ impl World {
         };
         let fails = self.rng.random_bool(self.options.storage_trouble);
         let mut files = Vec::new();
-        for (rank, image) in staged.images {
-            if fails {
+        let mut failure = fails.then(|| "no space left on device".to_owned());
+        let mut needs = Vec::new();
+        let mut maps = Vec::new();
+        for (rank, mut image) in staged.images {
+            let mut map = staged.maps[&rank].clone();
+            if failure.is_none() && self.rng.random_bool(self.options.carry_over) {
+                failure = self
+                    .carry_over(epoch, incarnation, &mut image, &mut map)
+                    .err();
+                if failure.is_some() {
+                    // It would be as unreadable the next time.
+                    let hosted = self.hosted.get_mut(&(incarnation, process));
+                    hosted.expect("it is there").rebase();
+                }
+            }
+            if failure.is_some() {
                 self.store.tear(epoch, incarnation, rank);
-            } else {
-                files.push(self.store.write(epoch, incarnation, &image));
+                continue;
             }
+            let file = self.store.write(epoch, incarnation, &image);
+            map.files.insert((epoch, incarnation), file.clone());
+            needs.extend(map.needs((epoch, incarnation)));
+            files.push(file);
+            maps.push((rank, map));
+            let copy = staged.copies[&rank];
+            self.copies.insert((epoch, incarnation, rank), copy);
         }
-        let word = if fails {
-            Word::SnapshotFailed {
+        let word = match failure {
+            Some(reason) => Word::SnapshotFailed { epoch, reason },
+            None => Word::Stored {
                 epoch,
-                reason: "no space left on device".to_owned(),
-            }
-        } else {
-            Word::Stored {
-                epoch,
-                needs: Vec::new(),
-                felt: protocol::control::Felt::default(),
+                needs,
+                felt: Felt {
+                    faults: 1,
+                    waited_us: self.rng.random_range(0..50),
+                    longest_us: 50,
+                },
                 files,
                 links: staged.links,
-            }
+            },
         };
+        if matches!(word, Word::Stored { .. })
+            && let Some(hosted) = self.hosted.get_mut(&(incarnation, process))
+        {
+            for (rank, map) in maps {
+                hosted.stored(epoch, rank, map);
+            }
+        }
         self.say(incarnation, process, &word);
+    }
+
+    /// Compaction: takes the pages over that the oldest needed file holds, so that it is not needed any more.
+    fn carry_over(
+        &mut self,
+        epoch: Epoch,
+        incarnation: Incarnation,
+        image: &mut Image,
+        map: &mut ImageMap,
+    ) -> Result<(), String> {
+        let here = (epoch, incarnation);
+        let Some(&oldest) = map.index.iter().filter(|&&at| at != here).min() else {
+            return Ok(());
+        };
+        let unknown = || format!("nobody knows the file of {}", oldest.0);
+        let file = map.files.get(&oldest).ok_or_else(unknown)?;
+        let old = self.store.read((oldest.0, oldest.1, image.rank), file)?;
+        for (page, at) in (0u64..)
+            .zip(&mut map.index)
+            .filter(|(_, at)| **at == oldest)
+        {
+            let value = old
+                .pages
+                .get(&page)
+                .ok_or("a page is not where it should be")?;
+            image.pages.insert(page, *value);
+            *at = here;
+        }
+        image.index.clone_from(&map.index);
+        self.report.carried_over += 1;
+        Ok(())
     }
 
     /// Ranks of the job.
