@@ -32,7 +32,7 @@ pub use job_store::{
 };
 pub use names::{CheckpointId, FileKey};
 pub use rank_file::{
-    Effort, Finished, ImageMap, PackedChunk, Packer, Packing, RankFile, RankFileWriter, Scratch,
+    Effort, Finished, ImageMap, PackedChunk, Packer, Packing, RankFileWriter, RankImage, Scratch,
     SectionKind,
 };
 pub use record::{Figures, IncarnationRecord, JobRecord, Manifest};

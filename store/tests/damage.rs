@@ -14,7 +14,7 @@ use store::format::layout::{
 };
 use store::job_store::verify_store;
 use store::storage::Storage as _;
-use store::{Error, JobStore, MemoryStorage, RankFile, SharedStorage, names};
+use store::{Error, JobStore, MemoryStorage, RankImage, SharedStorage, names};
 use zerocopy::FromBytes;
 
 /// The ways in which a byte is changed: each bit alone would be eight times slower and shows no more.
@@ -48,7 +48,8 @@ fn words_file() -> (MemoryStorage, StoredFile, Image) {
 
 /// Reads the file in both ways; each must refuse it.
 fn assert_refused(storage: &MemoryStorage, stored: &StoredFile, how: &str) {
-    let verified = RankFile::open(storage, stored, key(1, 1, 0)).and_then(|file| file.verify());
+    let verified =
+        RankImage::open(storage, stored, key(1, 1, 0), &[]).and_then(|file| file.verify());
     let error = verified.expect_err(how);
     assert!(error.is_damage(), "{how}: {error}");
     // Restoring does not compute the digest of the file: the chunks' own checks must be enough.
@@ -149,13 +150,13 @@ fn a_manifest_with_another_digest_or_size_does_not_verify() {
     let (storage, stored, _) = small_file(Compression::Fast);
     let mut other = stored.clone();
     other.digest[0] ^= 1;
-    RankFile::open(&storage, &other, key(1, 1, 0))
+    RankImage::open(&storage, &other, key(1, 1, 0), &[])
         .unwrap()
         .verify()
         .unwrap_err();
     let mut other = stored;
     other.raw_bytes += 1;
-    RankFile::open(&storage, &other, key(1, 1, 0)).unwrap_err();
+    RankImage::open(&storage, &other, key(1, 1, 0), &[]).unwrap_err();
 }
 
 /// A chunk that is right by itself, in the place of another of the same file or of another file.

@@ -14,7 +14,7 @@ use store::format::layout::{
     ChunkEntry, ChunkHeader, FileHeader, IndexHeader, IndexRun, PageRun, SOURCE_ZERO, Trailer,
 };
 use store::storage::Storage as _;
-use store::{MemoryStorage, RankFile, SectionKind};
+use store::{MemoryStorage, RankImage, SectionKind};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -149,7 +149,7 @@ fn read(storage: &MemoryStorage, stored: &StoredFile, bytes: Vec<u8>) -> store::
         .tamper(&stored.name, |found| *found = bytes)
         .unwrap();
     LARGEST.with(|largest| largest.set(0));
-    let file = RankFile::open(storage, &stored, key(1, 1, 0))?;
+    let file = RankImage::open(storage, &stored, key(1, 1, 0), &[])?;
     for kind in SectionKind::ALL {
         file.section(kind)?;
     }
@@ -317,6 +317,7 @@ fn a_frame_that_decompresses_to_more_or_less_than_it_should_is_refused() {
         parts.trailer.raw_bytes = 8192.into();
         let stored = StoredFile {
             raw_bytes: 8192,
+            changed_bytes: 8192,
             ..stored
         };
         let error = read(&storage, &stored, parts.build(|_| {})).unwrap_err();

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use protocol::control::Compression;
 use store::storage::Storage as _;
 use store::{
-    DiskStorage, Effort, MemoryStorage, PAGE_BYTES, RankFile, RankFileWriter, Scratch, SectionKind,
-    SharedStorage,
+    DiskStorage, Effort, MemoryStorage, PAGE_BYTES, RankFileWriter, RankImage, Scratch,
+    SectionKind, SharedStorage,
 };
 
 const FAST: Effort = Effort::Zstd(1);
@@ -118,9 +118,9 @@ proptest! {
         let stored = file.finish().unwrap().file;
 
         prop_assert_eq!(read_image(&*storage, &stored, key(1, 1, 0)).unwrap(), expected.clone());
-        let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
+        let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
         file.verify().unwrap();
-        prop_assert_eq!(file.page_count(), expected.pages.len() as u64);
+        prop_assert_eq!(file.map().page_count(), expected.pages.len() as u64);
         let mut scratch = Scratch::new();
         for page in 0..next + 2 {
             let found = file.read_page(page, &mut scratch).unwrap();
@@ -131,7 +131,7 @@ proptest! {
         let mut pages: BTreeMap<u64, &mut [u8]> = BTreeMap::new();
         let mut rest = &mut memory[..];
         let mut from = 0;
-        let mut runs: Vec<_> = file.runs().to_vec();
+        let mut runs: Vec<_> = file.map().runs().to_vec();
         runs.retain(|run| run.source != store::rank_file::PageSource::Zero);
         for run in runs {
             let (_, after) = rest.split_at_mut((run.first_page - from) as usize * PAGE_BYTES);
@@ -140,8 +140,8 @@ proptest! {
             from = run.first_page + run.pages;
             rest = after;
         }
-        for chunk in 0..file.chunk_count() {
-            file.read_chunk_into(chunk, &mut scratch, |first, count| {
+        for chunk in 0..file.part_count() {
+            file.read_part_into(chunk, &mut scratch, |first, count| {
                 // Runs of the index that touch in the chunk are one run there.
                 let mut here = pages.remove(&first).unwrap();
                 if here.len() > count * PAGE_BYTES {
@@ -168,8 +168,8 @@ fn an_image_of_several_chunks_is_restored_by_several_threads() {
     storage.create_dir("epochs/000001").unwrap();
     let image = image(3, 1000);
     let stored = write_image(storage.clone(), key(1, 1, 0), &image, Compression::Fast).unwrap();
-    let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
-    assert!(file.chunk_count() > 4);
+    let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
+    assert!(file.part_count() > 4);
     let found: BTreeMap<u64, Vec<u8>> = std::thread::scope(|scope| {
         let file = &file;
         let threads: Vec<_> = (0..4)
@@ -177,8 +177,8 @@ fn an_image_of_several_chunks_is_restored_by_several_threads() {
                 scope.spawn(move || {
                     let mut scratch = Scratch::new();
                     let mut pages = Vec::new();
-                    for chunk in (thread..file.chunk_count()).step_by(4) {
-                        file.read_chunk(chunk, &mut scratch, |page, bytes| {
+                    for chunk in (thread..file.part_count()).step_by(4) {
+                        file.read_part(chunk, &mut scratch, |page, bytes| {
                             pages.push((page, bytes.to_vec()));
                         })
                         .unwrap();
@@ -208,9 +208,9 @@ fn zero_pages_cost_nothing() {
     let stored = file.finish().unwrap().file;
     assert!(stored.file_bytes < 300, "{} bytes", stored.file_bytes);
     assert_eq!(stored.raw_bytes, ((1 << 30) + 1000) * PAGE_BYTES as u64);
-    let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
-    assert_eq!(file.page_count(), (1 << 30) + 1000);
-    assert_eq!(file.chunk_count(), 0);
+    let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
+    assert_eq!(file.map().page_count(), (1 << 30) + 1000);
+    assert_eq!(file.part_count(), 0);
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_file_is_not_taken_for_another_ranks_epochs_or_jobs() {
     other_job.job.0[3] ^= 1;
     others.push(other_job);
     for other in others {
-        let error = RankFile::open(&*storage, &stored, other).unwrap_err();
+        let error = RankImage::open(&*storage, &stored, other, &[]).unwrap_err();
         assert!(error.is_damage(), "{other:?}: {error}");
     }
 }
@@ -280,10 +280,10 @@ fn memory_of_the_wrong_size_is_refused() {
         Compression::Fast,
     )
     .unwrap();
-    let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
+    let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
     let mut short = [0; 100];
     let mut short = Some(&mut short[..]);
-    file.read_chunk_into(0, &mut Scratch::new(), |_, _| short.take())
+    file.read_part_into(0, &mut Scratch::new(), |_, _| short.take())
         .unwrap_err();
 }
 
@@ -297,15 +297,15 @@ fn numbers_of_a_solver_compress() {
     let numbers: Vec<u64> = (100..228).collect();
     file.pages(FAST, &numbers, &field).unwrap();
     let stored = file.finish().unwrap().file;
-    let file = RankFile::open(&*storage, &stored, key(1, 1, 0)).unwrap();
+    let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
     file.verify().unwrap();
-    assert_eq!(file.chunk_count(), 2);
+    assert_eq!(file.part_count(), 2);
     let mut memory = vec![1; field.len()];
     let mut rest = &mut memory[..];
     for chunk in 0..2 {
         let (here, after) = rest.split_at_mut(64 * PAGE_BYTES);
         let mut here = Some(here);
-        file.read_chunk_into(chunk, &mut Scratch::new(), |first, count| {
+        file.read_part_into(chunk, &mut Scratch::new(), |first, count| {
             assert_eq!((first, count), (100 + 64 * chunk as u64, 64));
             here.take()
         })

@@ -16,7 +16,7 @@ use protocol::control::{
 };
 use protocol::frame::{Decoder, encode};
 use protocol::ids::{Process, Rank};
-use store::{DiskStorage, FileKey, RankFile, RankFileWriter, SectionKind, SharedStorage};
+use store::{DiskStorage, FileKey, RankFileWriter, RankImage, SectionKind, SharedStorage};
 
 /// How the process is to behave, told by a variable of the environment.
 pub const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -320,7 +320,8 @@ impl Member {
             let failed = |error: store::Error| (rank, error.to_string());
             let key = self.key(rank, Some(&restore));
             let stored = &restore.files[rank.index()];
-            let file = RankFile::open(&*self.storage, stored, key).map_err(failed)?;
+            let file =
+                RankImage::open(&*self.storage, stored, key, &restore.needs).map_err(failed)?;
             file.verify().map_err(failed)?;
             let page = file
                 .read_page(0, &mut store::Scratch::new())

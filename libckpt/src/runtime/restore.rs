@@ -14,7 +14,7 @@ use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Restore};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
-use store::{DiskStorage, FileKey, RankFile, Scratch, SectionKind};
+use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 
 use crate::engine::in_engine;
 
@@ -72,7 +72,8 @@ fn restore_rank(
         rank,
     };
     let storage = DiskStorage::open(Path::new(&assignment.store)).map_err(|error| said(&error))?;
-    let file = RankFile::open(&storage, stored, key).map_err(|error| said(&error))?;
+    let file =
+        RankImage::open(&storage, stored, key, &restore.needs).map_err(|error| said(&error))?;
     let slot = RestoringSlot::create(layout, rank).map_err(|error| said(&error))?;
     let image = Arc::new(Image {
         file,
@@ -111,7 +112,7 @@ fn restore_rank(
 
 /// A rank's file and the slot that it is put into, by any number of threads.
 struct Image {
-    file: RankFile,
+    file: RankImage,
     slot: RestoringSlot,
     /// The chunk that nobody has taken.
     next: AtomicUsize,
@@ -123,13 +124,13 @@ impl Image {
         let mut scratch = Scratch::default();
         loop {
             let chunk = self.next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= self.file.chunk_count() {
+            if chunk >= self.file.part_count() {
                 return Ok(());
             }
             let mut refused = None;
             let read = self
                 .file
-                .read_chunk_into(chunk, &mut scratch, |first, count| {
+                .read_part_into(chunk, &mut scratch, |first, count| {
                     self.slot
                         .window(first, count)
                         .map_err(|error| refused = Some(error))

@@ -114,51 +114,120 @@ impl Index {
         Ok(index)
     }
 
-    /// For each chunk, the pages that it holds, in the order of its bytes. Every position of a chunk must
-    /// be mapped by exactly one run.
-    pub(super) fn page_runs(&self) -> Result<Vec<Vec<PageRun>>, String> {
-        let mut placed: Vec<Vec<(u32, u64, u64)>> = vec![Vec::new(); self.chunks.len()];
-        for run in &self.runs {
-            if let PageSource::Stored {
-                file: SOURCE_HERE,
-                chunk,
-                position,
-            } = run.source
-            {
-                placed[chunk as usize].push((position, run.first_page, run.pages));
-            }
-        }
-        let mut page_runs = Vec::with_capacity(placed.len());
-        for (number, (mut placed, entry)) in placed.into_iter().zip(&self.chunks).enumerate() {
-            placed.sort_unstable();
+    /// The pages that the chunks of this file hold, in the order of their bytes. Every position of a chunk
+    /// must be mapped by exactly one run.
+    pub(super) fn page_table(&self) -> Result<PageTable, String> {
+        let mut placed: Vec<Placed> = self
+            .runs
+            .iter()
+            .filter_map(Placed::of)
+            .filter(|placed| placed.file == SOURCE_HERE)
+            .collect();
+        placed.sort_unstable_by_key(Placed::place);
+        let mut table = PageTable {
+            runs: Vec::with_capacity(placed.len()),
+            ends: Vec::with_capacity(self.chunks.len()),
+        };
+        let mut placed = placed.into_iter().peekable();
+        for (number, entry) in (0u32..).zip(&self.chunks) {
+            let wrong = || format!("the pages of chunk {number} are not mapped once each");
+            let before = table.runs.len();
             let mut next = 0;
-            let mut runs: Vec<PageRun> = Vec::with_capacity(placed.len());
-            for (position, first_page, pages) in placed {
-                if u64::from(position) != next {
-                    return Err(format!(
-                        "the pages of chunk {number} are not mapped once each"
-                    ));
+            while let Some(run) = placed.next_if(|run| run.chunk == number) {
+                if run.position != next {
+                    return Err(wrong());
                 }
-                next += pages;
-                runs.push(PageRun {
-                    first_page: first_page.into(),
-                    pages: u32::try_from(pages)
-                        .map_err(|_| format!("chunk {number} has too many pages"))?
-                        .into(),
+                // Runs were checked to lie in their chunks.
+                next += run.pages;
+                table.runs.push(PageRun {
+                    first_page: run.first_page.into(),
+                    pages: run.pages.into(),
                 });
             }
             let expected = match entry.kind.get() {
-                KIND_PAGES => u64::from(entry.raw_bytes.get()) / PAGE_BYTES as u64,
+                KIND_PAGES => entry.raw_bytes.get() / PAGE_BYTES as u32,
                 _ => 0,
             };
-            if next != expected || runs.len() != entry.page_runs.get() as usize {
-                return Err(format!(
-                    "the pages of chunk {number} are not mapped once each"
-                ));
+            let page_runs = table.runs.len() - before;
+            if next != expected || page_runs != entry.page_runs.get() as usize {
+                return Err(wrong());
             }
-            page_runs.push(runs);
+            table.ends.push(table.runs.len());
         }
-        Ok(page_runs)
+        Ok(table)
+    }
+
+    /// Bytes of all chunks before compression.
+    pub(super) fn changed_bytes(&self) -> u64 {
+        self.chunks
+            .iter()
+            .map(|chunk| u64::from(chunk.raw_bytes.get()))
+            .sum()
+    }
+
+    /// Bytes of the image: all its pages, and its sections.
+    pub(super) fn raw_bytes(&self) -> u64 {
+        let sections: u64 = self
+            .chunks
+            .iter()
+            .filter(|chunk| chunk.kind.get() != KIND_PAGES)
+            .map(|chunk| u64::from(chunk.raw_bytes.get()))
+            .sum();
+        sections + self.pages() * PAGE_BYTES as u64
+    }
+}
+
+/// A run of pages in a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) file: u32,
+    pub(super) chunk: u32,
+    pub(super) position: u32,
+    pub(super) pages: u32,
+    pub(super) first_page: u64,
+}
+
+impl Placed {
+    /// `None` for zeros.
+    pub(super) fn of(run: &ImageRun) -> Option<Self> {
+        match run.source {
+            PageSource::Zero => None,
+            PageSource::Stored {
+                file,
+                chunk,
+                position,
+            } => Some(Self {
+                file,
+                chunk,
+                position,
+                pages: u32::try_from(run.pages).expect("a chunk has less than 2^32 pages"),
+                first_page: run.first_page,
+            }),
+        }
+    }
+
+    /// What sorting is by.
+    pub(super) fn place(&self) -> (u32, u32, u32) {
+        (self.file, self.chunk, self.position)
+    }
+}
+
+/// The page runs of all chunks of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PageTable {
+    runs: Vec<PageRun>,
+    /// For each chunk, where its runs end.
+    ends: Vec<usize>,
+}
+
+impl PageTable {
+    /// The pages of a chunk, in the order of its bytes.
+    pub(super) fn of(&self, chunk: u32) -> &[PageRun] {
+        let start = match (chunk as usize).checked_sub(1) {
+            Some(before) => self.ends[before],
+            None => 0,
+        };
+        &self.runs[start..self.ends[chunk as usize]]
     }
 }
 
@@ -349,7 +418,10 @@ mod tests {
     fn an_index_that_refers_to_other_checkpoints_reads_back_as_written() {
         let (index, end) = example();
         assert_eq!(Index::decode(&index.encode(), end).unwrap(), index);
-        let pages: Vec<u64> = index.page_runs().unwrap()[0]
+        let pages: Vec<u64> = index
+            .page_table()
+            .unwrap()
+            .of(0)
             .iter()
             .map(|run| run.first_page.get())
             .collect();
@@ -400,9 +472,9 @@ mod tests {
     fn a_position_of_a_chunk_is_mapped_exactly_once() {
         let (mut index, _) = example();
         index.runs[0].source = stored(0, 0, 0);
-        assert!(index.page_runs().is_err(), "twice");
+        assert!(index.page_table().is_err(), "twice");
         index.runs.remove(0);
-        assert!(index.page_runs().is_err(), "not at all");
+        assert!(index.page_table().is_err(), "not at all");
     }
 
     #[test]

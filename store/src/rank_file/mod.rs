@@ -6,18 +6,19 @@
 //! every page of the image to a chunk; only a file that ends in a right trailer is one.
 
 mod codec;
+mod image;
 mod index;
 mod map;
 mod pack;
 mod reader;
 mod shuffle;
-mod verify;
 mod writer;
 
 pub use codec::Scratch;
+pub use image::RankImage;
 pub use map::{ImageMap, ImageRun, PageSource};
 pub use pack::{Effort, PackedChunk, Packer, Packing};
-pub use reader::RankFile;
+pub(crate) use reader::RankFile;
 pub use writer::{Finished, RankFileWriter};
 
 /// What a section of a rank file holds. To the store they are bytes.

@@ -1,4 +1,4 @@
-//! Reads a rank file: nothing in it is believed before its checksum is right, and no length before it is
+//! Reads one rank file: nothing in it is believed before its checksum is right, and no length before it is
 //! known to lie in the file.
 
 use protocol::control::StoredFile;
@@ -6,35 +6,35 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::SectionKind;
 use super::codec::Scratch;
-use super::index::Index;
-use super::map::{ImageRun, PageSource};
-use crate::format::checksum::Checksums;
+use super::index::{Index, PageTable};
+use crate::format::checksum::{Checksums, FileDigest};
 use crate::format::layout::{
-    ChunkEntry, ChunkHeader, ENCODING_RAW, FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD,
-    PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC, Trailer,
+    ChunkEntry, ChunkHeader, ENCODING_RAW, FileHeader, HEADER_MAGIC, PAGE_BYTES_FIELD, PageRun,
+    RANK_FILE_VERSION, TRAILER_MAGIC, Trailer,
 };
 use crate::storage::{self, ReadFile, Storage, read_exact_at};
-use crate::{Error, FileKey, PAGE_BYTES, Result};
+use crate::{Error, FileKey, Result};
+
+/// Bytes read at once for the digest.
+const READ_BYTES: usize = 1 << 20;
 
 /// A rank file, open for reading. Several threads may read chunks at once, each with its own [`Scratch`].
 #[derive(Debug)]
-pub struct RankFile {
-    pub(super) file: Box<dyn ReadFile>,
+pub(crate) struct RankFile {
+    file: Box<dyn ReadFile>,
     /// The path as users see it.
     pub(super) shown: String,
-    pub(super) sums: Checksums,
-    pub(super) stored: StoredFile,
+    sums: Checksums,
+    stored: StoredFile,
     pub(super) index: Index,
-    /// The pages of each chunk, in the order of its bytes.
-    page_runs: Vec<Vec<PageRun>>,
-    /// Numbers of the chunks that hold pages.
-    page_chunks: Vec<u32>,
+    pub(super) pages: PageTable,
 }
 
 impl RankFile {
     /// Opens the file that the manifest calls `stored`, which must be the one of `key`. Checks length,
-    /// header, trailer and index; chunks are checked when they are read.
-    pub fn open(storage: &dyn Storage, stored: &StoredFile, key: FileKey) -> Result<Self> {
+    /// header, trailer and index; chunks are checked when they are read, and what the index says of
+    /// other files where those are open.
+    pub(crate) fn open(storage: &dyn Storage, stored: &StoredFile, key: FileKey) -> Result<Self> {
         let shown = storage.describe(&stored.name);
         let corrupt = |what: String| Error::corrupt(shown.as_str(), what);
         let file = storage::open(storage, &stored.name, "a rank's file of a checkpoint")?;
@@ -72,149 +72,60 @@ impl RankFile {
             return Err(corrupt("the checksum of the index is wrong".into()));
         }
         let index = Index::decode(&index, trailer.index_offset.get()).map_err(corrupt)?;
-        if let Some(other) = index.sources.first() {
-            return Err(Error::Unsupported {
-                path: shown,
-                what: format!("an incremental image, which needs pages of {other}"),
-            });
-        }
-        let page_runs = index.page_runs().map_err(corrupt)?;
-        let raw_bytes = raw_bytes(&index);
-        if raw_bytes != trailer.raw_bytes.get() || raw_bytes != stored.raw_bytes {
+        let pages = index.page_table().map_err(corrupt)?;
+        let (raw, changed) = (index.raw_bytes(), index.changed_bytes());
+        if raw != trailer.raw_bytes.get() || raw != stored.raw_bytes {
             return Err(corrupt(format!(
-                "the index stands for {raw_bytes} bytes, the trailer for {}, the manifest for {}",
+                "the index stands for {raw} bytes, the trailer for {}, the manifest for {}",
                 trailer.raw_bytes, stored.raw_bytes
             )));
         }
-        let page_chunks = (0u32..)
-            .zip(&index.chunks)
-            .filter(|(_, chunk)| chunk.kind.get() == KIND_PAGES)
-            .map(|(number, _)| number)
-            .collect();
+        if changed != stored.changed_bytes {
+            return Err(corrupt(format!(
+                "its chunks stand for {changed} bytes, the manifest for {}",
+                stored.changed_bytes
+            )));
+        }
         Ok(Self {
             file,
             shown,
             sums,
             stored: stored.clone(),
             index,
-            page_runs,
-            page_chunks,
+            pages,
         })
     }
 
-    /// How many chunks hold pages: what [`RankFile::read_chunk`] counts.
-    #[must_use]
-    pub fn chunk_count(&self) -> usize {
-        self.page_chunks.len()
-    }
-
-    /// Pages of the image, zero pages included.
-    #[must_use]
-    pub fn page_count(&self) -> u64 {
-        self.index.pages()
-    }
-
-    /// The pages of the image in ascending order, and where they are. Pages that are not listed are no part
-    /// of it; zero pages are listed and in no chunk.
-    #[must_use]
-    pub fn runs(&self) -> &[ImageRun] {
-        &self.index.runs
-    }
-
-    /// Reads page chunk `i` and hands out its pages, each with its number. Nothing is handed out unless the
-    /// whole chunk is right.
-    pub fn read_chunk(
-        &self,
-        i: usize,
-        scratch: &mut Scratch,
-        mut page: impl FnMut(u64, &[u8]),
-    ) -> Result<()> {
-        let number = self.page_chunk(i)?;
-        let raw = self.raw_chunk(number, scratch)?;
-        let mut rest = raw;
-        for run in &self.page_runs[number as usize] {
-            for number in run.first_page.get()..run.first_page.get() + u64::from(run.pages.get()) {
-                let (bytes, after) = rest.split_at(PAGE_BYTES);
-                page(number, bytes);
-                rest = after;
-            }
+    /// Reads and checks every byte: each chunk as stored and after decompression, and the digest over the
+    /// whole file that the manifest holds.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let mut scratch = Scratch::new();
+        for (number, _) in (0u32..).zip(&self.index.chunks) {
+            let raw = self.raw_chunk(number, &mut scratch)?;
+            self.check_raw(number, raw)?;
+        }
+        let mut digest = FileDigest::new();
+        let mut buffer = vec![0; READ_BYTES];
+        let mut at = 0;
+        while at < self.stored.file_bytes {
+            let left = usize::try_from(self.stored.file_bytes - at).unwrap_or(READ_BYTES);
+            let piece = &mut buffer[..left.min(READ_BYTES)];
+            read_exact_at(&*self.file, piece, at)
+                .map_err(Error::io("read", self.shown.as_str()))?;
+            digest.update(piece);
+            at += piece.len() as u64;
+        }
+        if digest.finish() != self.stored.digest {
+            return Err(Error::corrupt(
+                self.shown.as_str(),
+                "the digest over the whole file is not the manifest's",
+            ));
         }
         Ok(())
-    }
-
-    /// Reads page chunk `i` straight into the memory that `place` names: asked for a first page and a
-    /// number of pages, it gives exactly that many bytes, or `None` where they are not wanted.
-    ///
-    /// This is the fast way to restore: a chunk of consecutive pages is decompressed into its place, and a
-    /// chunk stored as it is is read into it, with no copy between. In return, memory that was handed out holds
-    /// anything where an error is returned.
-    pub fn read_chunk_into<'m>(
-        &self,
-        i: usize,
-        scratch: &mut Scratch,
-        mut place: impl FnMut(u64, usize) -> Option<&'m mut [u8]>,
-    ) -> Result<()> {
-        let number = self.page_chunk(i)?;
-        let runs = &self.page_runs[number as usize];
-        let mut placed = Vec::with_capacity(runs.len());
-        for run in runs {
-            let (first, pages) = (run.first_page.get(), run.pages.get() as usize);
-            let into = place(first, pages);
-            if let Some(into) = &into
-                && into.len() != pages * PAGE_BYTES
-            {
-                return Err(Error::invalid(
-                    self.shown.as_str(),
-                    format!("{} bytes of memory given for {pages} pages", into.len()),
-                ));
-            }
-            placed.push(into);
-        }
-        if let [Some(into)] = &mut placed[..] {
-            return self.raw_chunk_into(number, scratch, into);
-        }
-        let mut rest = self.raw_chunk(number, scratch)?;
-        for (run, into) in runs.iter().zip(placed) {
-            let (bytes, after) = rest.split_at(run.pages.get() as usize * PAGE_BYTES);
-            if let Some(into) = into {
-                into.copy_from_slice(bytes);
-            }
-            rest = after;
-        }
-        Ok(())
-    }
-
-    /// Reads one page of the image, `None` if it is no part of it.
-    pub fn read_page(&self, page: u64, scratch: &mut Scratch) -> Result<Option<[u8; PAGE_BYTES]>> {
-        let after = self
-            .index
-            .runs
-            .partition_point(|run| run.first_page <= page);
-        let Some(run) = after.checked_sub(1).map(|at| self.index.runs[at]) else {
-            return Ok(None);
-        };
-        if page >= run.first_page + run.pages {
-            return Ok(None);
-        }
-        match run.source {
-            PageSource::Zero => Ok(Some([0; PAGE_BYTES])),
-            PageSource::Stored {
-                file: SOURCE_HERE,
-                chunk,
-                position,
-            } => {
-                let raw = self.raw_chunk(chunk, scratch)?;
-                let at = (position as usize + (page - run.first_page) as usize) * PAGE_BYTES;
-                let mut bytes = [0; PAGE_BYTES];
-                bytes.copy_from_slice(&raw[at..at + PAGE_BYTES]);
-                Ok(Some(bytes))
-            }
-            PageSource::Stored { .. } => unreachable!("open refuses incremental images"),
-        }
     }
 
     /// Reads a section, empty if nothing was written to it.
-    pub fn section(&self, kind: SectionKind) -> Result<Vec<u8>> {
+    pub(super) fn section(&self, kind: SectionKind) -> Result<Vec<u8>> {
         let mut scratch = Scratch::new();
         let mut section = Vec::new();
         for (number, chunk) in (0u32..).zip(&self.index.chunks) {
@@ -223,18 +134,6 @@ impl RankFile {
             }
         }
         Ok(section)
-    }
-
-    fn page_chunk(&self, i: usize) -> Result<u32> {
-        self.page_chunks.get(i).copied().ok_or_else(|| {
-            Error::invalid(
-                self.shown.as_str(),
-                format!(
-                    "there is no page chunk {i}, only {}",
-                    self.page_chunks.len()
-                ),
-            )
-        })
     }
 
     /// The raw bytes of a chunk, checked.
@@ -255,7 +154,13 @@ impl RankFile {
         Ok(&scratch.raw)
     }
 
-    fn raw_chunk_into(&self, number: u32, scratch: &mut Scratch, into: &mut [u8]) -> Result<()> {
+    /// The same, decompressed or read straight into `into`, which has the length that the index says.
+    pub(super) fn raw_chunk_into(
+        &self,
+        number: u32,
+        scratch: &mut Scratch,
+        into: &mut [u8],
+    ) -> Result<()> {
         let entry = &self.index.chunks[number as usize];
         if entry.encoding.get() == ENCODING_RAW {
             let payload = self.fetch_bytes(number, scratch, false)?;
@@ -272,7 +177,7 @@ impl RankFile {
     }
 
     /// Reads a chunk as stored, checks it, and tells where in `scratch.stored` its payload starts.
-    pub(super) fn fetch(&self, number: u32, scratch: &mut Scratch) -> Result<usize> {
+    fn fetch(&self, number: u32, scratch: &mut Scratch) -> Result<usize> {
         let payload = self.fetch_bytes(number, scratch, true)?;
         let (front, rest) = scratch.stored.split_at(payload);
         self.check_stored(number, front, rest)?;
@@ -303,7 +208,7 @@ impl RankFile {
         if header != expected.as_bytes() {
             return Err(self.corrupt_chunk(number, "its header is not what the index says"));
         }
-        if runs != self.page_runs[number as usize].as_bytes() {
+        if runs != self.pages.of(number).as_bytes() {
             return Err(self.corrupt_chunk(number, "its pages are not those that the index says"));
         }
         if self.sums.stored(&expected, runs, payload) != entry.stored_checksum.get() {
@@ -312,9 +217,9 @@ impl RankFile {
         Ok(())
     }
 
-    pub(super) fn check_raw(&self, number: u32, raw: &[u8]) -> Result<()> {
+    fn check_raw(&self, number: u32, raw: &[u8]) -> Result<()> {
         let entry = &self.index.chunks[number as usize];
-        let runs = self.page_runs[number as usize].as_bytes();
+        let runs = self.pages.of(number).as_bytes();
         if self.sums.raw(number, runs, raw) == entry.raw_checksum.get() {
             Ok(())
         } else {
@@ -333,16 +238,6 @@ impl RankFile {
 
 fn front_bytes(entry: &ChunkEntry) -> usize {
     size_of::<ChunkHeader>() + size_of::<PageRun>() * entry.page_runs.get() as usize
-}
-
-fn raw_bytes(index: &Index) -> u64 {
-    let sections: u64 = index
-        .chunks
-        .iter()
-        .filter(|chunk| chunk.kind.get() != KIND_PAGES)
-        .map(|chunk| u64::from(chunk.raw_bytes.get()))
-        .sum();
-    sections + index.pages() * PAGE_BYTES as u64
 }
 
 fn check_header(header: &FileHeader, sums: &Checksums, key: FileKey, shown: &str) -> Result<()> {

@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::control::{Compression, StoredFile};
+use protocol::control::{Compression, NeededFile, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use store::{
     CheckpointId, Error, FileKey, JobRecord, JobStore, Manifest, PAGE_BYTES, PublishError,
-    Published, RankFile, RankFileWriter, Scratch, SectionKind, SharedStorage, Storage,
+    Published, RankFileWriter, RankImage, Scratch, SectionKind, SharedStorage, Storage,
 };
 
 pub const JOB: JobId = JobId(*b"a job of a test!");
@@ -82,15 +82,25 @@ pub fn write_image(
     Ok(file.finish()?.file)
 }
 
-/// Reads a rank file as a restore does, without the digest over the whole file.
+/// Reads a full image as a restore does, without the digest over the whole file.
 pub fn read_image(
     storage: &dyn Storage,
     stored: &StoredFile,
     key: FileKey,
 ) -> store::Result<Image> {
-    let file = RankFile::open(storage, stored, key)?;
+    read_image_with(storage, stored, key, &[])
+}
+
+/// Reads an image that may have pages in files of other checkpoints, as a restore does.
+pub fn read_image_with(
+    storage: &dyn Storage,
+    stored: &StoredFile,
+    key: FileKey,
+    needs: &[NeededFile],
+) -> store::Result<Image> {
+    let file = RankImage::open(storage, stored, key, needs)?;
     let mut image = Image::default();
-    for run in file.runs() {
+    for run in file.map().runs() {
         if run.source == store::rank_file::PageSource::Zero {
             for page in run.first_page..run.first_page + run.pages {
                 image.pages.insert(page, vec![0; PAGE_BYTES]);
@@ -98,8 +108,8 @@ pub fn read_image(
         }
     }
     let mut scratch = Scratch::new();
-    for chunk in 0..file.chunk_count() {
-        file.read_chunk(chunk, &mut scratch, |page, bytes| {
+    for part in 0..file.part_count() {
+        file.read_part(part, &mut scratch, |page, bytes| {
             let before = image.pages.insert(page, bytes.to_vec());
             assert!(before.is_none(), "page {page} is there twice");
         })?;
@@ -202,9 +212,9 @@ pub fn assert_readable(store: &JobStore, manifest: &Manifest) {
     for rank in 0..manifest.ranks() {
         let stored = &manifest.files[rank as usize];
         let key = manifest.file_key(Rank(rank));
-        let found = read_image(&**store.storage(), stored, key).unwrap();
+        let found = read_image_with(&**store.storage(), stored, key, &manifest.needs).unwrap();
         assert_eq!(found, image_of(manifest.epoch, rank));
-        RankFile::open(&**store.storage(), stored, key)
+        RankImage::open(&**store.storage(), stored, key, &manifest.needs)
             .and_then(|file| file.verify())
             .unwrap();
     }
