@@ -2,13 +2,14 @@
 //!
 //! The simulator draws large jobs at random; here small ones are gone through completely, in every order
 //! in which packets, announcements, reports, cuts, failures and losses can come. `job` is the snapshot
-//! protocol, `pages` the bookkeeping of dirty pages.
+//! protocol, `pages` the bookkeeping of dirty pages and of the
+//! files that checkpoints need.
 
 mod job;
 mod pages;
 
 use job::{Limits, Small};
-use pages::Paging;
+use pages::{Paging, StoreMistake};
 use protocol::faults::{Broken, Fault};
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -141,20 +142,40 @@ fn a_late_marker_that_counts_is_caught() {
 }
 
 #[test]
-fn dirty_pages_are_never_forgotten() {
+fn every_checkpoint_of_incremental_files_stays_whole() {
     let sound = Paging {
         fault: Broken(None),
+        mistake: None,
     };
-    sound.checker().spawn_bfs().join().assert_properties();
+    let checker = sound.checker().threads(2).spawn_bfs().join();
+    println!("{} states", checker.unique_state_count());
+    checker.assert_properties();
 }
 
 #[test]
-fn forgetting_the_pages_of_an_aborted_epoch_is_caught() {
-    let broken = Paging {
-        fault: Broken(Some(Fault::AbortedPagesForgotten)),
-    };
-    let checker = broken.checker().spawn_bfs().join();
-    assert!(checker.discovery(pages::WHOLE).is_some());
+fn mistakes_with_pages_and_files_are_caught() {
+    let of_rank = [
+        Fault::AbortedPagesForgotten,
+        Fault::AbortedTakenAsParent,
+        Fault::RebaseIgnored,
+    ];
+    let of_store = [StoreMistake::NeedsUnchecked, StoreMistake::NeedsNotKept];
+    let of_rank = of_rank.map(|fault| (Some(fault), None));
+    let of_store = of_store.map(|mistake| (None, Some(mistake)));
+    for (fault, mistake) in of_rank.into_iter().chain(of_store) {
+        let broken = Paging {
+            fault: Broken(fault),
+            mistake,
+        };
+        let checker = broken
+            .checker()
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
+        let path = checker.discovery(pages::WHOLE);
+        let path = path.unwrap_or_else(|| panic!("{fault:?} {mistake:?} was not caught"));
+        println!("{fault:?} {mistake:?}: {:?}", path.into_actions());
+    }
 }
 
 /// Sizes beyond what every build can wait for: `cargo test --release -p ckpt-protocol --test model -- --ignored`.
