@@ -106,10 +106,10 @@ impl State {
             index = self.maps.get(&parent).copied().unwrap_or([parent; PAGES]);
         }
         let mut file = BTreeMap::new();
-        for page in 0..PAGES {
+        for (page, holder) in index.iter_mut().enumerate() {
             if since.parent.is_none() || since.pages.contains(page as u64) {
                 file.insert(page, self.memory[page]);
-                index[page] = epoch;
+                *holder = epoch;
             }
         }
         self.files.insert(epoch, file);
