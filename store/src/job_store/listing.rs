@@ -1,6 +1,6 @@
 //! Which checkpoints a store holds, and which of them may be used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::ids::{Epoch, Incarnation};
 
@@ -26,6 +26,8 @@ pub struct Checkpoint {
     pub state: CheckpointState,
     /// Its manifest, where there is one that can be read.
     pub manifest: Option<Manifest>,
+    /// The checkpoints that need files of this epoch, ascending, as far as their manifests can be read.
+    pub needed_by: Vec<Epoch>,
 }
 
 /// Whether an epoch may be restored from.
@@ -49,7 +51,8 @@ pub enum CheckpointState {
         /// Why.
         error: Error,
     },
-    /// It has no manifest: under way, or aborted.
+    /// It has no manifest: under way, or aborted, or a checkpoint that is not kept any more, of which other
+    /// checkpoints need files.
     Unpublished,
 }
 
@@ -107,10 +110,28 @@ impl JobStore {
                 checkpoint.state = CheckpointState::Ignored { newer };
             }
         }
+        let mut users: BTreeMap<Epoch, BTreeSet<Epoch>> = BTreeMap::new();
+        for manifest in checkpoints.iter().filter_map(|it| it.manifest.as_ref()) {
+            for need in &manifest.needs {
+                users.entry(need.epoch).or_default().insert(manifest.epoch);
+            }
+        }
+        for checkpoint in &mut checkpoints {
+            if let Some(users) = users.remove(&checkpoint.epoch) {
+                checkpoint.needed_by = users.into_iter().collect();
+            }
+        }
         Ok(Listing {
             checkpoints,
             warnings,
         })
+    }
+
+    /// The epochs after this one, as their files are.
+    pub(super) fn list_after(&self, epoch: Epoch) -> Result<Vec<Checkpoint>> {
+        let (epochs, _) = self.epoch_dirs()?;
+        let later = epochs.into_iter().filter(|later| *later > epoch);
+        Ok(later.map(|later| self.look(later)).collect())
     }
 
     /// The newest checkpoint that may be used, as far as manifests tell.
@@ -126,6 +147,7 @@ impl JobStore {
                     epoch,
                     state: CheckpointState::Unpublished,
                     manifest: None,
+                    needed_by: Vec::new(),
                 };
             }
             Err(error) => (None, Some(error)),
@@ -139,11 +161,12 @@ impl JobStore {
             epoch,
             state,
             manifest,
+            needed_by: Vec::new(),
         }
     }
 
     /// Why a checkpoint is marked bad. A mark that can't be read is a mark.
-    fn bad_reason(&self, epoch: Epoch) -> Option<String> {
+    pub(super) fn bad_reason(&self, epoch: Epoch) -> Option<String> {
         match storage::read_whole(&*self.storage, &names::bad(epoch), "a mark", 1 << 20) {
             Ok(reason) => Some(String::from_utf8_lossy(&reason).trim().to_owned()),
             Err(Error::NotFound { .. }) => None,

@@ -3,14 +3,16 @@
 //! The manifest is written under a name that means nothing, made durable, and renamed. Before the rename
 //! the epoch can be aborted; once the rename was tried it can't, and what became of it is found out by looking.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use protocol::ids::Epoch;
 
 use super::{JobStore, read_of_job};
+use crate::rank_file::RankFile;
 use crate::record::{self, Manifest};
 use crate::storage::{self, Access};
-use crate::{Error, Result, durable, names};
+use crate::{Error, FileKey, Result, durable, names};
 
 /// How far publishing has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,7 @@ impl JobStore {
                 "a manifest of another job, start of it, or number of ranks".into(),
             ));
         }
+        self.check_needs(manifest)?;
         if self.is_there(&path)? {
             return Err(Error::AlreadyExists {
                 path: self.storage.describe(&path),
@@ -99,6 +102,31 @@ impl JobStore {
             &record::encode(manifest),
             Access::Umask,
         )
+    }
+
+    /// Checks that every file of another checkpoint that `manifest` needs is there: with its length, with the
+    /// header of that file of this job, and not of a checkpoint that is marked bad. The bytes of its chunks are
+    /// not read. What fails here can't be built on any more: processes have to store whole images next.
+    pub fn check_needs(&self, manifest: &Manifest) -> Result<()> {
+        let mut checked = BTreeSet::new();
+        for need in &manifest.needs {
+            if checked.insert(need.epoch)
+                && let Some(reason) = self.bad_reason(need.epoch)
+            {
+                return Err(Error::invalid(
+                    self.storage.describe(&names::epoch_dir(need.epoch)),
+                    format!("a new checkpoint refers to it, and it is marked bad ({reason})"),
+                ));
+            }
+            let key = FileKey {
+                job: manifest.job,
+                incarnation: need.incarnation,
+                epoch: need.epoch,
+                rank: need.file.rank,
+            };
+            RankFile::look(&*self.storage, &need.file, key)?;
+        }
+        Ok(())
     }
 
     /// The rename reported `error`. Taking its source away settles it: where that can be removed, the

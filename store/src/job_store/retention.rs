@@ -1,17 +1,52 @@
 //! Everything that removes files, which only the coordinator does, and the mark of a bad checkpoint.
 //!
-//! A checkpoint is removed manifest first, durably: it is never seen with files missing.
+//! A checkpoint is removed manifest first, durably: it is never seen with files missing. Its files follow one
+//! by one, as soon as no manifest refers to them: those that a kept checkpoint needs stay, in a directory
+//! without a manifest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{MutexGuard, PoisonError};
 
 use protocol::ids::Epoch;
 
-use super::listing::CheckpointState;
+use super::listing::{Checkpoint, CheckpointState, Listing};
 use super::{JobStore, numbered};
 use crate::record::Manifest;
 use crate::storage::{self, Access};
 use crate::{Error, Result, durable, names};
+
+/// The files that some checkpoints need from others.
+struct Needed<'l> {
+    files: HashSet<&'l str>,
+    /// Of the epochs before this one nothing is known to be needless: its manifest can't be read now, but
+    /// perhaps later.
+    unknown_before: Epoch,
+}
+
+impl<'l> Needed<'l> {
+    fn by(checkpoints: impl IntoIterator<Item = &'l Checkpoint>) -> Self {
+        let mut needed = Self {
+            files: HashSet::new(),
+            unknown_before: Epoch(0),
+        };
+        for checkpoint in checkpoints {
+            if let Some(manifest) = &checkpoint.manifest {
+                let files = manifest.needs.iter().map(|need| &*need.file.name);
+                needed.files.extend(files);
+            }
+            if let CheckpointState::Unreadable { error } = &checkpoint.state
+                && !matches!(error, Error::Corrupt { .. } | Error::NotFound { .. })
+            {
+                needed.unknown_before = needed.unknown_before.max(checkpoint.epoch);
+            }
+        }
+        needed
+    }
+
+    fn has(&self, epoch: Epoch, path: &str) -> bool {
+        epoch < self.unknown_before || self.files.contains(path)
+    }
+}
 
 impl JobStore {
     /// Marks a checkpoint as one that must not be used. The reason is for the user.
@@ -36,11 +71,14 @@ impl JobStore {
                 "the epoch is published and can't be aborted",
             ));
         }
-        self.empty(epoch)
+        // Nothing can need files of an epoch that was not published, unless a process is in error.
+        let listing = self.list_after(epoch)?;
+        self.remove_needless(epoch, &Needed::by(&listing)).map(drop)
     }
 
-    /// Keeps the newest `keep` checkpoints and what they refer to; removes older ones, and what aborted
-    /// epochs left before the newest checkpoint. Tells which epochs were removed.
+    /// Keeps the newest `keep` checkpoints and the files that they need of others; removes older ones, and what
+    /// aborted epochs left before the newest checkpoint. Tells which epochs are no checkpoints any more, or
+    /// are gone.
     pub fn retain(&self, keep: u32) -> Result<Vec<Epoch>> {
         self.require_mine("removing old checkpoints")?;
         let listing = self.list()?;
@@ -55,27 +93,36 @@ impl JobStore {
         let oldest_kept = counted
             .get(keep.max(1) as usize - 1)
             .map_or(Epoch(0), |manifest| manifest.epoch);
-        let referred: BTreeSet<String> = listing
-            .usable()
-            .filter(|manifest| manifest.epoch >= oldest_kept)
-            .flat_map(|manifest| &manifest.needs)
-            .map(|need| names::epoch_dir(need.epoch))
-            .collect();
-        let mut removed = Vec::new();
-        for checkpoint in &listing.checkpoints {
-            let epoch = checkpoint.epoch;
-            let left_over =
-                matches!(checkpoint.state, CheckpointState::Unpublished) && epoch < newest.epoch;
-            let old = epoch < oldest_kept;
-            if (old || left_over) && !referred.contains(&names::epoch_dir(epoch)) {
-                self.remove_files(epoch)?;
-                removed.push(epoch);
+        let (old, kept): (Vec<&Checkpoint>, Vec<&Checkpoint>) = listing
+            .checkpoints
+            .iter()
+            .partition(|checkpoint| checkpoint.epoch < oldest_kept);
+        // Bad and ignored ones too, whose mark may yet be taken away by hand.
+        let needed = Needed::by(kept.iter().copied());
+        let left_over = kept
+            .iter()
+            .filter(|checkpoint| is_unpublished(checkpoint) && checkpoint.epoch < newest.epoch);
+        let emptied = old.iter().chain(left_over);
+        let emptied: Vec<Epoch> = emptied.map(|checkpoint| checkpoint.epoch).collect();
+
+        // All manifests before any file: what one of the old checkpoints needs may be in another's directory.
+        let mut removed = BTreeSet::new();
+        for checkpoint in old.iter().filter(|checkpoint| !is_unpublished(checkpoint)) {
+            self.remove_manifest(checkpoint.epoch)?;
+            removed.insert(checkpoint.epoch);
+        }
+        let mut gone = false;
+        for epoch in emptied {
+            if self.remove_needless(epoch, &needed)? {
+                self.remove_dir(epoch)?;
+                removed.insert(epoch);
+                gone = true;
             }
         }
-        if !removed.is_empty() {
+        if gone {
             storage::sync_dir(&*self.storage, names::EPOCHS)?;
         }
-        Ok(removed)
+        Ok(removed.into_iter().collect())
     }
 
     /// Removes what was never finished: files of snapshots that did not become checkpoints, whose
@@ -89,10 +136,10 @@ impl JobStore {
                 storage::remove_if_there(&*self.storage, &path)?;
             }
         }
-        for checkpoint in self.list()?.checkpoints {
-            if matches!(checkpoint.state, CheckpointState::Unpublished) {
-                self.empty(checkpoint.epoch)?;
-            }
+        let listing = self.list()?;
+        let needed = Needed::by(&listing.checkpoints);
+        for checkpoint in listing.checkpoints.iter().filter(|it| is_unpublished(it)) {
+            self.remove_needless(checkpoint.epoch, &needed)?;
         }
         Ok(())
     }
@@ -108,42 +155,42 @@ impl JobStore {
                 .is_some_and(|number| self.incarnation.is_some_and(|mine| number <= mine.0))
     }
 
-    /// Removes one checkpoint, unless another one refers to it.
+    /// Removes one checkpoint. Files that others need stay; files that only it needed go.
     pub fn remove(&self, epoch: Epoch) -> Result<()> {
         self.require_mine("removing a checkpoint")?;
-        let dir = names::epoch_dir(epoch);
-        let listing = self.list()?;
-        if !listing.checkpoints.iter().any(|found| found.epoch == epoch) {
+        let Listing { checkpoints, .. } = self.list()?;
+        let Some(at) = checkpoints.iter().position(|found| found.epoch == epoch) else {
             return Err(Error::NotFound {
-                path: self.storage.describe(&dir),
+                path: self.storage.describe(&names::epoch_dir(epoch)),
                 what: "the checkpoint to remove",
             });
+        };
+        let others = checkpoints.iter().filter(|other| other.epoch != epoch);
+        let needed = Needed::by(others);
+        self.remove_manifest(epoch)?;
+        let mut emptied = BTreeSet::from([epoch]);
+        if let Some(manifest) = &checkpoints[at].manifest {
+            emptied.extend(manifest.needs.iter().map(|need| need.epoch));
         }
-        let referring = listing.checkpoints.iter().find(|other| {
-            other.epoch != epoch
-                && other
-                    .manifest
-                    .iter()
-                    .flat_map(|manifest| &manifest.needs)
-                    .any(|need| need.epoch == epoch)
-        });
-        if let Some(other) = referring {
-            return Err(Error::invalid(
-                self.storage.describe(&dir),
-                format!("{} refers to it: remove that first", other.epoch),
-            ));
+        // The highest directory keeps its number from being used again.
+        let highest = checkpoints.last().map(|last| last.epoch);
+        let mut gone = false;
+        for checkpoint in &checkpoints {
+            let of = checkpoint.epoch;
+            let without_manifest = of == epoch || is_unpublished(checkpoint);
+            if emptied.contains(&of)
+                && without_manifest
+                && self.remove_needless(of, &needed)?
+                && Some(of) != highest
+            {
+                self.remove_dir(of)?;
+                gone = true;
+            }
         }
-        if listing
-            .checkpoints
-            .last()
-            .is_some_and(|last| last.epoch == epoch)
-        {
-            // The highest directory keeps its number from being used again.
-            self.remove_manifest(epoch)?;
-            return self.empty(epoch);
+        match gone {
+            true => storage::sync_dir(&*self.storage, names::EPOCHS),
+            false => Ok(()),
         }
-        self.remove_files(epoch)?;
-        storage::sync_dir(&*self.storage, names::EPOCHS)
     }
 
     /// Removes the store: the job record first, after which it is none, then all that is ours, then the
@@ -155,7 +202,8 @@ impl JobStore {
         storage::sync_dir(storage, "")?;
         let (epochs, _) = self.epoch_dirs()?;
         for epoch in epochs {
-            self.remove_files(epoch)?;
+            self.remove_all_in(&names::epoch_dir(epoch))?;
+            self.remove_dir(epoch)?;
         }
         for dir in [names::EPOCHS, names::INCARNATIONS] {
             self.remove_all_in(dir)?;
@@ -178,9 +226,7 @@ impl JobStore {
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remove_files(&self, epoch: Epoch) -> Result<()> {
-        self.remove_manifest(epoch)?;
-        self.empty(epoch)?;
+    fn remove_dir(&self, epoch: Epoch) -> Result<()> {
         let dir = names::epoch_dir(epoch);
         self.storage.remove_dir(&dir).map_err(Error::io(
             "remove the directory",
@@ -195,9 +241,35 @@ impl JobStore {
         Ok(())
     }
 
-    /// Removes the files in an epoch's directory, which has no manifest.
-    fn empty(&self, epoch: Epoch) -> Result<()> {
-        self.remove_all_in(&names::epoch_dir(epoch))
+    /// Removes the files in an epoch's directory, which has no manifest, but for those that are needed; tells
+    /// whether the directory is empty then. Goes on past an error and reports the first.
+    fn remove_needless(&self, epoch: Epoch, needed: &Needed<'_>) -> Result<bool> {
+        let dir = names::epoch_dir(epoch);
+        let entries = self
+            .storage
+            .list(&dir)
+            .map_err(Error::io("list", self.storage.describe(&dir)))?;
+        let path_of = |name: &str| format!("{dir}/{name}");
+        let stays = |name: &str| needed.has(epoch, &path_of(name));
+        let keeps_some = entries
+            .iter()
+            .any(|entry| entry.is_dir || (entry.name != names::BAD && stays(&entry.name)));
+        // A mark stays with the files, so that nothing new builds on them.
+        let go: Vec<_> = entries
+            .iter()
+            .filter(|entry| !entry.is_dir && !stays(&entry.name))
+            .filter(|entry| !(keeps_some && entry.name == names::BAD))
+            .collect();
+        if !go.is_empty() {
+            // A manifest that was removed here must not come back after a crash, without its files.
+            storage::sync_dir(&*self.storage, &dir)?;
+        }
+        let mut result = Ok(());
+        for entry in go {
+            let removed = storage::remove_if_there(&*self.storage, &path_of(&entry.name));
+            result = result.and(removed.map(drop));
+        }
+        result.map(|()| !keeps_some)
     }
 
     /// Removes all files of a directory; goes on past an error and reports the first.
@@ -214,4 +286,8 @@ impl JobStore {
         }
         result
     }
+}
+
+fn is_unpublished(checkpoint: &Checkpoint) -> bool {
+    matches!(checkpoint.state, CheckpointState::Unpublished)
 }

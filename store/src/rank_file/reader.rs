@@ -35,32 +35,16 @@ impl RankFile {
     /// header, trailer and index; chunks are checked when they are read, and what the index says of
     /// other files where those are open.
     pub(crate) fn open(storage: &dyn Storage, stored: &StoredFile, key: FileKey) -> Result<Self> {
+        let (file, header) = open_and_look(storage, stored, key)?;
         let shown = storage.describe(&stored.name);
         let corrupt = |what: String| Error::corrupt(shown.as_str(), what);
-        let file = storage::open(storage, &stored.name, "a rank's file of a checkpoint")?;
-        let file_bytes = file
-            .file_bytes()
-            .map_err(Error::io("read the length of", shown.as_str()))?;
-        if file_bytes != stored.file_bytes {
-            return Err(corrupt(format!(
-                "{file_bytes} bytes long where the manifest says {}: truncated, or written to later",
-                stored.file_bytes
-            )));
-        }
-        let ends = (size_of::<FileHeader>() + size_of::<Trailer>()) as u64;
-        if file_bytes < ends {
-            return Err(corrupt("too short for a rank file".into()));
-        }
         let sums = Checksums::new(key);
         let read = |into: &mut [u8], offset| {
             read_exact_at(&*file, into, offset).map_err(Error::io("read", shown.as_str()))
         };
 
-        let mut header = FileHeader::new_zeroed();
-        read(header.as_mut_bytes(), 0)?;
-        check_header(&header, &sums, key, &shown)?;
         let mut trailer = Trailer::new_zeroed();
-        let trailer_offset = file_bytes - size_of::<Trailer>() as u64;
+        let trailer_offset = stored.file_bytes - size_of::<Trailer>() as u64;
         read(trailer.as_mut_bytes(), trailer_offset)?;
         check_trailer(&trailer, &header, &sums, trailer_offset).map_err(corrupt)?;
 
@@ -94,6 +78,11 @@ impl RankFile {
             index,
             pages,
         })
+    }
+
+    /// Checks the length and the header of a file, and nothing more.
+    pub(crate) fn look(storage: &dyn Storage, stored: &StoredFile, key: FileKey) -> Result<()> {
+        open_and_look(storage, stored, key).map(drop)
     }
 
     /// Reads and checks every byte: each chunk as stored and after decompression, and the digest over the
@@ -234,6 +223,36 @@ impl RankFile {
             format!("chunk {number} at offset {offset}: {what}"),
         )
     }
+}
+
+/// Opens a file and checks its length and its header.
+fn open_and_look(
+    storage: &dyn Storage,
+    stored: &StoredFile,
+    key: FileKey,
+) -> Result<(Box<dyn ReadFile>, FileHeader)> {
+    let shown = storage.describe(&stored.name);
+    let file = storage::open(storage, &stored.name, "a rank's file of a checkpoint")?;
+    let file_bytes = file
+        .file_bytes()
+        .map_err(Error::io("read the length of", shown.as_str()))?;
+    if file_bytes != stored.file_bytes {
+        return Err(Error::corrupt(
+            shown,
+            format!(
+                "{file_bytes} bytes long where the manifest says {}: truncated, or written to later",
+                stored.file_bytes
+            ),
+        ));
+    }
+    let ends = (size_of::<FileHeader>() + size_of::<Trailer>()) as u64;
+    if file_bytes < ends {
+        return Err(Error::corrupt(shown, "too short for a rank file"));
+    }
+    let mut header = FileHeader::new_zeroed();
+    read_exact_at(&*file, header.as_mut_bytes(), 0).map_err(Error::io("read", shown.as_str()))?;
+    check_header(&header, &Checksums::new(key), key, &shown)?;
+    Ok((file, header))
 }
 
 fn front_bytes(entry: &ChunkEntry) -> usize {
