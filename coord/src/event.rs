@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use protocol::control::JobStatus;
+use protocol::interval::Ground;
 use serde::Serialize;
 
 /// Something that happened. Numbers of ranks, processes, epochs and incarnations are plain.
@@ -41,6 +42,8 @@ pub enum Event {
         epoch: Option<u64>,
         /// Their process ids, by process number.
         pids: Vec<u32>,
+        /// Memory that each of them may use for storing checkpoints, in bytes.
+        memory_bytes: u64,
     },
     /// A process has connected and was told its part; with a checkpoint, it restores now.
     Connected {
@@ -115,6 +118,21 @@ pub enum Event {
     },
     /// A snapshot is a checkpoint now.
     Committed(Committed),
+    /// The time from one snapshot to the next, where it is estimated (`--every auto`).
+    Interval {
+        /// The time, in milliseconds.
+        every_ms: u64,
+        /// Why it is that: a word of [`ground`].
+        ground: &'static str,
+        /// What a checkpoint costs the ranks, once one was measured.
+        cost_us: Option<u64>,
+        /// How long one takes to be committed, once one was measured.
+        durable_us: Option<u64>,
+        /// The estimated time between failures.
+        mtbf_ms: u64,
+        /// Failures seen.
+        failures: u32,
+    },
     /// A snapshot will not be.
     Aborted {
         /// Which.
@@ -171,6 +189,19 @@ pub enum Event {
         /// The exit code of `ckpt`.
         code: i32,
     },
+}
+
+/// The word for why an interval is what it is, for programs.
+#[must_use]
+pub fn ground(ground: Ground) -> &'static str {
+    match ground {
+        Ground::Fixed => "fixed",
+        Ground::Unmeasured => "unmeasured",
+        Ground::Optimum => "optimum",
+        Ground::Durable => "durable",
+        Ground::Shortest => "shortest",
+        Ground::Longest => "longest",
+    }
 }
 
 /// What kind of reason ended a snapshot.
@@ -304,6 +335,118 @@ mod tests {
             to_json(Duration::ZERO, &event),
             r#"{"t_us":0,"event":"committed","epoch":7,"file_bytes":10,"raw_bytes":0,"changed_bytes":0,"needs":0,"stall_us":0,"faults":0,"waited_us":0,"longest_us":0,"held_up_us":0,"took_us":0}"#
         );
+    }
+
+    /// One event of each kind.
+    fn all() -> Vec<Event> {
+        let text = String::new;
+        vec![
+            Event::Open {
+                job: text(),
+                store: text(),
+                ranks: 1,
+                processes: 1,
+            },
+            Event::Restart {
+                restarts: 1,
+                epoch: None,
+            },
+            Event::Start {
+                incarnation: 1,
+                epoch: None,
+                pids: Vec::new(),
+                memory_bytes: 0,
+            },
+            Event::Connected { process: 0, pid: 1 },
+            Event::Ready {
+                process: 0,
+                restore_us: 0,
+            },
+            Event::Go {
+                incarnation: 1,
+                epoch: None,
+            },
+            Event::Announced { epoch: 1 },
+            Event::Waiting {
+                epoch: 1,
+                processes: Vec::new(),
+            },
+            Event::Cut {
+                epoch: 1,
+                process: 0,
+                stall_us: 0,
+            },
+            Event::Stored {
+                epoch: 1,
+                process: 0,
+                file_bytes: 0,
+                changed_bytes: 0,
+                needs: 0,
+                faults: 0,
+                waited_us: 0,
+                longest_us: 0,
+            },
+            Event::Publishing { epoch: 1 },
+            Event::Renaming { epoch: 1 },
+            Event::Committed(Committed::default()),
+            Event::Interval {
+                every_ms: 0,
+                ground: ground(Ground::Optimum),
+                cost_us: None,
+                durable_us: None,
+                mtbf_ms: 0,
+                failures: 0,
+            },
+            Event::Aborted {
+                epoch: 1,
+                cause: Cause::Lost,
+                reason: text(),
+                rebase: false,
+            },
+            Event::Removed { epochs: Vec::new() },
+            Event::Lost {
+                process: 0,
+                pid: 1,
+                reason: text(),
+            },
+            Event::Bad {
+                epoch: 1,
+                reason: text(),
+            },
+            Event::Finished { rank: 0 },
+            Event::Stopping { signal: text() },
+            Event::Warning { text: text() },
+            Event::End {
+                outcome: text(),
+                message: text(),
+                code: 0,
+            },
+        ]
+    }
+
+    #[test]
+    fn the_document_has_a_line_for_each_event_with_all_its_fields_in_order() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (_, events) = document.split_once("## Events").unwrap();
+        for event in all() {
+            let line = to_json(Duration::ZERO, &event);
+            // The fields of the line as they come: the names before the colons.
+            let fields: Vec<&str> = line
+                .split('"')
+                .collect::<Vec<_>>()
+                .windows(2)
+                .filter(|pair| pair[1].starts_with(':'))
+                .map(|pair| pair[0])
+                .collect();
+            let serde_json::Value::Object(value) = serde_json::from_str(&line).unwrap() else {
+                panic!("{line} is no object");
+            };
+            let name = value["event"].as_str().unwrap();
+            let told: Vec<String> = fields[2..].iter().map(|name| format!("`{name}`")).collect();
+            let row = format!("| `{name}` | {} |", told.join(", "));
+            assert!(events.contains(&row), "docs/cli.md has no line {row}");
+        }
     }
 
     #[test]

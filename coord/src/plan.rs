@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol::control::Compression;
+use protocol::control::{CaptureMode, Compression, Tracking};
+use protocol::interval::Bounds;
 
 use crate::child::spawn::Program;
 
@@ -26,8 +27,15 @@ pub struct Plan {
     pub compression: Compression,
     /// Refuse a snapshot where something would not be captured.
     pub strict: bool,
-    /// Time from one snapshot to the next; `None` for none but those asked for.
-    pub every: Option<Duration>,
+    /// How it is found out what a rank has written.
+    pub tracking: Tracking,
+    /// How pages are saved at a cut.
+    pub capture: CaptureMode,
+    /// Memory that each process may use for storing checkpoints, in bytes; `None` for a share of what is there when the
+    /// processes are started ([`crate::memory`]).
+    pub memory_bytes: Option<u64>,
+    /// Time from one snapshot to the next.
+    pub every: Every,
     /// How many checkpoints are kept, at least 1.
     pub keep: u32,
     /// Restarts allowed without a new checkpoint in between.
@@ -38,6 +46,34 @@ pub struct Plan {
     pub label: bool,
     /// File to which events are appended.
     pub events: Option<PathBuf>,
+}
+
+/// When snapshots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// Only when asked for.
+    Off,
+    /// Each time that so much has passed.
+    Fixed(Duration),
+    /// As costs and failures suggest ([`protocol::interval`]).
+    Auto(Bounds),
+}
+
+impl Every {
+    /// The bounds of an interval that is estimated where the user does not say.
+    pub const BOUNDS: Bounds = Bounds {
+        min: Duration::from_secs(10),
+        max: Duration::from_secs(3600),
+    };
+
+    /// The bounds of the estimate.
+    #[must_use]
+    pub fn bounds(self) -> Bounds {
+        match self {
+            Self::Auto(bounds) => bounds,
+            Self::Off | Self::Fixed(_) => Self::BOUNDS,
+        }
+    }
 }
 
 impl Plan {

@@ -4,20 +4,56 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use protocol::control::{CaptureMode, Tracking};
 use protocol::ids::JobId;
+use protocol::interval::Bounds;
 use store::JobRecord;
 
 use crate::child::spawn::Program;
-use crate::plan::Plan;
+use crate::plan::{Every, Plan};
 
 /// Names of options in the record. Times are in milliseconds.
 mod option {
     pub(super) const PROGRAM: &str = "program";
     pub(super) const EVERY_MS: &str = "every_ms";
+    /// `true` where the interval is estimated, between these two.
+    pub(super) const EVERY_AUTO: &str = "every_auto";
+    pub(super) const EVERY_MIN_MS: &str = "every_min_ms";
+    pub(super) const EVERY_MAX_MS: &str = "every_max_ms";
+    pub(super) const MEMORY_BYTES: &str = "memory_bytes";
+    pub(super) const TRACKING: &str = "tracking";
+    pub(super) const CAPTURE: &str = "capture";
     pub(super) const MAX_RESTARTS: &str = "max_restarts";
     pub(super) const HEARTBEAT_TIMEOUT_MS: &str = "heartbeat_timeout_ms";
     pub(super) const STRICT: &str = "strict";
     pub(super) const LABEL: &str = "label";
+}
+
+/// The words of `--track`.
+pub const TRACKINGS: [(&str, Tracking); 4] = [
+    ("auto", Tracking::Auto),
+    ("kernel", Tracking::Kernel),
+    ("hash", Tracking::Hash),
+    ("off", Tracking::Off),
+];
+
+/// The words of `--capture`.
+pub const CAPTURES: [(&str, CaptureMode); 3] = [
+    ("auto", CaptureMode::Auto),
+    ("cow", CaptureMode::CopyOnWrite),
+    ("copy", CaptureMode::CopyAside),
+];
+
+fn word_of<T: Copy + PartialEq>(value: T, words: &[(&str, T)]) -> Option<String> {
+    let found = words.iter().find(|(_, meaning)| *meaning == value);
+    found.map(|(word, _)| (*word).to_owned())
+}
+
+fn of_word<T: Copy + Default>(word: Option<&String>, words: &[(&str, T)]) -> T {
+    let found = words
+        .iter()
+        .find(|(known, _)| word.is_some_and(|word| word == known));
+    found.map_or_else(T::default, |(_, meaning)| *meaning)
 }
 
 /// The record of a new job with this plan.
@@ -59,8 +95,20 @@ pub fn remember(plan: &Plan, record: &mut JobRecord) {
     };
     let program = plan.program.path.to_str().map(str::to_owned);
     set(option::PROGRAM, program);
-    let every = plan.every.map(|every| milliseconds(every).to_string());
-    set(option::EVERY_MS, every);
+    let (fixed, bounds) = match plan.every {
+        Every::Off => (None, None),
+        Every::Fixed(every) => (Some(every), None),
+        Every::Auto(bounds) => (None, Some(bounds)),
+    };
+    let text = |time: Duration| milliseconds(time).to_string();
+    set(option::EVERY_MS, fixed.map(text));
+    set(option::EVERY_AUTO, bounds.map(|_| true.to_string()));
+    set(option::EVERY_MIN_MS, bounds.map(|bounds| text(bounds.min)));
+    set(option::EVERY_MAX_MS, bounds.map(|bounds| text(bounds.max)));
+    let memory = plan.memory_bytes.map(|bytes| bytes.to_string());
+    set(option::MEMORY_BYTES, memory);
+    set(option::TRACKING, word_of(plan.tracking, &TRACKINGS));
+    set(option::CAPTURE, word_of(plan.capture, &CAPTURES));
     set(option::MAX_RESTARTS, Some(plan.max_restarts.to_string()));
     let heartbeat = milliseconds(plan.heartbeat_timeout).to_string();
     set(option::HEARTBEAT_TIMEOUT_MS, Some(heartbeat));
@@ -95,7 +143,20 @@ pub fn recall(store: &Path, record: &JobRecord, defaults: &Defaults) -> Plan {
         stack_bytes: record.stack_bytes,
         compression: record.compression,
         strict: flag(option::STRICT),
-        every: number(option::EVERY_MS).map(Duration::from_millis),
+        tracking: of_word(record.options.get(option::TRACKING), &TRACKINGS),
+        capture: of_word(record.options.get(option::CAPTURE), &CAPTURES),
+        memory_bytes: number(option::MEMORY_BYTES),
+        every: match number(option::EVERY_MS) {
+            Some(every) => Every::Fixed(Duration::from_millis(every)),
+            None if flag(option::EVERY_AUTO) => {
+                let time = |name| number(name).map(Duration::from_millis);
+                Every::Auto(Bounds {
+                    min: time(option::EVERY_MIN_MS).unwrap_or(Every::BOUNDS.min),
+                    max: time(option::EVERY_MAX_MS).unwrap_or(Every::BOUNDS.max),
+                })
+            }
+            None => Every::Off,
+        },
         keep: record.keep,
         max_restarts: number(option::MAX_RESTARTS)
             .and_then(|number| u32::try_from(number).ok())
@@ -151,7 +212,10 @@ mod tests {
             stack_bytes: 64 << 20,
             compression: Compression::Level(3),
             strict: true,
-            every: Some(Duration::from_millis(1500)),
+            tracking: Tracking::Hash,
+            capture: CaptureMode::CopyAside,
+            memory_bytes: Some(96 << 20),
+            every: Every::Fixed(Duration::from_millis(1500)),
             keep: 5,
             max_restarts: 9,
             heartbeat_timeout: Duration::from_millis(2500),
@@ -161,14 +225,27 @@ mod tests {
         let record = new_job(&plan).unwrap();
         assert_eq!(recall(&plan.store, &record, &defaults), plan);
 
+        let auto = Bounds {
+            min: Duration::from_millis(2500),
+            max: Duration::from_secs(90),
+        };
         let plan = Plan {
-            every: None,
+            every: Every::Auto(auto),
+            memory_bytes: None,
+            tracking: Tracking::Auto,
+            ..plan
+        };
+        let mut record = record;
+        remember(&plan, &mut record);
+        assert_eq!(recall(&plan.store, &record, &defaults), plan);
+
+        let plan = Plan {
+            every: Every::Off,
             strict: false,
             label: false,
             keep: 1,
             ..plan
         };
-        let mut record = record;
         remember(&plan, &mut record);
         assert_eq!(recall(&plan.store, &record, &defaults), plan);
     }

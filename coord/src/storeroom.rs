@@ -396,7 +396,13 @@ impl Keeper {
                 }
                 Published::Done
             }
-            Err(PublishError::NotPublished(error)) => Published::NotTried(self.explain(&error)),
+            // Whatever is wrong with what the images need, the next ones must not need it.
+            Err(PublishError::NotPublished(error)) => match self.store.check_needs(&manifest) {
+                Ok(()) => Published::NotTried(self.explain(&error)),
+                Err(gone) => Published::BaseGone(format!(
+                    "a file of another checkpoint that it needs can't be used: {gone}"
+                )),
+            },
             Err(PublishError::Unresolved(error)) => Published::Unknown(error.to_string()),
         };
         self.answer(Answer::Published(epoch, outcome));

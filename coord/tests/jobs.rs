@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::bed::{Bed, Watcher, lives, signal};
+use coord::Every;
 use coord::address::Address;
 use coord::client;
 use coord::event::Event;
@@ -94,7 +95,7 @@ fn two_processes_killed_at_once_make_one_restart() {
 #[test]
 fn a_process_killed_before_the_first_checkpoint_brings_the_job_back_to_its_beginning() {
     let mut bed = Bed::new(2, 2, 50, "good");
-    bed.plan.every = None;
+    bed.plan.every = Every::Off;
     let mut killed = false;
     let mut watcher = Watcher::acting(|event, pids| {
         if matches!(event, Event::Go { .. }) && !killed {
@@ -127,7 +128,7 @@ fn a_process_that_is_stopped_is_lost_by_its_silence() {
 fn a_process_whose_control_thread_hangs_is_lost() {
     let mut bed = Bed::new(2, 2, 2000, "mute");
     bed.plan.heartbeat_timeout = Duration::from_millis(500);
-    bed.plan.every = None;
+    bed.plan.every = Every::Off;
     let mut watcher = Watcher::new();
     let outcome = bed.run(&mut watcher);
     assert_eq!(outcome.end, End::Complete);
@@ -137,7 +138,7 @@ fn a_process_whose_control_thread_hangs_is_lost() {
 #[test]
 fn a_job_that_fails_again_and_again_is_given_up() {
     let mut bed = Bed::new(2, 2, 1000, "crash");
-    bed.plan.every = None;
+    bed.plan.every = Every::Off;
     bed.plan.max_restarts = 2;
     let mut watcher = Watcher::new();
     let outcome = bed.run(&mut watcher);
@@ -258,7 +259,7 @@ fn a_program_that_was_rebuilt_is_refused_with_the_difference() {
 #[test]
 fn a_stopped_job_goes_on_where_its_last_checkpoint_was() {
     let mut bed = Bed::new(2, 2, 300, "good");
-    bed.plan.every = None;
+    bed.plan.every = Every::Off;
     let me = nix::unistd::gettid();
     let mut watcher = Watcher::acting(|event, _| {
         if matches!(event, Event::Go { .. }) {
@@ -293,7 +294,7 @@ fn a_stopped_job_goes_on_where_its_last_checkpoint_was() {
 #[test]
 fn a_command_gets_a_checkpoint_and_the_status() {
     let mut bed = Bed::new(2, 1, 2000, "good");
-    bed.plan.every = None;
+    bed.plan.every = Every::Off;
     let store = bed.plan.store.clone();
     let asking = std::thread::spawn(move || {
         let control = loop {

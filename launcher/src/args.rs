@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use protocol::control::Compression;
+use protocol::control::{CaptureMode, Compression, Tracking};
 
 use crate::units;
 
@@ -81,18 +81,33 @@ pub struct CommonArgs {
     /// Number of processes that the ranks share [default: one for each rank]
     #[arg(long, value_name = "PROCESSES", value_parser = clap::value_parser!(u32).range(1..))]
     pub procs: Option<u32>,
-    /// Time from one checkpoint to the next (e.g. 30s, 10m), or off [default: 10m]
+    /// Time from one checkpoint to the next (e.g. 30s, 10m), auto to choose it by cost and failures, or off [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_every)]
-    pub every: Option<Every>,
+    pub every: Option<EveryArg>,
+    /// With --every auto: the shortest time [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_interval)]
+    pub every_min: Option<Duration>,
+    /// With --every auto: the longest time [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_interval)]
+    pub every_max: Option<Duration>,
     /// How many checkpoints to keep [default: 2]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
     /// Restarts allowed without a new checkpoint in between [default: 3]
     #[arg(long, value_name = "N")]
     pub max_restarts: Option<u32>,
-    /// How checkpoints are compressed: none, fast, or a level of zstd from 1 to 22 [default: fast]
+    /// How checkpoints are compressed: auto, none, fast, or a level of zstd from 1 to 22 [default: auto]
     #[arg(long, value_name = "HOW", value_parser = units::parse_compression)]
     pub compress: Option<Compression>,
+    /// Memory that each process may use for storing checkpoints (e.g. 512MiB) [default: a share of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_memory)]
+    pub memory: Option<u64>,
+    /// How changed memory is found: auto, kernel, hash, or off to store all of it each time [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = units::parse_tracking)]
+    pub track: Option<Tracking>,
+    /// How memory is saved for a checkpoint: auto, cow (copy on write), or copy (copied aside) [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = units::parse_capture)]
+    pub capture: Option<CaptureMode>,
     /// A process that gives no sign of life for this long is lost [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_heartbeat)]
     pub heartbeat_timeout: Option<Duration>,
@@ -109,9 +124,11 @@ pub struct CommonArgs {
 
 /// The value of `--every`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Every {
+pub enum EveryArg {
     /// No checkpoints but those asked for.
     Off,
+    /// As costs and failures suggest.
+    Auto,
     /// One each time.
     Interval(Duration),
 }

@@ -3,7 +3,8 @@
 //! The fields are those of the JSON records in `docs/cli.md`. A field may be added; none changes its
 //! meaning or goes away within one [`SCHEMA`].
 
-use protocol::control::JobStatus;
+use coord::event;
+use protocol::control::{IntervalStatus, JobStatus};
 use serde::Serialize;
 
 /// Version of the JSON records.
@@ -35,6 +36,20 @@ pub struct ListReport {
     /// Whether every rank of the job has finished.
     pub complete: bool,
     pub checkpoints: Vec<CheckpointRow>,
+    pub totals: TotalsRow,
+}
+
+/// The checkpoints of a store together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct TotalsRow {
+    /// Checkpoints that may be used.
+    pub usable: u64,
+    /// Bytes of the images of those.
+    pub raw_bytes: u64,
+    /// Bytes of the files that all checkpoints are made of, each counted once.
+    pub file_bytes: u64,
+    /// Of these, bytes of files that no checkpoint has for its own any more and that others need.
+    pub needed_bytes: u64,
 }
 
 /// One checkpoint of a list.
@@ -49,8 +64,20 @@ pub struct CheckpointRow {
     pub committed_unix_ms: Option<u64>,
     pub file_bytes: u64,
     pub raw_bytes: u64,
+    /// Of the images, what its own files hold.
+    pub changed_bytes: u64,
     pub stall_us: u64,
+    /// Writes that waited for a page to be saved, the sum and the longest of their waiting.
+    pub faults: u64,
+    pub waited_us: u64,
+    pub longest_us: u64,
     pub took_us: u64,
+    /// The checkpoint that it builds on.
+    pub parent: Option<u64>,
+    /// Other checkpoints of which it needs files, ascending.
+    pub needs_epochs: Vec<u64>,
+    /// Other checkpoints that need files of this one, ascending.
+    pub needed_by: Vec<u64>,
 }
 
 /// One checkpoint in full.
@@ -63,6 +90,8 @@ pub struct ShowReport {
     pub from: Option<u64>,
     pub programs: Vec<ObjectRow>,
     pub files: Vec<FileRow>,
+    /// Files of other checkpoints that those refer to.
+    pub needs: Vec<NeededRow>,
 }
 
 /// A mapped object of the program that wrote a checkpoint.
@@ -80,6 +109,18 @@ pub struct FileRow {
     pub name: String,
     pub file_bytes: u64,
     pub raw_bytes: u64,
+    /// Of the image, what the file itself holds.
+    pub changed_bytes: u64,
+    pub digest: String,
+}
+
+/// A file of another checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NeededRow {
+    pub rank: u32,
+    pub epoch: u64,
+    pub name: String,
+    pub file_bytes: u64,
     pub digest: String,
 }
 
@@ -100,6 +141,8 @@ pub struct VerifyReport {
 pub struct DamagedRow {
     pub path: String,
     pub reason: String,
+    /// The checkpoints that can't be restored without it.
+    pub checkpoints: Vec<u64>,
 }
 
 /// A checkpoint taken on request.
@@ -139,8 +182,39 @@ pub struct RunningReport {
     pub snapshot: Option<u64>,
     /// Ranks that have not called the library for long.
     pub computing: Vec<ComputingRow>,
+    /// Memory that each process may use for storing checkpoints.
+    pub memory_bytes: u64,
+    pub interval: IntervalRow,
     pub next_ms: Option<u64>,
     pub elapsed_ms: u64,
+}
+
+/// The time from one snapshot to the next, and how it came about.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct IntervalRow {
+    /// The time, or null for none but those asked for.
+    pub every_ms: Option<u64>,
+    /// `fixed`, `unmeasured`, `optimum`, `durable`, `shortest` or `longest`.
+    pub ground: &'static str,
+    pub cost_us: Option<u64>,
+    pub durable_us: Option<u64>,
+    pub mtbf_ms: u64,
+    pub failures: u32,
+    pub ran_ms: u64,
+}
+
+impl From<IntervalStatus> for IntervalRow {
+    fn from(status: IntervalStatus) -> Self {
+        Self {
+            every_ms: status.every_us.map(|us| us / 1000),
+            ground: event::ground(status.ground),
+            cost_us: status.cost_us,
+            durable_us: status.durable_us,
+            mtbf_ms: status.mtbf_us / 1000,
+            failures: status.failures,
+            ran_ms: status.ran_us / 1000,
+        }
+    }
 }
 
 /// A rank that has not called the library for long.
@@ -169,6 +243,8 @@ impl From<JobStatus> for RunningReport {
                     since_ms,
                 })
                 .collect(),
+            memory_bytes: status.memory_bytes,
+            interval: status.interval.into(),
             next_ms: status.next_ms,
             elapsed_ms: status.elapsed_ms,
         }
@@ -183,4 +259,37 @@ pub struct RemovedReport {
     pub epochs: Vec<u64>,
     /// Whether the whole store was removed.
     pub all: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    found.push(name.clone());
+                    names(value, found);
+                }
+            }
+            serde_json::Value::Array(values) => values.iter().for_each(|it| names(it, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_document_names_the_fields_of_a_running_job() {
+        let report = RunningReport {
+            computing: vec![ComputingRow::default()],
+            ..JobStatus::default().into()
+        };
+        let mut found = Vec::new();
+        names(&serde_json::to_value(report).unwrap(), &mut found);
+        assert!(found.iter().any(|name| name == "mtbf_ms"));
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        found.retain(|name| !document.contains(&format!("`{name}`")));
+        assert!(found.is_empty(), "docs/cli.md does not mention {found:?}");
+    }
 }

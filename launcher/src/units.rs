@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use protocol::control::Compression;
+use coord::{memory, record};
+use protocol::control::{CaptureMode, Compression, Tracking};
 
-use crate::args::{Every, Which};
+use crate::args::{EveryArg, Which};
 
 /// A number of bytes: plain, or with K, M, G, T and optionally B or iB, all powers of 1024.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -27,17 +28,57 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// The value of `--every`.
-pub fn parse_every(text: &str) -> Result<Every, String> {
-    if text == "off" {
-        return Ok(Every::Off);
+pub fn parse_every(text: &str) -> Result<EveryArg, String> {
+    match text {
+        "off" => return Ok(EveryArg::Off),
+        "auto" => return Ok(EveryArg::Auto),
+        _ => {}
     }
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => {
             Err("the time must be longer than nothing; write off for none".into())
         }
-        Ok(interval) => Ok(Every::Interval(interval)),
-        Err(error) => Err(format!("{error}; write e.g. 500ms, 30s, 10m, or off")),
+        Ok(interval) => Ok(EveryArg::Interval(interval)),
+        Err(error) => Err(format!("{error}; write e.g. 500ms, 30s, 10m, auto or off")),
     }
+}
+
+/// The value of `--every-min` and `--every-max`. Shorter times would be none in the job's record.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time < Duration::from_millis(1) => Err("less than 1ms is no interval".into()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(format!("{error}; write e.g. 30s or 10m")),
+    }
+}
+
+/// The value of `--memory`.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        budget if budget < memory::LEAST_BYTES => Err(format!(
+            "a process can't store checkpoints with less than {}; write e.g. 512MiB",
+            bytes(memory::LEAST_BYTES)
+        )),
+        budget => Ok(budget),
+    }
+}
+
+/// The value of `--track`.
+pub fn parse_tracking(text: &str) -> Result<Tracking, String> {
+    one_of(text, &record::TRACKINGS)
+}
+
+/// The value of `--capture`.
+pub fn parse_capture(text: &str) -> Result<CaptureMode, String> {
+    one_of(text, &record::CAPTURES)
+}
+
+fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        format!("write one of {}", known.join(", "))
+    })
 }
 
 /// The value of `--heartbeat-timeout`.
@@ -54,11 +95,12 @@ pub fn parse_heartbeat(text: &str) -> Result<Duration, String> {
 /// The value of `--compress`.
 pub fn parse_compression(text: &str) -> Result<Compression, String> {
     match text {
+        "auto" => Ok(Compression::Auto),
         "none" => Ok(Compression::None),
         "fast" => Ok(Compression::Fast),
         _ => match text.parse() {
             Ok(level @ 1..=22) => Ok(Compression::Level(level)),
-            _ => Err("write none, fast, or a level from 1 to 22".into()),
+            _ => Err("write auto, none, fast, or a level from 1 to 22".into()),
         },
     }
 }
@@ -173,13 +215,26 @@ mod tests {
 
     #[test]
     fn off_and_times_are_read_and_nothing_is_no_time() {
-        assert_eq!(parse_every("off"), Ok(Every::Off));
+        assert_eq!(parse_every("off"), Ok(EveryArg::Off));
+        assert_eq!(parse_every("auto"), Ok(EveryArg::Auto));
         assert_eq!(
             parse_every("1500ms"),
-            Ok(Every::Interval(Duration::from_millis(1500)))
+            Ok(EveryArg::Interval(Duration::from_millis(1500)))
         );
         assert!(parse_every("0s").is_err());
         assert!(parse_every("soon").is_err());
         assert!(parse_heartbeat("5ms").is_err());
+        assert!(parse_interval("10us").is_err());
+    }
+
+    #[test]
+    fn words_are_read_and_others_are_told_what_there_is() {
+        assert_eq!(parse_tracking("hash"), Ok(Tracking::Hash));
+        assert_eq!(parse_capture("cow"), Ok(CaptureMode::CopyOnWrite));
+        assert_eq!(parse_compression("auto"), Ok(Compression::Auto));
+        let told = parse_tracking("soft-dirty").unwrap_err();
+        assert_eq!(told, "write one of auto, kernel, hash, off");
+        assert_eq!(parse_memory("32M"), Ok(32 << 20));
+        assert!(parse_memory("31M").unwrap_err().contains("32.0 MiB"));
     }
 }

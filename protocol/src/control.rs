@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
+use crate::interval::Ground;
 
 /// The version of these messages. A peer with another version is refused.
 pub const CONTROL_VERSION: u32 = 2;
@@ -366,6 +367,25 @@ pub enum Response {
     Status(Box<JobStatus>),
 }
 
+/// The time from one snapshot to the next, and what there is to choose it by. See [`crate::interval`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntervalStatus {
+    /// The time, in microseconds; `None` for none but those asked for.
+    pub every_us: Option<u64>,
+    /// Why it is that.
+    pub ground: Ground,
+    /// What a checkpoint costs the ranks, in microseconds, once one was measured.
+    pub cost_us: Option<u64>,
+    /// How long one takes to be committed, in microseconds, once one was measured.
+    pub durable_us: Option<u64>,
+    /// The estimated mean time between failures, in microseconds.
+    pub mtbf_us: u64,
+    /// Failures seen by this command.
+    pub failures: u32,
+    /// The time that ranks ran under this command, in microseconds.
+    pub ran_us: u64,
+}
+
 /// How a running job is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
@@ -391,6 +411,10 @@ pub struct JobStatus {
     pub snapshot: Option<Epoch>,
     /// Ranks that have not reached the engine, with the milliseconds since they last did.
     pub computing: Vec<(Rank, u64)>,
+    /// Memory that each process may use for storing checkpoints, in bytes.
+    pub memory_bytes: u64,
+    /// The time from one snapshot to the next, and how it came about.
+    pub interval: IntervalStatus,
     /// Milliseconds until the next snapshot.
     pub next_ms: Option<u64>,
     /// Milliseconds since the job's first start of this command.

@@ -160,6 +160,12 @@ impl<F: Faults> Dirty<F> {
         }
     }
 
+    /// The committed epoch that the next snapshot builds on.
+    #[must_use]
+    pub fn parent(&self) -> Option<Epoch> {
+        self.parent
+    }
+
     /// The rank was cut for `epoch`, and `written` was found written since the cut before (or the start),
     /// whatever became of that one. Tells what this snapshot has to hold.
     ///

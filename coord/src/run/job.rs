@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use protocol::control::{Directive, JobStatus, Response};
+use protocol::control::{Directive, IntervalStatus, JobStatus, Response};
 use protocol::coordinator::{self, Coordinator, RequestId};
 use protocol::ids::{Epoch, JobId, Rank};
+use protocol::interval::{Estimate, Estimator, Ground};
 use protocol::recovery::{End, Output, Phase, Recovery};
 
 use super::peers::Peers;
@@ -15,9 +16,9 @@ use crate::address::Address;
 use crate::child::spawn::OpenFiles;
 use crate::clock;
 use crate::error::Error;
-use crate::event::{Committed, Event};
+use crate::event::{self, Committed, Event};
 use crate::outcome::Outcome;
-use crate::plan::Plan;
+use crate::plan::{Every, Plan};
 use crate::poller::{Poller, Ready};
 use crate::signals::Signals;
 use crate::storeroom::{Chosen, StoreRoom};
@@ -58,6 +59,8 @@ pub(super) struct Job<'a> {
     /// Ranks that had finished already when their checkpoint was taken, told before the ranks run.
     pub(super) finished_early: Vec<Rank>,
     pub(super) cost: Cost,
+    /// What the checkpoints cost and how often processes are lost.
+    pub(super) estimator: Estimator,
     pub(super) committed: Option<Epoch>,
     /// Epochs whose files were removed on abort; late writers may have made some since.
     pub(super) aborted: Vec<Epoch>,
@@ -186,12 +189,16 @@ impl Job<'_> {
                 });
                 self.store.mark_bad(epoch, reason);
             }
-            Output::Lost { process, loss } => self.teller.tell(&Event::Lost {
-                process: process.0,
-                pid: self.start.pid(process),
-                reason: loss.to_string(),
-            }),
+            Output::Lost { process, loss } => {
+                self.estimator.handle_failure(clock::now());
+                self.teller.tell(&Event::Lost {
+                    process: process.0,
+                    pid: self.start.pid(process),
+                    reason: loss.to_string(),
+                });
+            }
             Output::Close { reason } => {
+                self.estimator.handle_end(clock::now());
                 if let Some(coordinator) = &mut self.coordinator {
                     coordinator.handle_lost(clock::now(), &reason);
                 }
@@ -228,7 +235,7 @@ impl Job<'_> {
             placement: self.start.placement().to_vec(),
             newest: self.start.newest(),
             committed: self.committed,
-            every: self.plan.every,
+            every: None,
             cut_patience: crate::plan::CUT_PATIENCE,
             store_timeout: crate::plan::STORE_TIMEOUT,
         };
@@ -240,6 +247,54 @@ impl Job<'_> {
             coordinator.handle_request(now, request);
         }
         self.coordinator = Some(coordinator);
+        self.estimator.handle_go(now);
+        self.set_interval();
+    }
+
+    /// Lets the snapshot side know how often snapshots are to be taken from now on.
+    pub(super) fn set_interval(&mut self) {
+        let now = clock::now();
+        let (every, estimate) = self.interval(now);
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.handle_every(now, every);
+        }
+        if let Every::Auto(_) = self.plan.every {
+            self.teller.tell(&Event::Interval {
+                every_ms: milliseconds(estimate.every),
+                ground: event::ground(estimate.ground),
+                cost_us: estimate.cost.map(microseconds),
+                durable_us: estimate.durable.map(microseconds),
+                mtbf_ms: milliseconds(estimate.mtbf),
+                failures: estimate.failures,
+            });
+        }
+    }
+
+    /// The time from one snapshot to the next, and what costs and failures suggest.
+    fn interval(&self, now: Duration) -> (Option<Duration>, Estimate) {
+        let estimate = self.estimator.estimate(now);
+        let every = match self.plan.every {
+            Every::Off => None,
+            Every::Fixed(every) => Some(every),
+            Every::Auto(_) => Some(estimate.every),
+        };
+        (every, estimate)
+    }
+
+    fn interval_status(&self, now: Duration) -> IntervalStatus {
+        let (every, estimate) = self.interval(now);
+        IntervalStatus {
+            every_us: every.map(microseconds),
+            ground: match self.plan.every {
+                Every::Auto(_) => estimate.ground,
+                Every::Off | Every::Fixed(_) => Ground::Fixed,
+            },
+            cost_us: estimate.cost.map(microseconds),
+            durable_us: estimate.durable.map(microseconds),
+            mtbf_us: microseconds(estimate.mtbf),
+            failures: estimate.failures,
+            ran_us: microseconds(estimate.ran),
+        }
     }
 
     /// Answers who still waits and says how it ended.
@@ -286,6 +341,8 @@ impl Job<'_> {
             committed: self.committed,
             snapshot,
             computing: self.start.computing(),
+            memory_bytes: self.start.memory_bytes(),
+            interval: self.interval_status(now),
             next_ms: next_at.map(|at| milliseconds(at.saturating_sub(now))),
             elapsed_ms: milliseconds(now.saturating_sub(self.began)),
         }
@@ -295,6 +352,10 @@ impl Job<'_> {
 /// A request's number is that of the connection it came by.
 pub(super) fn number_of(request: RequestId) -> u32 {
     u32::try_from(request.0).unwrap_or(u32::MAX)
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -15,6 +15,7 @@ mod snapshots;
 mod start;
 mod teller;
 
+use protocol::interval::Estimator;
 use protocol::recovery::{Config, Recovery};
 use store::{ControlFile, JobStore};
 
@@ -103,6 +104,7 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
         held: Vec::new(),
         finished_early: Vec::new(),
         cost: job::Cost::default(),
+        estimator: Estimator::new(plan.every.bounds()),
         committed: None,
         aborted: Vec::new(),
         began: now,

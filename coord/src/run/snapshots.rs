@@ -1,5 +1,7 @@
 //! Carrying out what the snapshot side wants, and what the store's room answers.
 
+use std::time::Duration;
+
 use protocol::control::{Directive, Response};
 use protocol::coordinator::{Collected, Last, Output};
 use protocol::ids::Epoch;
@@ -152,7 +154,10 @@ impl Job<'_> {
         let took = clock::now().saturating_sub(self.cost.announced);
         let mut figures = std::mem::take(&mut self.cost.figures);
         figures.took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let cost = Duration::from_micros(figures.held_up_us);
         self.teller.tell(&Event::Committed(figures));
+        self.estimator.handle_checkpoint(cost, took);
+        self.set_interval();
         self.store.retain(self.plan.keep);
     }
 
@@ -243,6 +248,7 @@ impl Job<'_> {
                     incarnation: begun.incarnation.0,
                     epoch: self.recovery.from().map(|epoch| epoch.0),
                     pids: self.start.pids().to_vec(),
+                    memory_bytes: self.start.memory_bytes(),
                 });
                 self.recovery.handle_started(now);
             }

@@ -11,6 +11,7 @@ use crate::address::Address;
 use crate::child::label::{Pipes, Pump};
 use crate::child::spawn::{self, OpenFiles, ProgramError};
 use crate::child::table::Children;
+use crate::memory;
 use crate::plan::Plan;
 use crate::poller::{Poller, Ready};
 use crate::token::Token;
@@ -42,6 +43,8 @@ pub(super) struct Start {
     origins: Vec<ProgramIdentity>,
     placement: Vec<Process>,
     identity: Option<ProgramIdentity>,
+    /// What each process may use for storing checkpoints.
+    memory_bytes: u64,
     computing: Vec<Vec<(Rank, u64)>>,
     children: Children,
     _pump: Option<Pump>,
@@ -63,6 +66,9 @@ impl Start {
             origins,
             placement: placement::in_blocks(plan.ranks, plan.processes),
             identity: None,
+            memory_bytes: plan
+                .memory_bytes
+                .unwrap_or_else(|| memory::default_budget_bytes(plan.processes)),
             computing: vec![Vec::new(); plan.processes as usize],
             children: Children::new(),
             _pump: None,
@@ -132,9 +138,9 @@ impl Start {
             restore: self.restore.clone(),
             strict: plan.strict,
             scan: self.restore.is_none(),
-            memory_bytes: 1 << 30,
-            tracking: protocol::control::Tracking::Auto,
-            capture: protocol::control::CaptureMode::Auto,
+            memory_bytes: self.memory_bytes,
+            tracking: plan.tracking,
+            capture: plan.capture,
         }
     }
 
@@ -166,6 +172,10 @@ impl Start {
 
     pub(super) fn newest(&self) -> Epoch {
         self.newest
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     pub(super) fn placement(&self) -> &[Process] {

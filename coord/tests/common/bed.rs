@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use coord::child::spawn::Program;
 use coord::event::{Event, Observer};
-use coord::{Outcome, Plan, record};
+use coord::{Every, Outcome, Plan, record};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use protocol::control::Compression;
+use protocol::control::{CaptureMode, Compression, Tracking};
 use store::JobStore;
 
 use super::process::{BEHAVIOUR, STEPS};
@@ -46,7 +46,10 @@ impl Bed {
             stack_bytes: 1 << 20,
             compression: Compression::Fast,
             strict: false,
-            every: Some(Duration::from_millis(40)),
+            tracking: Tracking::default(),
+            capture: CaptureMode::default(),
+            memory_bytes: None,
+            every: Every::Fixed(Duration::from_millis(40)),
             keep: 2,
             max_restarts: 3,
             heartbeat_timeout: Duration::from_secs(5),

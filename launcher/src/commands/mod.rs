@@ -9,6 +9,7 @@ mod show;
 mod status;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use coord::address::Address;
@@ -110,6 +111,7 @@ fn row(checkpoint: &Checkpoint) -> CheckpointRow {
         epoch: checkpoint.epoch.0,
         state: state.to_owned(),
         reason,
+        needed_by: checkpoint.needed_by.iter().map(|epoch| epoch.0).collect(),
         ..CheckpointRow::default()
     };
     match &checkpoint.manifest {
@@ -119,13 +121,20 @@ fn row(checkpoint: &Checkpoint) -> CheckpointRow {
 }
 
 fn with_manifest(row: CheckpointRow, manifest: &Manifest) -> CheckpointRow {
+    let needed: BTreeSet<u64> = manifest.needs.iter().map(|need| need.epoch.0).collect();
     CheckpointRow {
         incarnation: Some(manifest.incarnation.0),
         committed_unix_ms: Some(manifest.committed_unix_ms),
         file_bytes: manifest.figures.stored_bytes,
         raw_bytes: manifest.figures.raw_bytes,
+        changed_bytes: manifest.figures.changed_bytes,
         stall_us: manifest.figures.stall_us,
+        faults: manifest.figures.faults,
+        waited_us: manifest.figures.waited_us,
+        longest_us: manifest.figures.longest_us,
         took_us: manifest.figures.elapsed_us,
+        parent: manifest.parent.map(|parent| parent.epoch.0),
+        needs_epochs: needed.into_iter().collect(),
         ..row
     }
 }

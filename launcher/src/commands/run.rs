@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coord::child::spawn::{Program, find};
-use coord::{Plan, record};
+use coord::{Every, Plan, record};
 use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 use store::{CheckpointState, JobStore};
 
 use super::{Show, restart, run_job, shown};
-use crate::args::{CommonArgs, Every, RunArgs};
+use crate::args::{CommonArgs, EveryArg, RunArgs};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::report::RunReport;
+use crate::units;
 
 const EVERY: Duration = Duration::from_secs(600);
 const KEEP: u32 = 2;
@@ -91,7 +92,10 @@ fn plan(args: &RunArgs) -> Result<Plan, Failure> {
         stack_bytes,
         compression: Default::default(),
         strict: false,
-        every: Some(EVERY),
+        tracking: Default::default(),
+        capture: Default::default(),
+        memory_bytes: None,
+        every: Every::Fixed(EVERY),
         keep: KEEP,
         max_restarts: DEFAULTS.max_restarts,
         heartbeat_timeout: DEFAULTS.heartbeat_timeout,
@@ -112,11 +116,10 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
     }
     Ok(Plan {
         processes,
-        every: match common.every {
-            None => plan.every,
-            Some(Every::Off) => None,
-            Some(Every::Interval(interval)) => Some(interval),
-        },
+        every: every(common, plan.every)?,
+        tracking: common.track.unwrap_or(plan.tracking),
+        capture: common.capture.unwrap_or(plan.capture),
+        memory_bytes: common.memory.or(plan.memory_bytes),
         keep: common.keep.unwrap_or(plan.keep),
         max_restarts: common.max_restarts.unwrap_or(plan.max_restarts),
         compression: common.compress.unwrap_or(plan.compression),
@@ -129,6 +132,34 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
         },
         ..plan
     })
+}
+
+/// When snapshots are taken: as the command line says, else as before.
+fn every(common: &CommonArgs, before: Every) -> Result<Every, Failure> {
+    let every = match common.every {
+        None => before,
+        Some(EveryArg::Off) => Every::Off,
+        Some(EveryArg::Interval(interval)) => Every::Fixed(interval),
+        Some(EveryArg::Auto) => Every::Auto(before.bounds()),
+    };
+    let Every::Auto(mut bounds) = every else {
+        if common.every_min.is_some() || common.every_max.is_some() {
+            return Err(Failure::usage(
+                "--every-min and --every-max bound an interval that is chosen: give --every auto with them",
+            ));
+        }
+        return Ok(every);
+    };
+    bounds.min = common.every_min.unwrap_or(bounds.min);
+    bounds.max = common.every_max.unwrap_or(bounds.max);
+    if bounds.min > bounds.max {
+        return Err(Failure::usage(format!(
+            "--every-min ({}) is longer than --every-max ({})",
+            units::time(bounds.min),
+            units::time(bounds.max)
+        )));
+    }
+    Ok(Every::Auto(bounds))
 }
 
 fn resume(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, Report), Failure> {

@@ -9,7 +9,7 @@ use super::{hex, row, shown};
 use crate::args::Which;
 use crate::failure::Failure;
 use crate::output::Report;
-use crate::report::{FileRow, ObjectRow, ShowReport};
+use crate::report::{FileRow, NeededRow, ObjectRow, ShowReport};
 
 pub fn show(path: &Path, which: Which) -> Result<Report, Failure> {
     let store = JobStore::open(path)?;
@@ -49,7 +49,18 @@ pub fn show(path: &Path, which: Which) -> Result<Report, Failure> {
             name: file.name.clone(),
             file_bytes: file.file_bytes,
             raw_bytes: file.raw_bytes,
+            changed_bytes: file.changed_bytes,
             digest: hex(&file.digest),
+        });
+    let needs = manifest
+        .into_iter()
+        .flat_map(|manifest| &manifest.needs)
+        .map(|need| NeededRow {
+            rank: need.file.rank.0,
+            epoch: need.epoch.0,
+            name: need.file.name.clone(),
+            file_bytes: need.file.file_bytes,
+            digest: hex(&need.file.digest),
         });
     Ok(Report::Show(ShowReport {
         store: shown(path),
@@ -60,5 +71,6 @@ pub fn show(path: &Path, which: Which) -> Result<Report, Failure> {
             .map(|from| from.epoch.0),
         programs: objects.collect(),
         files: files.collect(),
+        needs: needs.collect(),
     }))
 }

@@ -21,10 +21,15 @@ pub fn verify(path: &Path) -> Result<(i32, Report), Failure> {
         files: found.files.len() as u64,
         file_bytes,
         damaged: found
-            .damaged()
-            .map(|(path, error)| DamagedRow {
-                path: path.to_owned(),
-                reason: error.to_string(),
+            .files
+            .iter()
+            .filter_map(|file| {
+                let error = file.result.as_ref().err()?;
+                Some(DamagedRow {
+                    path: file.path.clone(),
+                    reason: error.to_string(),
+                    checkpoints: file.checkpoints.iter().map(|epoch| epoch.0).collect(),
+                })
             })
             .collect(),
         strays: found.strays.clone(),

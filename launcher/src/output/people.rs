@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::{Output, Report};
 use crate::failure::Failure;
 use crate::report::{
-    CheckpointRow, ComputingRow, DamagedRow, FileRow, ListReport, ObjectRow, RemovedReport,
-    RunReport, RunningReport, ShowReport, StatusReport, TakenReport, VerifyReport,
+    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, NeededRow,
+    ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport, TakenReport,
+    TotalsRow, VerifyReport,
 };
 use crate::units;
 
@@ -68,6 +69,7 @@ fn tell_list(list: &ListReport) -> String {
         ranks,
         complete,
         checkpoints,
+        totals,
     } = list;
     let mut text = format!(
         "job {job}: {ranks} ranks of {}{}\n",
@@ -85,13 +87,47 @@ fn tell_list(list: &ListReport) -> String {
     }
     let _ = writeln!(
         text,
-        "{:>6}  {:<11} {:<20} {:>10} {:>10} {:>6} {:>9} {:>9}",
-        "EPOCH", "STATE", "COMMITTED", "FILES", "IMAGES", "RATIO", "STALL", "TOOK"
+        "{:>6}  {:<11} {:<20} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}  NEEDS",
+        "EPOCH", "STATE", "COMMITTED", "LOGICAL", "CHANGED", "STORED", "STALL", "WAITS", "TOOK"
     );
     for row in checkpoints {
         let _ = writeln!(text, "{}", tell_row(row));
     }
+    let TotalsRow {
+        usable,
+        raw_bytes,
+        file_bytes,
+        needed_bytes,
+    } = totals;
+    let _ = write!(
+        text,
+        "{usable} usable checkpoints of {} in files of {}",
+        units::bytes(*raw_bytes),
+        units::bytes(*file_bytes)
+    );
+    let _ = match needed_bytes {
+        0 => writeln!(text),
+        bytes => writeln!(
+            text,
+            ", {} of them of older checkpoints",
+            units::bytes(*bytes)
+        ),
+    };
     text
+}
+
+/// Epochs in few words.
+fn tell_epochs(epochs: &[u64]) -> String {
+    match epochs {
+        [] => "-".to_owned(),
+        [first, .., last] if epochs.len() > 4 => {
+            format!("{} from {first} to {last}", epochs.len())
+        }
+        few => {
+            let few: Vec<String> = few.iter().map(u64::to_string).collect();
+            few.join(" ")
+        }
+    }
 }
 
 fn tell_row(row: &CheckpointRow) -> String {
@@ -103,22 +139,29 @@ fn tell_row(row: &CheckpointRow) -> String {
         committed_unix_ms,
         file_bytes,
         raw_bytes,
+        changed_bytes,
         stall_us,
+        faults: _,
+        waited_us,
+        longest_us: _,
         took_us,
+        parent: _,
+        needs_epochs,
+        needed_by: _,
     } = row;
     let mut text = format!("{epoch:>6}  {state:<11}");
     if let Some(moment) = committed_unix_ms {
-        let ratio = units::ratio(*raw_bytes, *file_bytes)
-            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.1}x"));
         let _ = write!(
             text,
-            " {:<20} {:>10} {:>10} {:>6} {:>9} {:>9}",
+            " {:<20} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}  {}",
             units::moment(*moment),
-            units::bytes(*file_bytes),
             units::bytes(*raw_bytes),
-            ratio,
+            units::bytes(*changed_bytes),
+            units::bytes(*file_bytes),
             units::time_us(*stall_us),
-            units::time_us(*took_us)
+            units::time_us(*waited_us),
+            units::time_us(*took_us),
+            tell_epochs(needs_epochs)
         );
     }
     if let Some(reason) = reason {
@@ -135,6 +178,7 @@ fn tell_show(show: &ShowReport) -> String {
         from,
         programs,
         files,
+        needs,
     } = show;
     let CheckpointRow {
         epoch,
@@ -144,8 +188,15 @@ fn tell_show(show: &ShowReport) -> String {
         committed_unix_ms,
         file_bytes,
         raw_bytes,
+        changed_bytes,
         stall_us,
+        faults,
+        waited_us,
+        longest_us,
         took_us,
+        parent,
+        needs_epochs,
+        needed_by,
     } = checkpoint;
     let mut text = format!("epoch {epoch} of job {job}: {state}\n");
     if let Some(reason) = reason {
@@ -166,16 +217,35 @@ fn tell_show(show: &ShowReport) -> String {
     }
     let _ = writeln!(
         text,
-        "  files      {} for images of {}",
+        "  files      {} for {} changed, images of {}",
         units::bytes(*file_bytes),
+        units::bytes(*changed_bytes),
         units::bytes(*raw_bytes)
     );
+    if let Some(parent) = parent {
+        let _ = writeln!(
+            text,
+            "  builds on  epoch {parent}, with files of epochs {}",
+            tell_epochs(needs_epochs)
+        );
+    }
     let _ = writeln!(
         text,
         "  cost       ranks stood still for {}, committed after {}",
         units::time_us(*stall_us),
         units::time_us(*took_us)
     );
+    if !needed_by.is_empty() {
+        let _ = writeln!(text, "  needed by  epochs {}", tell_epochs(needed_by));
+    }
+    if *faults > 0 {
+        let _ = writeln!(
+            text,
+            "  waits      {faults} writes waited {} for pages to be saved, the longest {}",
+            units::time_us(*waited_us),
+            units::time_us(*longest_us)
+        );
+    }
     for ObjectRow {
         path,
         build_id,
@@ -192,14 +262,30 @@ fn tell_show(show: &ShowReport) -> String {
         name,
         file_bytes,
         raw_bytes,
+        changed_bytes,
         digest,
     } in files
     {
         let _ = writeln!(
             text,
-            "  rank {rank:<5} {name}  {} of {}  {digest}",
+            "  rank {rank:<5} {name}  {} for {} of {}  {digest}",
             units::bytes(*file_bytes),
+            units::bytes(*changed_bytes),
             units::bytes(*raw_bytes)
+        );
+    }
+    for NeededRow {
+        rank,
+        epoch: _,
+        name,
+        file_bytes,
+        digest,
+    } in needs
+    {
+        let _ = writeln!(
+            text,
+            "  needs      {name} of rank {rank}, {}  {digest}",
+            units::bytes(*file_bytes)
         );
     }
     text
@@ -215,8 +301,17 @@ fn tell_verify(verify: &VerifyReport) -> String {
         strays,
     } = verify;
     let mut text = String::new();
-    for DamagedRow { path, reason } in damaged {
-        let _ = writeln!(text, "damaged  {path}: {reason}");
+    for DamagedRow {
+        path,
+        reason,
+        checkpoints,
+    } in damaged
+    {
+        let _ = write!(text, "damaged  {path}: {reason}");
+        let _ = match checkpoints.len() {
+            0 => writeln!(text),
+            _ => writeln!(text, " (checkpoints {})", tell_epochs(checkpoints)),
+        };
     }
     for stray in strays {
         let _ = writeln!(text, "stray    {stray}");
@@ -262,6 +357,8 @@ fn tell_status(status: &StatusReport) -> String {
         restarts,
         snapshot,
         computing,
+        memory_bytes,
+        interval,
         next_ms,
         elapsed_ms,
     } = details;
@@ -287,10 +384,16 @@ fn tell_status(status: &StatusReport) -> String {
     if let Some(epoch) = snapshot {
         let _ = writeln!(text, "  snapshot   epoch {epoch} is under way");
     }
+    let _ = writeln!(text, "  interval   {}", tell_interval(interval));
     if let Some(next_ms) = next_ms {
         let next = units::time(Duration::from_millis(*next_ms));
         let _ = writeln!(text, "  next       in {next}");
     }
+    let memory = units::bytes(*memory_bytes);
+    let _ = writeln!(
+        text,
+        "  memory     up to {memory} in each process for storing checkpoints"
+    );
     for ComputingRow { rank, since_ms } in computing {
         let since = units::time(Duration::from_millis(*since_ms));
         let _ = writeln!(
@@ -298,6 +401,47 @@ fn tell_status(status: &StatusReport) -> String {
             "  computing  rank {rank} has not called the library for {since}"
         );
     }
+    text
+}
+
+/// The interval, why it is that, and what there is to choose it by.
+fn tell_interval(interval: &IntervalRow) -> String {
+    let IntervalRow {
+        every_ms,
+        ground,
+        cost_us,
+        durable_us,
+        mtbf_ms,
+        failures,
+        ran_ms,
+    } = interval;
+    let time = |ms: u64| units::time(Duration::from_millis(ms));
+    let mut text = match every_ms {
+        None => "off".to_owned(),
+        Some(every_ms) => time(*every_ms),
+    };
+    text.push_str(match *ground {
+        "unmeasured" => ", the shortest: no checkpoint is measured yet",
+        "optimum" => ", the optimum of cost and failures",
+        "durable" => ", the time that one takes to be committed",
+        "shortest" => ", the shortest allowed",
+        "longest" => ", the longest allowed",
+        _ => "",
+    });
+    if let (Some(cost_us), Some(durable_us)) = (cost_us, durable_us) {
+        let _ = write!(
+            text,
+            "; one holds ranks up for {}, committed after {}",
+            units::time_us(*cost_us),
+            units::time_us(*durable_us)
+        );
+    }
+    let _ = write!(
+        text,
+        "; a failure every {} assumed, {failures} seen in {}",
+        time(*mtbf_ms),
+        time(*ran_ms)
+    );
     text
 }
 

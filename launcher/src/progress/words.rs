@@ -103,6 +103,7 @@ fn notable(event: &Event) -> Option<String> {
         | Event::Publishing { .. }
         | Event::Renaming { .. }
         | Event::Committed(_)
+        | Event::Interval { .. }
         | Event::Aborted { .. }
         | Event::Removed { .. }
         | Event::Finished { .. }
@@ -123,9 +124,11 @@ pub fn warning(event: &Event) -> Option<String> {
 /// A committed checkpoint in figures, with how long it took.
 pub fn committed(figures: &Committed) -> String {
     format!(
-        "{}, took {}",
+        "{}, took {}, {} of {} changed",
         checkpoint(figures),
-        units::time_us(figures.took_us)
+        units::time_us(figures.took_us),
+        units::bytes(figures.changed_bytes),
+        units::bytes(figures.raw_bytes)
     )
 }
 
@@ -139,15 +142,19 @@ pub fn checkpoint(figures: &Committed) -> String {
         needs: _,
         stall_us,
         faults: _,
-        waited_us: _,
+        waited_us,
         longest_us: _,
         held_up_us: _,
         took_us: _,
     } = figures;
     let ratio = units::ratio(*raw_bytes, *file_bytes)
         .map_or_else(String::new, |ratio| format!(" ({ratio:.1}x)"));
+    let waits = match waited_us {
+        0 => String::new(),
+        us => format!(" + {} waits", units::time_us(*us)),
+    };
     format!(
-        "epoch {epoch}: {}{ratio}, stall {}",
+        "epoch {epoch}: {}{ratio}, stall {}{waits}",
         units::bytes(*file_bytes),
         units::time_us(*stall_us)
     )
@@ -174,13 +181,16 @@ mod tests {
             epoch: 7,
             file_bytes: 12 << 20,
             raw_bytes: 48 << 20,
+            changed_bytes: 16 << 20,
             stall_us: 3100,
+            faults: 3,
+            waited_us: 1200,
             took_us: 41_000,
             ..Committed::default()
         };
         assert_eq!(
             committed(&figures),
-            "epoch 7: 12.0 MiB (4.0x), stall 3.10 ms, took 41.0 ms"
+            "epoch 7: 12.0 MiB (4.0x), stall 3.10 ms + 1.20 ms waits, took 41.0 ms, 16.0 MiB of 48.0 MiB changed"
         );
     }
 
