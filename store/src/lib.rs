@@ -6,6 +6,7 @@
 //! - [`fault`]: the same operations, failing on purpose, for tests;
 //! - [`format`](mod@format): the bytes of a rank file as structs, and their checksums;
 //! - [`rank_file`]: the writer and the reader of a rank file;
+//! - [`compaction`]: which files an image goes on referring to;
 //! - [`record`]: small files (job, incarnation, manifest) with magic, version and digest;
 //! - [`job_store`]: the store directory as a whole: incarnations, epochs, publishing, retention, verification;
 //! - [`names`]: what files are called.
@@ -15,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compaction;
 mod durable;
 mod error;
 pub mod fault;
@@ -32,8 +34,8 @@ pub use job_store::{
 };
 pub use names::{CheckpointId, FileKey};
 pub use rank_file::{
-    Effort, Finished, ImageMap, PackedChunk, Packer, Packing, RankFileWriter, RankImage, Scratch,
-    SectionKind,
+    CarryOver, Effort, Finished, ImageMap, PackedChunk, Packer, Packing, RankFileWriter, RankImage,
+    Scratch, SectionKind,
 };
 pub use record::{Figures, IncarnationRecord, JobRecord, Manifest};
 pub use storage::{DiskStorage, MemoryStorage, SharedStorage, Storage};

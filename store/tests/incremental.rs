@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use common::{Image, key, read_image, read_image_with};
 use protocol::control::NeededFile;
+use store::compaction::Limits;
 use store::storage::Storage as _;
 use store::{
     Effort, Error, Finished, ImageMap, MemoryStorage, PAGE_BYTES, Packer, RankFileWriter,
-    RankImage, Scratch, SectionKind, SharedStorage,
+    RankImage, Scratch, SectionKind, SharedStorage, names,
 };
 
 const FAST: Effort = Effort::Zstd(1);
@@ -302,4 +303,134 @@ fn an_image_does_not_open_without_a_file_that_it_needs_or_with_another_in_its_pl
     memory.remove_file(&first.file.name).unwrap();
     let error = open(second.map.needs()).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+/// The pages of files 1 to 4, of which 4 refers to all others: page n is of epoch n, and 10 to 99 of epoch 1.
+fn chain(storage: &SharedStorage) -> ImageMap {
+    let first: Vec<u64> = (10..100).chain(1..5).collect();
+    let mut map = write(storage, 1, None, &first, &[]).map;
+    for epoch in 2..5 {
+        let others = [1..epoch, epoch + 1..5, 10..100];
+        map = write(storage, epoch, Some(&map), &[epoch], &others).map;
+    }
+    assert_eq!(map.needs().len(), 3);
+    map
+}
+
+/// A writer of epoch 5 with one changed page, and the rest inherited.
+fn fifth(storage: &SharedStorage, base: &ImageMap) -> RankFileWriter {
+    let base = Some(Arc::new(base.clone()));
+    let mut file = RankFileWriter::create(storage.clone(), key(1, 5, 0), base).unwrap();
+    file.pages(FAST, &[50], &page(50, 5)).unwrap();
+    file.inherit(&[1..5, 10..50, 51..100]).unwrap();
+    file
+}
+
+fn carry(file: &mut RankFileWriter, limits: &Limits) -> store::Result<u64> {
+    let (packing, mut packer) = (file.packing(), Packer::new());
+    let mut carrying = file.carry_over(limits)?;
+    let carried_bytes = carrying.bytes_left();
+    let (mut pages, mut bytes) = (Vec::new(), Vec::new());
+    while carrying.next_piece(&mut pages, &mut bytes)? {
+        let chunk = packing.pack(&mut packer, FAST, &pages, &bytes).unwrap();
+        file.append(chunk).unwrap();
+    }
+    assert_eq!(carrying.bytes_left(), 0);
+    Ok(carried_bytes)
+}
+
+fn files_max(files_max: usize) -> Limits {
+    Limits {
+        files_max,
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn pages_are_carried_over_from_the_files_that_are_given_up() {
+    for (files, needs, carried) in [
+        (8, &[1, 2, 3, 4][..], 0),
+        (4, &[1], 3),
+        (2, &[1], 3),
+        (1, &[], 93),
+    ] {
+        let (memory, storage) = storage();
+        let base = chain(&storage);
+        let mut file = fifth(&storage, &base);
+        let carried_bytes = carry(&mut file, &files_max(files)).unwrap();
+        assert_eq!(carried_bytes, carried * PAGE_BYTES as u64, "{files}");
+        let finished = file.finish().unwrap();
+        let needed: Vec<u64> = finished
+            .map
+            .needs()
+            .iter()
+            .map(|need| need.epoch.0)
+            .collect();
+        assert_eq!(needed, needs, "{files}");
+        assert_eq!(finished.file.raw_bytes, 94 * PAGE_BYTES as u64);
+        assert_eq!(
+            finished.file.changed_bytes,
+            (1 + carried) * PAGE_BYTES as u64
+        );
+        // What is given up can go.
+        for epoch in (1..5).filter(|epoch| !needs.contains(epoch)) {
+            memory
+                .remove_file(&names::rank_file(&key(1, epoch, 0), 1))
+                .unwrap();
+        }
+        let mut pages: Vec<(u64, u64)> = (1..5).map(|number| (number, number)).collect();
+        pages.extend((10..100).map(|number| (number, if number == 50 { 5 } else { 1 })));
+        let found = read(&storage, 5, &finished).unwrap();
+        assert_eq!(found.pages, expected(5, &pages).pages, "{files}");
+    }
+}
+
+#[test]
+fn a_page_that_was_to_be_carried_over_is_not_lost() {
+    let (_, storage) = storage();
+    let base = chain(&storage);
+    let mut file = fifth(&storage, &base);
+    let mut carrying = file.carry_over(&files_max(1)).unwrap();
+    let (mut pages, mut bytes) = (Vec::new(), Vec::new());
+    assert!(carrying.next_piece(&mut pages, &mut bytes).unwrap());
+    file.pages(FAST, &pages[1..], &bytes[PAGE_BYTES..]).unwrap();
+    while carrying.next_piece(&mut pages, &mut bytes).unwrap() {
+        file.pages(FAST, &pages, &bytes).unwrap();
+    }
+    let error = file.finish().unwrap_err().to_string();
+    assert!(error.contains("was not carried over"), "{error}");
+    // Nor where carrying stops half-way.
+    let mut file = fifth(&storage, &base);
+    drop(file.carry_over(&files_max(4)).unwrap());
+    file.finish().unwrap_err();
+}
+
+#[test]
+fn damage_that_is_met_while_carrying_over_names_the_old_file() {
+    let (memory, storage) = storage();
+    let base = chain(&storage);
+    let damaged = base.needs()[1].file.name.clone();
+    let mut length = 0;
+    memory
+        .tamper(&damaged, |bytes| length = bytes.len())
+        .unwrap();
+    for at in 0..length {
+        memory.tamper(&damaged, |bytes| bytes[at] ^= 1).unwrap();
+        let mut file = fifth(&storage, &base);
+        match carry(&mut file, &files_max(4)) {
+            Err(error) => {
+                assert!(error.is_damage(), "{at}: {error}");
+                assert!(error.to_string().contains(&damaged), "{at}: {error}");
+            }
+            // A byte of what is not carried over: the section.
+            Ok(_) => {
+                let found = read(&storage, 5, &file.finish().unwrap()).unwrap();
+                assert_eq!(found.pages[&2], page(2, 2), "{at}");
+                memory
+                    .remove_file(&names::rank_file(&key(1, 5, 0), 1))
+                    .unwrap();
+            }
+        }
+        memory.tamper(&damaged, |bytes| bytes[at] ^= 1).unwrap();
+    }
 }

@@ -236,7 +236,7 @@ impl RankImage {
 }
 
 /// The file of the same rank in another checkpoint.
-pub(super) fn find<'n>(
+fn find<'n>(
     needs: &'n [NeededFile],
     checkpoint: CheckpointId,
     own: &StoredFile,
@@ -253,7 +253,7 @@ fn bytes_of<'r>(raw: &'r [u8], run: &Placed) -> &'r [u8] {
 }
 
 /// Whether the runs, sorted by position, are pages of that chunk, each in its place; the first page that is not.
-fn check_part(file: &RankFile, chunk: u32, wanted: &[Placed]) -> Result<(), u64> {
+pub(super) fn check_part(file: &RankFile, chunk: u32, wanted: &[Placed]) -> Result<(), u64> {
     let is_pages = file
         .index
         .chunks

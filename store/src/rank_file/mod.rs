@@ -5,6 +5,7 @@
 //! can read one file at once and a single page can be had without the rest. The index at the end maps
 //! every page of the image to a chunk; only a file that ends in a right trailer is one.
 
+mod carry;
 mod codec;
 mod image;
 mod index;
@@ -14,6 +15,7 @@ mod reader;
 mod shuffle;
 mod writer;
 
+pub use carry::CarryOver;
 pub use codec::Scratch;
 pub use image::RankImage;
 pub use map::{ImageMap, ImageRun, PageSource};

@@ -9,9 +9,11 @@ use protocol::control::{NeededFile, StoredFile};
 use zerocopy::IntoBytes;
 
 use super::SectionKind;
-use super::index::Index;
+use super::carry::CarryOver;
+use super::index::{Index, Placed};
 use super::map::{ImageMap, ImageRun, PageSource, push_run, sort_runs};
 use super::pack::{Effort, PackedChunk, Packer, Packing};
+use crate::compaction::{self, FileUse, Limits};
 use crate::durable::is_failed_fsync;
 use crate::format::checksum::{Checksums, FileDigest};
 use crate::format::layout::{
@@ -57,6 +59,8 @@ pub struct RankFileWriter {
     own: Vec<ImageRun>,
     /// Pages of the base's files, counted as there.
     inherited: Vec<ImageRun>,
+    /// Pages that are carried over: the image must have them in the end.
+    carried: Vec<Range<u64>>,
     /// Chunks that wait for those with lower numbers.
     early: BTreeMap<u32, PackedChunk>,
     broken: bool,
@@ -124,6 +128,7 @@ impl RankFileWriter {
             chunks: Vec::new(),
             own: Vec::new(),
             inherited: Vec::new(),
+            carried: Vec::new(),
             early: BTreeMap::new(),
             broken: false,
         };
@@ -212,6 +217,43 @@ impl RankFileWriter {
         })
     }
 
+    /// Decides which of the inherited pages this file takes over from the old ones, so that the image is in
+    /// few files and little of those is garbage ([`crate::compaction::plan`]). They are inherited no more:
+    /// every piece of what is returned must be packed and appended, or the file can't be finished. To
+    /// be called once, when all that has changed was appended and the rest inherited.
+    pub fn carry_over(&mut self, limits: &Limits) -> Result<CarryOver> {
+        let Some(base) = self.base.clone() else {
+            return Err(self.invalid("there is nothing to carry over from".into()));
+        };
+        let mut files: Vec<FileUse> = base
+            .files
+            .iter()
+            .map(|need| FileUse {
+                held_bytes: need.file.changed_bytes,
+                used_bytes: 0,
+            })
+            .collect();
+        for run in self.inherited.iter().filter_map(Placed::of) {
+            files[run.file as usize].used_bytes += u64::from(run.pages) * PAGE_BYTES as u64;
+        }
+        let given_up = compaction::plan(&files, self.changed_bytes, limits);
+        let mut carried = Vec::new();
+        if !given_up.is_empty() {
+            self.inherited.retain(|run| {
+                let goes = Placed::of(run)
+                    .filter(|placed| given_up.binary_search(&(placed.file as usize)).is_ok());
+                carried.extend(goes);
+                goes.is_none()
+            });
+        }
+        for run in &carried {
+            self.raw_bytes -= u64::from(run.pages) * PAGE_BYTES as u64;
+            self.carried
+                .push(run.first_page..run.first_page + u64::from(run.pages));
+        }
+        Ok(CarryOver::new(self.storage.clone(), base, carried))
+    }
+
     /// Appends to a section. A section that nothing was appended to reads as empty.
     pub fn section(&mut self, kind: SectionKind, effort: Effort, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(CHUNK_RAW_BYTES) {
@@ -245,6 +287,9 @@ impl RankFileWriter {
             )));
         }
         let (needs, runs) = self.whole_image()?;
+        if let Some(page) = first_missing(&runs, &mut self.carried) {
+            return Err(self.invalid(format!("page {page} was not carried over")));
+        }
         let index = Index {
             sources: needs
                 .iter()
@@ -474,4 +519,22 @@ impl std::fmt::Debug for RankFileWriter {
             .field("written_bytes", &self.written_bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// The first page of `ranges`, which this sorts, that is in none of the runs, which are sorted.
+fn first_missing(runs: &[ImageRun], ranges: &mut [Range<u64>]) -> Option<u64> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut runs = runs.iter().peekable();
+    for range in ranges {
+        let mut page = range.start;
+        while page < range.end {
+            let run = runs.peek().filter(|run| run.first_page <= page);
+            match run.map(|run| run.end()) {
+                None => return Some(page),
+                Some(end) if end <= page => drop(runs.next()),
+                Some(end) => page = end,
+            }
+        }
+    }
+    None
 }
