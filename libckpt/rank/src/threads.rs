@@ -39,6 +39,29 @@ pub fn library_thread<T: Send + 'static>(
     })
 }
 
+/// How much a thread of the library may stand in the ranks' way where there are not processors enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Ranks may have to wait for it soon.
+    Background,
+    /// Ranks wait for it only when memory runs out.
+    Spare,
+}
+
+/// Sets the calling thread's share of the processors (its nice value, setpriority(2), which Linux has for each
+/// thread).
+pub fn set_urgency(urgency: Urgency) {
+    let nice = match urgency {
+        Urgency::Background => 5,
+        Urgency::Spare => 10,
+    };
+    // SAFETY: no pointers. Lowering the priority is always allowed.
+    unsafe {
+        let thread = libc::gettid();
+        libc::setpriority(libc::PRIO_PROCESS, thread.unsigned_abs(), nice);
+    }
+}
+
 /// Makes the calling thread one of the library's, until the guard is dropped. For threads that
 /// something else started, such as an MPI library's or a logger's.
 #[must_use]

@@ -10,6 +10,7 @@
 mod control;
 mod ending;
 mod output;
+mod pipeline;
 mod restore;
 mod schedule;
 mod snapshot;
@@ -158,17 +159,24 @@ impl Job {
         Engine::new(core, transport, attention).install();
         let output = Output::from_environment()?;
 
+        let mut snapshots = match &control {
+            Some((control, _)) => Some(Snapshots::start(&assignment, control.clone())?),
+            None => None,
+        };
         let (slots, restore_us) = match &assignment.restore {
             None => (fresh_slots(layout, &hosted, solver)?, 0),
             Some(restore) => match restore::restore(&assignment, restore, layout, &hosted) {
-                Ok(restored) => restored,
+                Ok(restored) => {
+                    if let Some(snapshots) = &mut snapshots {
+                        snapshots.restored(restore.epoch, restored.maps, &restored.slots);
+                    }
+                    (restored.slots, restored.took_us)
+                }
                 Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
             },
         };
-
-        let snapshots = match &control {
-            Some((control, inbox)) => {
-                let mut snapshots = Snapshots::start(&assignment, control.clone())?;
+        let snapshots = match (&control, snapshots) {
+            (Some((control, inbox)), Some(mut snapshots)) => {
                 control.report(Report::Ready { restore_us });
                 wait_for_go(inbox)?;
                 if assignment.restore.is_none() {
@@ -176,7 +184,7 @@ impl Job {
                 }
                 Some(snapshots)
             }
-            None => None,
+            _ => None,
         };
         in_engine(|engine| {
             engine.started = Instant::now();

@@ -14,7 +14,7 @@ use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Restore};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
-use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
+use store::{DiskStorage, FileKey, ImageMap, RankImage, Scratch, SectionKind};
 
 use crate::engine::in_engine;
 
@@ -25,31 +25,50 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
 }
 
-/// Restores all hosted ranks. Gives their slots, and how long it took in microseconds.
+/// What was restored.
+pub(crate) struct Restored {
+    /// The slots of the hosted ranks.
+    pub(crate) slots: Vec<Slot>,
+    /// Where the pages of each are in the store.
+    pub(crate) maps: Vec<Arc<ImageMap>>,
+    /// How long it took, in microseconds.
+    pub(crate) took_us: u64,
+}
+
+/// Restores all hosted ranks.
 pub(crate) fn restore(
     assignment: &Assignment,
     restore: &Restore,
     layout: SlotLayout,
     hosted: &[Rank],
-) -> Result<(Vec<Slot>, u64), Failure> {
+) -> Result<Restored, Failure> {
     let begin = Instant::now();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (processors / assignment.processes.max(1) as usize).max(1);
     let mut slots = Vec::with_capacity(hosted.len());
+    let mut maps = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());
     for &rank in hosted {
         let failed = |reason: String| Failure { rank, reason };
-        let (slot, tables, channel) =
-            restore_rank(assignment, restore, layout, rank, threads).map_err(failed)?;
-        slots.push(slot);
-        sections.push((tables, channel));
+        let image = restore_rank(assignment, restore, layout, rank, threads).map_err(failed)?;
+        slots.push(image.slot);
+        maps.push(image.map);
+        sections.push((image.tables, image.channel));
     }
     in_engine(|engine| engine.restore(sections))
         .map_err(|(rank, reason)| Failure { rank, reason })?;
-    Ok((
+    Ok(Restored {
         slots,
-        u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
-    ))
+        maps,
+        took_us: u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
+    })
+}
+
+struct RestoredRank {
+    slot: Slot,
+    map: Arc<ImageMap>,
+    tables: Vec<u8>,
+    channel: Vec<u8>,
 }
 
 fn restore_rank(
@@ -58,7 +77,7 @@ fn restore_rank(
     layout: SlotLayout,
     rank: Rank,
     threads: usize,
-) -> Result<(Slot, Vec<u8>, Vec<u8>), String> {
+) -> Result<RestoredRank, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
     let stored = restore
         .files
@@ -106,8 +125,12 @@ fn restore_rank(
         .file
         .section(SectionKind::Channel)
         .map_err(|error| said(&error))?;
-    let slot = image.slot.finish().map_err(|error| said(&error))?;
-    Ok((slot, tables, channel))
+    Ok(RestoredRank {
+        map: image.file.map(),
+        slot: image.slot.finish().map_err(|error| said(&error))?,
+        tables,
+        channel,
+    })
 }
 
 /// A rank's file and the slot that it is put into, by any number of threads.

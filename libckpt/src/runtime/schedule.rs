@@ -132,13 +132,18 @@ impl Scheduler {
             None => Vec::new(),
         };
         for directive in directives {
+            let (committed, rebase) = match &directive {
+                Directive::Committed { epoch } => (Some(*epoch), false),
+                Directive::Abort { rebase, .. } => (None, *rebase),
+                _ => (None, false),
+            };
             let result = in_engine(|engine| -> Result<(), Fatal> {
                 let participant = &mut engine.core.participant;
                 match directive {
                     Directive::Snapshot { epoch } => participant.handle_snapshot(epoch),
                     Directive::Abort { epoch, .. } => participant.handle_abort(epoch),
                     Directive::Committed { epoch } => {
-                        participant.handle_committed(epoch).map_err(Fatal::new)?
+                        participant.handle_committed(epoch).map_err(Fatal::new)?;
                     }
                     Directive::End => end(0),
                     Directive::Go
@@ -155,6 +160,14 @@ impl Scheduler {
             });
             if let Err(fatal) = result {
                 self.die(&fatal);
+            }
+            if let Some(snapshots) = &mut self.snapshots {
+                if let Some(epoch) = committed {
+                    snapshots.committed(epoch);
+                }
+                if rebase {
+                    snapshots.rebase();
+                }
             }
         }
     }

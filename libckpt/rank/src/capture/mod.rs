@@ -1,22 +1,32 @@
-//! From a suspended rank to pages in staging memory: the part of a checkpoint that the solver waits for.
+//! From suspended ranks to their pages in memory of the process: the part of a checkpoint that the solver feels.
 //!
-//! - `pagemap`: which pages exist at all, so that untouched ones are not read.
-//! - `staging`: the memory that pages are copied into, kept from one checkpoint to the next.
+//! - `cut`: the cut of all ranks of a process ([`Capturer`]).
+//! - `regions`: which parts of a heap are tracked, and which are saved whole.
+//! - `guard`: copy on write, for pages that are saved while the ranks go on.
+//! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
+//! - `pagemap`, `uffd`: the kernel's interfaces.
 //!
 //! An image is the header, the used part of the stack, and what the heap says is live; of these, the
 //! pages that exist and are not all zero. Everything else reads as zeros after a restore.
 
+mod cut;
+pub(crate) mod guard;
 mod pagemap;
-mod staging;
+mod pool;
+mod regions;
+mod uffd;
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
+use protocol::control::Felt;
 use protocol::ids::Rank;
 
-pub use staging::Staging;
+pub use cut::{Capturer, Observation, Options, RankCut};
+pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
+pub use regions::REGION_PAGES;
 
-use crate::context::in_process;
 use crate::header::{SlotHeader, State};
 use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
@@ -55,60 +65,57 @@ pub enum CaptureError {
         /// What the system says.
         source: io::Error,
     },
-    /// Staging memory can't be had.
+    /// Memory for copies can't be had at all.
     #[error(
-        "{bytes} bytes of memory for the copy of an image can't be had ({source}); run fewer ranks per \
-         process or raise the memory limit"
+        "memory for the copy of an image can't be had ({source}); run fewer ranks per process or raise the \
+         memory limit"
     )]
     Memory {
-        /// Bytes needed.
-        bytes: usize,
         /// What the system says.
         source: io::Error,
     },
 }
 
-/// What a capture took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Captured {
-    /// Pages copied: the image.
-    pub pages: u64,
-    /// Pages that exist and hold nothing but zeros; left out.
-    pub zero_pages: u64,
+/// What a cut hands on, while it lasts and after it, from several threads.
+#[derive(Debug)]
+pub enum Saved {
+    /// Pages of a rank.
+    Block {
+        /// By index among the slots of the cut.
+        rank: usize,
+        /// The pages.
+        block: Block,
+    },
+    /// Pages could not be saved: the snapshot is to be given up. [`Saved::All`] comes nevertheless.
+    Failed(String),
+    /// All pages of all ranks have been handed on.
+    All(Felt),
 }
 
-impl Captured {
-    /// Bytes of the image.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.pages * PAGE_BYTES as u64
+/// Takes what is saved; must not block for long, and must not touch a slot.
+pub type Sink = Arc<dyn Fn(Saved) + Send + Sync>;
+
+/// The addresses that an image is made of, in whole pages.
+pub(crate) struct LiveRanges {
+    /// Header and stack: small, and always written to.
+    unwatched: Vec<Range<usize>>,
+    /// What the heap says is live, ascending.
+    heap: Vec<Range<usize>>,
+}
+
+impl LiveRanges {
+    /// The end of the last one.
+    pub(crate) fn end(&self) -> usize {
+        let last = self.heap.last().or(self.unwatched.last());
+        last.map_or(0, |range| range.end)
+    }
+
+    fn all(self) -> impl Iterator<Item = Range<usize>> {
+        self.unwatched.into_iter().chain(self.heap)
     }
 }
 
 impl Slot {
-    /// Copies the rank's image into staging memory, whose former contents are dropped. The rank may go
-    /// on as soon as this returns.
-    ///
-    /// # Errors
-    /// The rank is in a state that an image can't hold, or there is no memory for the copy.
-    pub fn capture(&self, staging: &mut Staging) -> Result<Captured, CaptureError> {
-        in_process(|| {
-            self.check_state()?;
-            check_threads(self.rank())?;
-            // SAFETY: the rank, the heap's owner, is stopped, and this is its thread.
-            unsafe { self.header().heap.drain_remote() };
-            let ranges = self.live_ranges();
-            self.copy(&ranges, staging)
-        })
-    }
-
-    /// How long the image can be at most, in bytes, if it were taken now: for making room before
-    /// ([`Staging::reserve`]), while the rank need not wait for it.
-    #[must_use]
-    pub fn image_bytes_max(&self) -> usize {
-        in_process(|| self.live_ranges().iter().map(Range::len).sum())
-    }
-
     fn check_state(&self) -> Result<(), CaptureError> {
         let rank = self.rank();
         if self.is_panicking() {
@@ -122,46 +129,22 @@ impl Slot {
         }
     }
 
-    /// The addresses that the image is made of, in whole pages. The header comes first: blocks that
-    /// other threads free meanwhile are then either on the list that its copy holds, or just not freed.
-    fn live_ranges(&self) -> Vec<Range<usize>> {
+    /// The header comes first: blocks that other threads free meanwhile are then either on the list that its
+    /// copy holds, or just not freed.
+    pub(crate) fn live_ranges(&self) -> LiveRanges {
         let base = self.base();
         let header_end = base + size_of::<SlotHeader>().next_multiple_of(PAGE_BYTES);
-        let mut ranges = Vec::new();
-        ranges.push(base..header_end);
+        let mut unwatched = Vec::new();
+        unwatched.push(base..header_end);
         if self.header().state() == State::Suspended {
             let stack = &self.regions().stack;
             let used_from = (self.header().stack_used_from.get() as usize) & !(PAGE_BYTES - 1);
-            ranges.push(used_from.max(base + stack.start as usize)..base + stack.end as usize);
+            unwatched.push(used_from.max(base + stack.start as usize)..base + stack.end as usize);
         }
-        self.header().heap.live_ranges(|range| ranges.push(range));
-        ranges
-    }
-
-    fn copy(&self, live: &[Range<usize>], staging: &mut Staging) -> Result<Captured, CaptureError> {
-        let present = pagemap::present(live);
-        let bytes = present.iter().map(Range::len).sum();
-        staging.clear();
-        staging
-            .reserve(bytes)
-            .map_err(|source| CaptureError::Memory { bytes, source })?;
-        let base = self.base();
-        let mut captured = Captured::default();
-        for range in present {
-            let pages = range.len() / PAGE_BYTES;
-            // SAFETY: the range is mapped and readable, and its owner is stopped. (Another thread may
-            // link a block into the list of freed ones, by words that nobody else reads meanwhile.)
-            let source = unsafe {
-                std::slice::from_raw_parts(
-                    std::ptr::with_exposed_provenance(range.start),
-                    range.len(),
-                )
-            };
-            let copied = staging.push_pages(((range.start - base) / PAGE_BYTES) as u64, source);
-            captured.pages += copied as u64;
-            captured.zero_pages += (pages - copied) as u64;
-        }
-        Ok(captured)
+        let mut heap = Vec::new();
+        self.header().heap.live_ranges(|range| heap.push(range));
+        heap.sort_unstable_by_key(|range| range.start);
+        LiveRanges { unwatched, heap }
     }
 }
 

@@ -53,10 +53,17 @@ const _: () = assert!(
             | 16)
 );
 
+/// Asynchronously tracked: written since the last scan that protected it.
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// The shared page of zeros, which a read of an untouched page maps.
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+/// Protect what is returned again.
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+/// Fail where part of the range is not tracked.
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 /// Ranges asked for at once.
 const REGIONS: usize = 512;
@@ -106,46 +113,102 @@ impl Found {
     }
 }
 
+/// What a scan of tracked memory tells about pages that exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TrackedPages {
+    /// They were written since the scan before (or since the range was registered).
+    pub(super) written: bool,
+}
+
+/// The pages of a tracked range that exist, in order, and whether they were written since the scan before;
+/// all are protected anew. Untouched pages are not told, and count as written once they are.
+///
+/// # Errors
+/// `EPERM` where part of the range is not tracked: then nothing is known, and it has to be registered anew.
+pub(super) fn scan_tracked(
+    range: Range<usize>,
+    mut each: impl FnMut(Range<usize>, TrackedPages),
+) -> io::Result<()> {
+    let Some(pagemap) = pagemap() else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let scan = Scan {
+        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        return_mask: PAGE_IS_WRITTEN,
+    };
+    scan.run(pagemap.as_raw_fd(), range, |range, categories| {
+        let written = categories & PAGE_IS_WRITTEN != 0;
+        each(range, TrackedPages { written });
+    })
+}
+
 /// By the ioctl. Where it fails half-way, `found` keeps what it had before.
 fn scan(pagemap: RawFd, range: Range<usize>, found: &mut Found) -> io::Result<()> {
-    let mut regions = [PageRegion::default(); REGIONS];
     let before = found.0.len();
     let last_end = found.0.last().map(|last| last.end);
-    let mut start = range.start as u64;
-    while start < range.end as u64 {
-        let mut argument = ScanArgument {
-            size: size_of::<ScanArgument>() as u64,
-            flags: 0,
-            start,
-            end: range.end as u64,
-            walk_end: 0,
-            vec: regions.as_mut_ptr() as u64,
-            vec_len: REGIONS as u64,
-            max_pages: 0,
-            category_inverted: PAGE_IS_PFNZERO,
-            category_mask: PAGE_IS_PFNZERO,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
-        };
-        // SAFETY: the argument and the array that it names live through the call and are as long as told.
-        let count = unsafe { libc::ioctl(pagemap, PAGEMAP_SCAN, &raw mut argument) };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            found.0.truncate(before);
-            if let (Some(last), Some(end)) = (found.0.last_mut(), last_end) {
-                last.end = end;
-            }
-            return Err(error);
+    let scan = Scan {
+        flags: 0,
+        return_mask: PAGE_IS_PRESENT,
+    };
+    let outcome = scan.run(pagemap, range, |range, _| found.push(range));
+    if outcome.is_err() {
+        found.0.truncate(before);
+        if let (Some(last), Some(end)) = (found.0.last_mut(), last_end) {
+            last.end = end;
         }
-        for region in &regions[..count as usize] {
-            found.push(region.start as usize..region.end as usize);
-        }
-        start = argument.walk_end;
     }
-    Ok(())
+    outcome
+}
+
+/// A scan for pages that exist and are not the shared page of zeros.
+struct Scan {
+    flags: u64,
+    return_mask: u64,
+}
+
+impl Scan {
+    fn run(
+        &self,
+        pagemap: RawFd,
+        range: Range<usize>,
+        mut each: impl FnMut(Range<usize>, u64),
+    ) -> io::Result<()> {
+        let mut regions = [PageRegion::default(); REGIONS];
+        let mut start = range.start as u64;
+        while start < range.end as u64 {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags: self.flags,
+                start,
+                end: range.end as u64,
+                walk_end: 0,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: REGIONS as u64,
+                max_pages: 0,
+                category_inverted: PAGE_IS_PFNZERO,
+                category_mask: PAGE_IS_PFNZERO,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: self.return_mask,
+            };
+            // SAFETY: the argument and the array that it names live through the call and are as long as told.
+            let count = unsafe { libc::ioctl(pagemap, PAGEMAP_SCAN, &raw mut argument) };
+            if count < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            }
+            for region in &regions[..count as usize] {
+                each(
+                    region.start as usize..region.end as usize,
+                    region.categories,
+                );
+            }
+            start = argument.walk_end;
+        }
+        Ok(())
+    }
 }
 
 /// By the file, a word per page.

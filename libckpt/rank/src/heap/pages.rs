@@ -1,6 +1,10 @@
 //! The system calls on a heap's pages: each one keeps the range mapped, readable and writable.
+//!
+//! A cut may still have to save what is in the pages that they take away, which it is told before.
 
 use std::ops::Range;
+
+use crate::capture::guard::before_change;
 
 /// Size of a page, in bytes.
 pub(super) const PAGE_BYTES: usize = 4096;
@@ -32,6 +36,7 @@ pub(super) unsafe fn discard(range: Range<usize>) {
     if range.is_empty() {
         return;
     }
+    before_change(&range);
     // SAFETY: nothing lives in the range, by the contract above.
     let answer = unsafe { libc::madvise(range.start as *mut _, range.len(), libc::MADV_DONTNEED) };
     if answer != 0 {
@@ -47,6 +52,7 @@ pub(super) unsafe fn discard(range: Range<usize>) {
 /// # Safety
 /// The range is page-aligned, lies in the heap's part of its slot, and nothing lives in it.
 pub(super) unsafe fn renew(range: Range<usize>) -> bool {
+    before_change(&range);
     // SAFETY: nothing lives in the range, by the contract above, and it is ours to map over.
     let at = unsafe {
         libc::mmap(
@@ -83,6 +89,8 @@ pub(super) enum Moved {
 /// Both ranges are page-aligned, of `bytes` bytes, apart, and lie in the heap; nothing lives in the
 /// new place.
 pub(super) unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> Moved {
+    before_change(&(from..from + bytes));
+    before_change(&(to..to + bytes));
     // SAFETY: the old mapping stays (MREMAP_DONTUNMAP), so no address of the slot is ever free for
     // somebody else's mapping; nothing lives at the new place.
     let at = unsafe {

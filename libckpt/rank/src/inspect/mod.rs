@@ -12,8 +12,13 @@ pub mod descriptors;
 pub mod pointers;
 pub mod statics;
 
-use crate::capture::Staging;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use protocol::ids::Rank;
+
+use self::pointers::{Scanner, Suspect};
 use crate::context::in_process;
+use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
 
 /// How the process was before its ranks ran.
@@ -79,20 +84,74 @@ impl Changes {
     }
 }
 
-/// Looks through a captured image for words that look like addresses outside of the slot.
-#[must_use]
-pub fn foreign_pointers(slot: &Slot, staging: &Staging) -> Option<Finding> {
-    in_process(|| {
-        let found = pointers::scan(slot, staging);
-        let first = found.first()?;
+/// Looks through the pages of one image for words that look like addresses outside of the slot. Pages may be
+/// given by several threads, in any order.
+#[derive(Debug)]
+pub struct PointerScan {
+    rank: Rank,
+    scanner: Scanner,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    first: Option<Suspect>,
+    count: usize,
+}
+
+impl PointerScan {
+    /// For the image of a stopped rank.
+    #[must_use]
+    pub fn new(slot: &Slot) -> Self {
+        in_process(|| Self {
+            rank: slot.rank(),
+            scanner: Scanner::new(slot),
+            found: Mutex::default(),
+        })
+    }
+
+    /// Looks through pages, given by number and bytes.
+    pub fn scan(&self, pages: &[u64], bytes: &[u8]) {
+        let mut found = Found::default();
+        for (page, bytes) in pages.iter().zip(bytes.chunks_exact(PAGE_BYTES)) {
+            self.scanner.scan(*page, bytes, |suspect| {
+                found.count += 1;
+                found.note(suspect);
+            });
+        }
+        if let Some(first) = found.first {
+            let mut all = self.lock();
+            all.count += found.count;
+            all.note(first);
+        }
+    }
+
+    /// What was found in the pages given so far.
+    #[must_use]
+    pub fn finding(&self) -> Option<Finding> {
+        let found = self.lock();
+        let first = found.first.as_ref()?;
         Some(Finding(format!(
             "{} holds {} words that look like addresses outside of its memory, the first at {:#x}: {:#x} in {}; if \
              one is a pointer, it is invalid after a restart",
-            slot.rank(),
-            found.len(),
-            first.at,
-            first.value,
-            first.target
+            self.rank, found.count, first.at, first.value, first.target
         )))
-    })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        // Whole at any moment.
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Found {
+    fn note(&mut self, suspect: Suspect) {
+        if self
+            .first
+            .as_ref()
+            .is_none_or(|first| suspect.at < first.at)
+        {
+            self.first = Some(suspect);
+        }
+    }
 }

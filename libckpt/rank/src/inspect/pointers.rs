@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use protocol::slots::{END, ORIGIN};
 
-use crate::capture::Staging;
 use crate::hosted;
 use crate::identity;
 use crate::layout::PAGE_BYTES;
@@ -26,58 +25,73 @@ pub struct Suspect {
     pub target: String,
 }
 
-/// Scans the heap pages of a captured image.
-#[must_use]
-pub fn scan(slot: &Slot, staging: &Staging) -> Vec<Suspect> {
-    let base = slot.base();
-    let own = base..base + slot.mapped_bytes();
-    // Data of any kind may fall somewhere into the vast range of all slots. A pointer into another one would
-    // point to where ranks have something: not much further up than this rank has.
-    let reach = staging
-        .pages()
-        .iter()
-        .max()
-        .map_or(0, |page| (*page as usize + 1) * PAGE_BYTES * 2);
-    let slots = usize::try_from(ORIGIN).unwrap_or(0)..usize::try_from(END).unwrap_or(0);
-    let foreign = foreign_ranges(&slots);
-    let heap = slot.heap_pages();
-    let mut suspects = Vec::new();
-    for (page, bytes) in staging
-        .pages()
-        .iter()
-        .zip(staging.bytes().chunks_exact(PAGE_BYTES))
-    {
-        if !heap.contains(page) {
-            continue;
+/// What is looked for in the pages of one rank.
+#[derive(Debug)]
+pub struct Scanner {
+    /// First address of the slot.
+    base: usize,
+    own: Range<usize>,
+    /// How far up in its slot a rank may have something.
+    reach: usize,
+    slots: Range<usize>,
+    foreign: Vec<(Range<usize>, String)>,
+    heap: Range<u64>,
+}
+
+impl Scanner {
+    /// For a rank that is stopped.
+    #[must_use]
+    pub fn new(slot: &Slot) -> Self {
+        let base = slot.base();
+        let end = slot.live_ranges().end();
+        let slots = usize::try_from(ORIGIN).unwrap_or(0)..usize::try_from(END).unwrap_or(0);
+        Self {
+            base,
+            own: base..base + slot.mapped_bytes(),
+            // Data of any kind may fall somewhere into the vast range of all slots. A pointer into another one
+            // would point to where ranks have something: not much further up than this rank has.
+            reach: (end - base) * 2,
+            foreign: foreign_ranges(&slots),
+            slots,
+            heap: slot.heap_pages(),
         }
-        for (index, word) in bytes.chunks_exact(8).enumerate() {
-            let value = usize::from_ne_bytes(word.try_into().expect("8 bytes"));
+    }
+
+    /// Scans one page, by its number and bytes.
+    pub fn scan(&self, page: u64, bytes: &[u8], mut each: impl FnMut(Suspect)) {
+        if !self.heap.contains(&page) {
+            return;
+        }
+        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let value = usize::from_ne_bytes(*word);
             // Most words are small numbers or floating-point values, outside of both ranges.
-            if value < slots.start || value >> 47 != 0 || own.contains(&value) {
+            if value < self.slots.start || value >> 47 != 0 || self.own.contains(&value) {
                 continue;
             }
-            let target = if slots.contains(&value) {
-                let offset = (value - slots.start) % own.len();
-                (offset < reach && hosted::rank_of(value).is_some())
-                    .then_some("the slot of another rank")
-            } else {
-                let at = foreign.partition_point(|(range, _)| range.end <= value);
-                foreign
-                    .get(at)
-                    .filter(|(range, _)| range.contains(&value))
-                    .map(|(_, name)| name.as_str())
-            };
-            if let Some(target) = target {
-                let page = usize::try_from(*page).unwrap_or(0);
-                suspects.push(Suspect {
-                    at: base + page * PAGE_BYTES + index * 8,
+            if let Some(target) = self.target(value) {
+                each(Suspect {
+                    at: self.base + page as usize * PAGE_BYTES + index * 8,
                     value,
                     target: target.to_owned(),
                 });
             }
         }
     }
-    suspects
+
+    fn target(&self, value: usize) -> Option<&str> {
+        if self.slots.contains(&value) {
+            let offset = (value - self.slots.start) % self.own.len();
+            return (offset < self.reach && hosted::rank_of(value).is_some())
+                .then_some("the slot of another rank");
+        }
+        let at = self
+            .foreign
+            .partition_point(|(range, _)| range.end <= value);
+        self.foreign
+            .get(at)
+            .filter(|(range, _)| range.contains(&value))
+            .map(|(_, name)| name.as_str())
+    }
 }
 
 /// Writable mappings of the process that are neither slots nor data of the program and its libraries (that

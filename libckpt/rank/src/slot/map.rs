@@ -151,6 +151,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        crate::capture::guard::before_change(&(self.start.addr()..self.start.addr() + self.bytes));
         // SAFETY: mapped by `create` and owned since. Values that a rank left in it are not used any
         // more: the slot that could resume it is gone.
         unsafe { libc::munmap(self.start.cast(), self.bytes) };

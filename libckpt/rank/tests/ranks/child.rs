@@ -1,13 +1,16 @@
 //! Starting a role, and what roles have in common.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 
-use libckpt_rank::capture::Staging;
+use libckpt_rank::capture::{CaptureError, Capturer, Options, Saved};
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, Slot, startup};
-use protocol::ids::Rank;
+use protocol::control::{CaptureMode, Tracking};
+use protocol::ids::{Epoch, Rank};
 use protocol::slots::SlotLayout;
 
 /// A command that plays a role.
@@ -72,14 +75,54 @@ pub fn sole_slot() -> Slot {
     Slot::create(layout(1), Rank(0)).unwrap()
 }
 
+/// The pages of an image that are not all zero, by number.
+pub type Image = BTreeMap<u64, Vec<u8>>;
+
+/// Copies images whole, whatever else is done to find out what has changed.
+pub struct FullCopy {
+    capturer: Capturer,
+    epoch: Epoch,
+}
+
+impl FullCopy {
+    pub fn new() -> Self {
+        Self {
+            capturer: Capturer::new(&Options {
+                tracking: Tracking::Off,
+                mode: CaptureMode::CopyAside,
+                memory_bytes: 0,
+            }),
+            epoch: Epoch(0),
+        }
+    }
+
+    pub fn take(&mut self, slot: &Slot) -> Result<Image, CaptureError> {
+        self.epoch.0 += 1;
+        let image = Arc::new(Mutex::new(Image::new()));
+        let into = image.clone();
+        let sink = move |saved| match saved {
+            Saved::Block { block, .. } => {
+                let pages = block.pages().iter().copied();
+                let bytes = block.bytes().chunks_exact(PAGE_BYTES).map(<[u8]>::to_vec);
+                into.lock().unwrap().extend(pages.zip(bytes));
+            }
+            Saved::Failed(reason) => panic!("{reason}"),
+            Saved::All(_) => {}
+        };
+        let slots = std::slice::from_ref(slot);
+        self.capturer
+            .cut(self.epoch, slots, &(Arc::new(sink) as _))?;
+        let mut image = image.lock().unwrap();
+        Ok(std::mem::take(&mut image))
+    }
+}
+
 /// Captures a slot and writes the image to a file: number of pages, page numbers, bytes.
 pub fn store(slot: &Slot, file: &Path) {
-    let mut staging = Staging::new();
-    let captured = slot.capture(&mut staging).unwrap();
-    assert_eq!(captured.pages, staging.pages().len() as u64);
-    let mut bytes = (captured.pages).to_le_bytes().to_vec();
-    bytes.extend(staging.pages().iter().flat_map(|page| page.to_le_bytes()));
-    bytes.extend(staging.bytes());
+    let image = FullCopy::new().take(slot).unwrap();
+    let mut bytes = (image.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(image.keys().flat_map(|page| page.to_le_bytes()));
+    bytes.extend(image.values().flatten());
     fs::write(file, bytes).unwrap();
 }
 

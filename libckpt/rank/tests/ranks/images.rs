@@ -6,12 +6,11 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
-use libckpt_rank::capture::Staging;
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, Resumed, Slot, note, set_note, suspend};
 use protocol::ids::Rank;
 
-use crate::child::{self, Directory, layout, prepare, print, restore, sole_slot, store};
+use crate::child::{self, Directory, FullCopy, layout, prepare, print, restore, sole_slot, store};
 use crate::tangle::{outcome, tangle};
 use crate::{roles, tests};
 
@@ -98,10 +97,10 @@ fn a_capture_does_not_disturb_the_rank() {
 fn disturbed(_: &[String]) {
     let mut slot = sole_slot();
     slot.start(tangle);
-    let mut staging = Staging::new();
-    slot.capture(&mut staging).unwrap();
+    let mut copy = FullCopy::new();
+    copy.take(&slot).unwrap();
     while let Resumed::Suspended = slot.resume() {
-        slot.capture(&mut staging).unwrap();
+        copy.take(&slot).unwrap();
     }
     println!("{}", outcome(&slot));
 }
@@ -147,7 +146,7 @@ fn an_image_holds_what_is_live_and_no_more() {
 fn weighed(_: &[String]) {
     const MIB: usize = 1 << 20;
     let mut slot = sole_slot();
-    let mut staging = Staging::new();
+    let mut copy = FullCopy::new();
     slot.start(|| {
         suspend();
         let kept = vec![1_u8; 10 * MIB];
@@ -163,10 +162,7 @@ fn weighed(_: &[String]) {
     });
     let mut weigh = |slot: &mut Slot| {
         slot.resume();
-        let at_most = slot.image_bytes_max();
-        let bytes = slot.capture(&mut staging).unwrap().pages as usize * PAGE_BYTES;
-        assert!(bytes <= at_most, "{bytes} of {at_most}");
-        bytes
+        copy.take(slot).unwrap().len() * PAGE_BYTES
     };
     let start = weigh(&mut slot);
     assert!(

@@ -6,6 +6,7 @@
 //! the word in their names.
 
 mod child;
+mod cuts;
 mod frees;
 mod images;
 mod overflow;
@@ -56,8 +57,9 @@ fn main() -> ExitCode {
 fn play(name: &str, arguments: &[String]) {
     // A child that hangs is a failed test, not a hanging one.
     // SAFETY: alarm has no preconditions.
-    unsafe { libc::alarm(60) };
+    unsafe { libc::alarm(120) };
     let Role(_, role) = [
+        cuts::ROLES,
         frees::ROLES,
         images::ROLES,
         overflow::ROLES,
@@ -79,6 +81,7 @@ fn run_tests(arguments: &[String]) -> ExitCode {
         .collect();
     let mut failed = 0;
     for Test(name, test) in [
+        cuts::TESTS,
         frees::TESTS,
         images::TESTS,
         overflow::TESTS,

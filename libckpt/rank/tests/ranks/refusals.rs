@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use libckpt_rank::buffer::{BufferError, RankBytes, RankBytesMut};
-use libckpt_rank::capture::{CaptureError, Staging};
+use libckpt_rank::capture::CaptureError;
 use libckpt_rank::restore::{RestoreError, RestoringSlot};
 use libckpt_rank::{PAGE_BYTES, RankLocal, Resumed, Slot, in_process, set_note, suspend};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
 
 use crate::child::{
-    Directory, from_digits, layout, load, prepare, print, sole_slot, store, to_digits,
+    Directory, FullCopy, from_digits, layout, load, prepare, print, sole_slot, store, to_digits,
 };
 use crate::tangle::tangle;
 use crate::{roles, tests};
@@ -71,14 +71,14 @@ fn panicking(_: &[String]) {
     }
     // The other rank stops while the thread's count of panics is not zero, and is none the worse.
     slots[0].resume();
-    let mut staging = Staging::new();
-    slots[0].capture(&mut staging).unwrap();
-    let error = slots[1].capture(&mut staging).unwrap_err();
+    let mut copy = FullCopy::new();
+    copy.take(&slots[0]).unwrap();
+    let error = copy.take(&slots[1]).unwrap_err();
     assert!(matches!(error, CaptureError::Panicking { rank: Rank(1) }));
     println!("{error}");
     // Once the panic is caught, it may be captured again.
     slots[1].resume();
-    slots[1].capture(&mut staging).unwrap();
+    copy.take(&slots[1]).unwrap();
 }
 
 fn a_rank_that_panicked_tells_with_what() {
@@ -93,7 +93,7 @@ fn panicked(_: &[String]) {
     };
     assert_eq!(*payload.downcast::<String>().unwrap(), "number 5");
     assert!(slot.is_panicking());
-    assert!(slot.capture(&mut Staging::new()).is_err());
+    assert!(FullCopy::new().take(&slot).is_err());
     assert!(catch_unwind(AssertUnwindSafe(|| slot.resume())).is_err());
 }
 
@@ -104,7 +104,7 @@ fn a_rank_that_was_not_started_is_neither_captured_nor_resumed() {
 fn not_started(_: &[String]) {
     let mut slot = sole_slot();
     assert!(!slot.is_started());
-    let error = slot.capture(&mut Staging::new()).unwrap_err();
+    let error = FullCopy::new().take(&slot).unwrap_err();
     assert!(matches!(error, CaptureError::NotStopped { rank: Rank(0) }));
     assert!(catch_unwind(AssertUnwindSafe(|| slot.resume())).is_err());
     slot.start(|| ());

@@ -4,14 +4,15 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use libckpt_rank::capture::Staging;
 use libckpt_rank::identity::program_identity;
 use libckpt_rank::{Resumed, Slot, startup};
 use protocol::control::ProgramIdentity;
 use protocol::ids::Rank;
 use protocol::slots::{ORIGIN, SlotLayout};
 
-use crate::child::{Directory, from_digits, layout, prepare, print, role, text, to_digits};
+use crate::child::{
+    Directory, FullCopy, from_digits, layout, prepare, print, role, text, to_digits,
+};
 use crate::tangle::tangle;
 use crate::{roles, tests};
 
@@ -254,9 +255,9 @@ fn fixed_thread(_: &[String]) {
     let address = startup::run_on_fixed_thread(|| {
         let mut slot = Slot::create(layout(1), Rank(0)).unwrap();
         slot.start(tangle);
-        let mut staging = Staging::new();
+        let mut copy = FullCopy::new();
         while let Resumed::Suspended = slot.resume() {
-            slot.capture(&mut staging).unwrap();
+            copy.take(&slot).unwrap();
         }
         assert!(slot.is_finished());
         program_identity().unwrap().thread_local_address

@@ -3,11 +3,11 @@
 use std::sync::mpsc;
 use std::thread;
 
-use libckpt_rank::capture::{CaptureError, Staging};
+use libckpt_rank::capture::CaptureError;
 use libckpt_rank::{RankMemory, Resumed, Slot, in_process, library_thread, suspend};
 use protocol::ids::Rank;
 
-use crate::child::{layout, prepare, print, sole_slot};
+use crate::child::{FullCopy, layout, prepare, print, sole_slot};
 use crate::{roles, tests};
 
 tests![
@@ -70,13 +70,13 @@ fn threaded(_: &[String]) {
         suspend();
     });
     slot.resume();
-    let mut staging = Staging::new();
-    let error = slot.capture(&mut staging).unwrap_err();
+    let mut copy = FullCopy::new();
+    let error = copy.take(&slot).unwrap_err();
     assert!(matches!(error, CaptureError::LiveThreads { .. }));
     println!("{error}");
     // The threads have been joined: nothing is in the way, the library's thread least of all.
     slot.resume();
-    slot.capture(&mut staging).unwrap();
+    copy.take(&slot).unwrap();
     drop(stop_writer);
     let _ = writer.join();
 }
@@ -113,9 +113,9 @@ fn threaded_before(_: &[String]) {
             suspend();
         }
     });
-    let mut staging = Staging::new();
+    let mut copy = FullCopy::new();
     while let Resumed::Suspended = slot.resume() {
-        slot.capture(&mut staging).unwrap();
+        copy.take(&slot).unwrap();
     }
 }
 

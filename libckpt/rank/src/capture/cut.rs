@@ -1,0 +1,665 @@
+//! The cut of all ranks of a process: what was written, and how it is saved.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use protocol::control::{CaptureMode, Felt, Tracking};
+use protocol::dirty::{Dirty, PageSet};
+use protocol::ids::{Epoch, Rank};
+
+use super::guard::{Guard, UNIT_BYTES, Unit};
+use super::pagemap;
+use super::pool::{Block, Need, Pool};
+use super::regions::{REGION_BYTES, Region, Watch};
+use super::uffd::{self, Uffd};
+use super::{CaptureError, Saved, Sink, check_threads};
+use crate::context::in_process;
+use crate::layout::PAGE_BYTES;
+use crate::slot::Slot;
+
+/// Bytes that are copied aside at one cut so that their regions can be tracked from then on: the rest has its
+/// turn at the next cuts.
+const TRACKING_STEP_BYTES: u64 = REGION_BYTES as u64;
+
+/// Below this, in pages, copying aside takes less time than what comes with copy on write.
+const COPY_ON_WRITE_PAGES_MIN: u64 = 1024;
+
+/// How a process captures its ranks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How it is found out what was written.
+    pub tracking: Tracking,
+    /// How pages are saved.
+    pub mode: CaptureMode,
+    /// Memory for pages that are saved and not yet stored, in bytes.
+    pub memory_bytes: usize,
+}
+
+/// What a cut found of one rank. Its pages come through the sink.
+#[derive(Clone, Debug)]
+pub struct RankCut {
+    /// The rank.
+    pub rank: Rank,
+    /// The checkpoint whose image differs in no other pages than `saved`; `None`: all pages are saved.
+    pub parent: Option<Epoch>,
+    /// The pages of the image. Some may be all zero.
+    pub existing: PageSet,
+    /// Those that are saved; the others are as in the parent.
+    pub saved: PageSet,
+}
+
+/// How many pages of a region a checkpoint saved, and how many of them had changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Pages saved.
+    pub saved: u64,
+    /// Of these, such that differ from the checkpoint before.
+    pub changed: u64,
+}
+
+/// Captures the ranks of this process, cut after cut. A process has one.
+pub struct Capturer {
+    tracking: Tracking,
+    mode: CaptureMode,
+    tracker: Option<Uffd>,
+    guard: Option<Guard>,
+    pool: Pool,
+    ranks: BTreeMap<Rank, History>,
+    description: String,
+}
+
+/// What earlier cuts of a rank leave for the next.
+#[derive(Default)]
+struct History {
+    dirty: Dirty,
+    /// The heap's pages that were live at the last cut. What is live anew counts as written, for it was not
+    /// part of the image.
+    live: PageSet,
+    regions: BTreeMap<usize, Region>,
+}
+
+impl Capturer {
+    /// Finds out what the kernel allows, and starts the threads that this takes.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        in_process(|| Self::new_in_process(options))
+    }
+
+    fn new_in_process(options: &Options) -> Self {
+        let pool = Pool::new(options.memory_bytes);
+        let (tracking, tracker, tracked_by) = choose_tracking(options.tracking);
+        let (guard, saved_by) = match options.mode {
+            CaptureMode::CopyAside => (None, "copying aside".to_owned()),
+            CaptureMode::Auto | CaptureMode::CopyOnWrite => match start_guard(&pool) {
+                Ok(guard) => (Some(guard), "copy on write".to_owned()),
+                Err(error) => (
+                    None,
+                    format!(
+                        "copying aside (no copy on write: userfaultfd for faults of the kernel is refused: {error})"
+                    ),
+                ),
+            },
+        };
+        Self {
+            tracking,
+            mode: options.mode,
+            tracker,
+            guard,
+            pool,
+            ranks: BTreeMap::new(),
+            description: format!(
+                "changes are found by {tracked_by}; pages are saved by {saved_by}"
+            ),
+        }
+    }
+
+    /// How changes are found and pages saved, for the log.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Whether pages that are saved are to be compared with the checkpoint before.
+    #[must_use]
+    pub fn compares(&self) -> bool {
+        self.tracking != Tracking::Off
+    }
+
+    /// What the next cut of a rank builds on.
+    #[must_use]
+    pub fn parent(&self, rank: Rank) -> Option<Epoch> {
+        let history = self.ranks.get(&rank)?;
+        history.dirty.parent().filter(|_| self.compares())
+    }
+
+    /// The memory that pages are saved into.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Bytes that the next cut may have to save while the ranks stand still, at most.
+    #[must_use]
+    pub fn copied_bytes_max(&self, slots: &[Slot]) -> usize {
+        if self.guard.is_some() {
+            return TRACKING_STEP_BYTES as usize;
+        }
+        in_process(|| {
+            slots
+                .iter()
+                .flat_map(|slot| slot.live_ranges().all())
+                .map(|range| range.len())
+                .sum()
+        })
+    }
+
+    /// The ranks came out of this checkpoint, to the last bit, and have not run since.
+    pub fn restored(&mut self, epoch: Epoch, slots: &[Slot]) {
+        if self.tracking == Tracking::Off {
+            return;
+        }
+        in_process(|| {
+            for slot in slots {
+                let heap = slot.live_ranges().heap;
+                let mut history = History {
+                    dirty: Dirty::new(Some(epoch)),
+                    live: page_set(slot, &heap),
+                    regions: BTreeMap::new(),
+                };
+                if let Some(tracker) = &self.tracker {
+                    for (index, live) in by_region(slot, &heap) {
+                        if track(tracker, slot, index, &live).is_ok() {
+                            history.regions.insert(index, Region::tracked());
+                        }
+                    }
+                }
+                self.ranks.insert(slot.rank(), history);
+            }
+        });
+    }
+
+    /// Captures all ranks, which are stopped: their pages come through the sink, at once or while the ranks go on
+    /// already, and [`Saved::All`] last. A round of an earlier cut that has not ended is given up.
+    ///
+    /// # Errors
+    /// A rank is in a state that an image can't hold, or there is no memory. Pages may have gone through the sink
+    /// nevertheless; the snapshot is to be given up.
+    pub fn cut(
+        &mut self,
+        epoch: Epoch,
+        slots: &[Slot],
+        sink: &Sink,
+    ) -> Result<Vec<RankCut>, CaptureError> {
+        in_process(|| {
+            self.give_up();
+            for slot in slots {
+                slot.check_state()?;
+            }
+            if let Some(slot) = slots.first() {
+                check_threads(slot.rank())?;
+            }
+            let plans: Vec<_> = slots.iter().map(|slot| self.scan(epoch, slot)).collect();
+            self.save(slots, &plans, sink)?;
+            Ok(plans.into_iter().map(|plan| plan.cut).collect())
+        })
+    }
+
+    /// The epoch is a checkpoint: the next cuts build on it.
+    pub fn committed(&mut self, epoch: Epoch) {
+        for history in self.ranks.values_mut() {
+            history.dirty.committed(epoch);
+        }
+    }
+
+    /// The epoch will not be a checkpoint. Nothing more is saved for it.
+    pub fn aborted(&mut self, epoch: Epoch) {
+        self.give_up();
+        for history in self.ranks.values_mut() {
+            history.dirty.aborted(epoch);
+        }
+    }
+
+    /// There is nothing to build on any more: the next cut saves all pages.
+    pub fn rebase(&mut self) {
+        for history in self.ranks.values_mut() {
+            history.dirty = Dirty::new(None);
+        }
+    }
+
+    /// What a checkpoint showed about the regions of a rank (by page number divided by
+    /// [`super::REGION_PAGES`]).
+    pub fn observe(&mut self, rank: Rank, observations: &BTreeMap<u64, Observation>) {
+        if let Some(history) = self.ranks.get_mut(&rank) {
+            for (region, found) in observations {
+                if let Some(region) = history.regions.get_mut(&(*region as usize)) {
+                    region.observe(found.saved, found.changed);
+                }
+            }
+        }
+    }
+
+    fn give_up(&self) {
+        if let Some(guard) = &self.guard {
+            guard.cancel();
+        }
+    }
+
+    /// Finds out which pages a rank has and which of them were written.
+    fn scan(&mut self, epoch: Epoch, slot: &Slot) -> Plan {
+        // SAFETY: the rank, the heap's owner, is stopped, and this is its thread.
+        unsafe { slot.header().heap.drain_remote() };
+        let live = slot.live_ranges();
+        let compares = self.compares();
+        let history = self.ranks.entry(slot.rank()).or_default();
+        let mut existing = Vec::new();
+        let mut written = Vec::new();
+
+        let unwatched: Vec<_> = pagemap::present(&live.unwatched);
+        existing.extend(unwatched.iter().map(|range| pages(slot, range)));
+        written.extend(unwatched.iter().map(|range| pages(slot, range)));
+
+        let live_pages = page_set(slot, &live.heap);
+        let live_by_region = by_region(slot, &live.heap);
+        for (&index, live) in &live_by_region {
+            let region = history.regions.entry(index).or_default();
+            let tracked = match (region.watch, &self.tracker) {
+                (Watch::Tracked, Some(tracker)) => {
+                    match scan_tracked(slot, live, &mut existing, &mut written) {
+                        Ok(()) => true,
+                        // Pages of the heap were moved or mapped anew, which ends their tracking.
+                        Err(_) => {
+                            if track(tracker, slot, index, live).is_err() {
+                                untrack(tracker, slot, index);
+                                region.give_up();
+                            }
+                            false
+                        }
+                    }
+                }
+                _ => false,
+            };
+            if !tracked {
+                let present = pagemap::present(live);
+                existing.extend(present.iter().map(|range| pages(slot, range)));
+                written.extend(live.iter().map(|range| pages(slot, range)));
+            }
+        }
+        written.extend(
+            live_pages
+                .difference(&history.live)
+                .ranges()
+                .iter()
+                .cloned(),
+        );
+        history.live = live_pages;
+
+        let existing: PageSet = existing.into_iter().collect();
+        let since = history.dirty.cut(epoch, written.into_iter().collect());
+        let parent = since.parent.filter(|_| compares);
+        let saved = match parent {
+            Some(_) => since.pages.intersection(&existing),
+            None => existing.clone(),
+        };
+        Plan {
+            live: live_by_region,
+            existing: pages_by_region(slot, &existing),
+            saved: pages_by_region(slot, &saved),
+            cut: RankCut {
+                rank: slot.rank(),
+                parent,
+                existing,
+                saved,
+            },
+        }
+    }
+
+    /// Saves what the plans say: copies aside, or protects and leaves the rest to the guard.
+    fn save(&mut self, slots: &[Slot], plans: &[Plan], sink: &Sink) -> Result<(), CaptureError> {
+        let dense: u64 = plans
+            .iter()
+            .map(|plan| plan.dense_pages(&self.ranks[&plan.cut.rank]))
+            .sum();
+        let guard = self
+            .guard
+            .as_ref()
+            .filter(|_| self.mode == CaptureMode::CopyOnWrite || dense >= COPY_ON_WRITE_PAGES_MIN);
+        let mut step_left = match (guard, self.tracking) {
+            (Some(_), Tracking::Auto | Tracking::Hash) => TRACKING_STEP_BYTES,
+            // All is copied anyway, or is to be tracked whatever it costs.
+            _ => u64::MAX,
+        };
+        let mut units = Vec::new();
+        for (rank, (slot, plan)) in slots.iter().zip(plans).enumerate() {
+            let mut aside = Aside::new(&self.pool, sink, rank, slot);
+            let history = self.ranks.get_mut(&plan.cut.rank);
+            let regions = &mut history.expect("made by the scan").regions;
+            if let Some(saved) = plan.saved.get(&UNWATCHED) {
+                aside.copy_all(saved)?;
+            }
+            for (&index, live) in &plan.live {
+                let region = regions.get_mut(&index).expect("made by the scan");
+                let empty = PageSet::new();
+                let saved = plan.saved.get(&index).unwrap_or(&empty);
+                let existing = plan.existing.get(&index).unwrap_or(&empty).pages();
+                let bytes = saved.pages() * PAGE_BYTES as u64;
+                if region.is_too_busy(existing, saved.pages())
+                    && self.tracking == Tracking::Auto
+                    && let Some(tracker) = &self.tracker
+                {
+                    untrack(tracker, slot, index);
+                    region.give_up();
+                } else if region.watch == Watch::Dense
+                    && let Some(tracker) = &self.tracker
+                    && (region.wants_tracking() || self.tracking == Tracking::Kernel)
+                    && bytes <= step_left
+                {
+                    step_left -= bytes;
+                    if let Some(guard) = &self.guard {
+                        untrack(guard.uffd(), slot, index);
+                    }
+                    if track(tracker, slot, index, live).is_ok() {
+                        region.track();
+                    } else {
+                        region.give_up();
+                    }
+                }
+                match guard {
+                    Some(guard) if region.watch == Watch::Dense && !saved.is_empty() => {
+                        let new = units_of(rank, slot, saved);
+                        match protect(guard.uffd(), slot, index, &new) {
+                            Ok(()) => units.extend(new),
+                            Err(error) => {
+                                tracing::debug!(%error, "a region is copied aside");
+                                let _ = guard.uffd().unregister(&region_range(slot, index));
+                                aside.copy_all(saved)?;
+                            }
+                        }
+                    }
+                    _ => aside.copy_all(saved)?,
+                }
+            }
+            aside.finish();
+        }
+        match &self.guard {
+            Some(guard) => guard.begin(units, sink.clone()),
+            None => sink(Saved::All(Felt::default())),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Capturer {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// What is to be saved of one rank.
+struct Plan {
+    cut: RankCut,
+    /// The addresses of the heap that are live, by region.
+    live: BTreeMap<usize, Vec<Range<usize>>>,
+    existing: BTreeMap<usize, PageSet>,
+    saved: BTreeMap<usize, PageSet>,
+}
+
+impl Plan {
+    fn dense_pages(&self, history: &History) -> u64 {
+        self.saved
+            .iter()
+            .filter(|(index, _)| {
+                history
+                    .regions
+                    .get(index)
+                    .is_some_and(|region| region.watch == Watch::Dense)
+            })
+            .map(|(_, pages)| pages.pages())
+            .sum()
+    }
+}
+
+/// Copies pages of one rank into blocks while it stands still.
+struct Aside<'a> {
+    pool: &'a Pool,
+    sink: &'a Sink,
+    rank: usize,
+    slot: &'a Slot,
+    block: Option<Block>,
+}
+
+impl<'a> Aside<'a> {
+    fn new(pool: &'a Pool, sink: &'a Sink, rank: usize, slot: &'a Slot) -> Self {
+        Self {
+            pool,
+            sink,
+            rank,
+            slot,
+            block: None,
+        }
+    }
+
+    fn copy_all(&mut self, saved: &PageSet) -> Result<(), CaptureError> {
+        for range in saved.ranges() {
+            let mut next = range.start;
+            while next < range.end {
+                let block = match &mut self.block {
+                    Some(block) => block,
+                    None => {
+                        let block = self
+                            .pool
+                            .take(Need::Rank)
+                            .map_err(|source| CaptureError::Memory { source })?;
+                        self.block.insert(block)
+                    }
+                };
+                let count = block.room().min((range.end - next) as usize);
+                let address = self.slot.base() + next as usize * PAGE_BYTES;
+                // SAFETY: pages of the slot that exist, whose owner is stopped. (Another thread may link a block
+                // into the list of freed ones, by words that nobody else reads meanwhile.)
+                unsafe {
+                    block.push_pages(next, std::ptr::with_exposed_provenance(address), count);
+                }
+                next += count as u64;
+                if block.is_full() {
+                    self.finish();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        if let Some(block) = self.block.take()
+            && !block.pages().is_empty()
+        {
+            (self.sink)(Saved::Block {
+                rank: self.rank,
+                block,
+            });
+        }
+    }
+}
+
+/// What the tracking asked for comes to on this kernel, and how that is called.
+fn choose_tracking(asked: Tracking) -> (Tracking, Option<Uffd>, String) {
+    let digests = "digests of pages".to_owned();
+    match asked {
+        Tracking::Off => (
+            asked,
+            None,
+            "nothing: every checkpoint holds all pages".to_owned(),
+        ),
+        Tracking::Hash => (asked, None, digests),
+        Tracking::Auto | Tracking::Kernel => {
+            match Uffd::asynchronous().and_then(|uffd| uffd::probe(&uffd).map(|()| uffd)) {
+                Ok(uffd) => {
+                    let how = "the kernel (userfaultfd, asynchronous write protection)".to_owned();
+                    (asked, Some(uffd), how)
+                }
+                Err(error) => {
+                    let why = format!("{digests} (the kernel does not track writes: {error})");
+                    (Tracking::Hash, None, why)
+                }
+            }
+        }
+    }
+}
+
+fn start_guard(pool: &Pool) -> io::Result<Guard> {
+    let uffd = Uffd::synchronous()?;
+    debug_assert!(uffd.handles_kernel());
+    Guard::start(uffd, pool.clone())
+}
+
+/// The addresses of a region, as far as they are the heap's.
+fn region_range(slot: &Slot, index: usize) -> Range<usize> {
+    let (heap, heap_bytes) = slot.heap_range();
+    let start = slot.base() + index * REGION_BYTES;
+    start.max(heap.addr())..(start + REGION_BYTES).min(heap.addr() + heap_bytes)
+}
+
+/// Has the kernel track writes to a region from now on; all that is live counts as not written.
+fn track(tracker: &Uffd, slot: &Slot, index: usize, live: &[Range<usize>]) -> io::Result<()> {
+    tracker.register(&region_range(slot, index))?;
+    live.iter()
+        .try_for_each(|range| pagemap::scan_tracked(range.clone(), |_, _| {}))
+}
+
+fn untrack(uffd: &Uffd, slot: &Slot, index: usize) {
+    // Fails where nothing of it was registered.
+    let _ = uffd.unregister(&region_range(slot, index));
+}
+
+fn scan_tracked(
+    slot: &Slot,
+    live: &[Range<usize>],
+    existing: &mut Vec<Range<u64>>,
+    written: &mut Vec<Range<u64>>,
+) -> io::Result<()> {
+    let before = (existing.len(), written.len());
+    for range in live {
+        let scanned = pagemap::scan_tracked(range.clone(), |range, found| {
+            let range = pages(slot, &range);
+            if found.written {
+                written.push(range.clone());
+            }
+            existing.push(range);
+        });
+        if let Err(error) = scanned {
+            existing.truncate(before.0);
+            written.truncate(before.1);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Protects units of one region, which lie in ascending order.
+fn protect(uffd: &Uffd, slot: &Slot, index: usize, units: &[Unit]) -> io::Result<()> {
+    let mut registered = false;
+    let mut next = 0;
+    while next < units.len() {
+        let start = units[next].protected.start;
+        let mut end = units[next].protected.end;
+        next += 1;
+        while next < units.len() && units[next].protected.start == end {
+            end = units[next].protected.end;
+            next += 1;
+        }
+        let protected = uffd.protect(&(start..end), true);
+        if protected.is_err() && !registered {
+            // New, or mapped anew since.
+            uffd.register(&region_range(slot, index))?;
+            registered = true;
+            uffd.protect(&(start..end), true)?;
+        } else {
+            protected?;
+        }
+    }
+    Ok(())
+}
+
+fn units_of(rank: usize, slot: &Slot, saved: &PageSet) -> Vec<Unit> {
+    let (heap, heap_bytes) = slot.heap_range();
+    let heap = heap.addr()..heap.addr() + heap_bytes;
+    let mut by_unit: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
+    for range in saved.ranges() {
+        let range = slot.base() + range.start as usize * PAGE_BYTES
+            ..slot.base() + range.end as usize * PAGE_BYTES;
+        for (unit, piece) in split(range, 0, UNIT_BYTES) {
+            by_unit.entry(unit).or_default().push(piece);
+        }
+    }
+    by_unit
+        .into_iter()
+        .map(|(unit, pages)| {
+            let start = (unit * UNIT_BYTES).max(heap.start);
+            let end = ((unit + 1) * UNIT_BYTES).min(heap.end);
+            Unit::new(rank, slot.base(), start..end, pages)
+        })
+        .collect()
+}
+
+/// The pieces of a range between multiples of `step` from `origin` on, with the number of the multiple.
+fn split(
+    range: Range<usize>,
+    origin: usize,
+    step: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        if start >= range.end {
+            return None;
+        }
+        let number = (start - origin) / step;
+        let end = (origin + (number + 1) * step).min(range.end);
+        let piece = start..end;
+        start = end;
+        Some((number, piece))
+    })
+}
+
+fn by_region(slot: &Slot, ranges: &[Range<usize>]) -> BTreeMap<usize, Vec<Range<usize>>> {
+    let mut regions: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+    for range in ranges {
+        for (index, piece) in split(range.clone(), slot.base(), REGION_BYTES) {
+            regions.entry(index).or_default().push(piece);
+        }
+    }
+    regions
+}
+
+fn pages_by_region(slot: &Slot, set: &PageSet) -> BTreeMap<usize, PageSet> {
+    let heap = slot.heap_pages();
+    let mut regions: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
+    for range in set.ranges() {
+        // Header and stack may share a region's number with the heap's first, but are none of it.
+        let unwatched = range.start..range.end.min(heap.start);
+        if !unwatched.is_empty() {
+            regions.entry(UNWATCHED).or_default().push(unwatched);
+        }
+        let bytes =
+            range.start.max(heap.start) as usize * PAGE_BYTES..range.end as usize * PAGE_BYTES;
+        for (index, piece) in split(bytes, 0, REGION_BYTES) {
+            let pages = (piece.start / PAGE_BYTES) as u64..(piece.end / PAGE_BYTES) as u64;
+            regions.entry(index).or_default().push(pages);
+        }
+    }
+    regions
+        .into_iter()
+        .map(|(index, ranges)| (index, ranges.into_iter().collect()))
+        .collect()
+}
+
+/// The number under which pages are that are in no region.
+const UNWATCHED: usize = usize::MAX;
+
+fn pages(slot: &Slot, range: &Range<usize>) -> Range<u64> {
+    ((range.start - slot.base()) / PAGE_BYTES) as u64
+        ..((range.end - slot.base()) / PAGE_BYTES) as u64
+}
+
+fn page_set(slot: &Slot, ranges: &[Range<usize>]) -> PageSet {
+    ranges.iter().map(|range| pages(slot, range)).collect()
+}

@@ -1,0 +1,336 @@
+//! From pages that a cut has saved to durable files, while the ranks go on.
+//!
+//! ```text
+//! ranks' thread, saver, handler       packers (several)                     writer (one)
+//!   block of pages  ──unbounded──▶  digests, compress, verify  ──bounded──▶  append, fsync, report
+//!       ▲                                   │
+//!       └────────── pool of blocks ◀────────┘   as many as the memory budget has room for
+//! ```
+//!
+//! - `packer`: leaves out pages that are as in the checkpoint before, compresses the others and compares
+//!   them after decompression.
+//! - `effort`: how hard they are compressed.
+//! - `writer`: owns the files; finishes them when all pages, tables and channel state are there.
+//! - `digests`: what pages were like in the checkpoint before.
+//!
+//! No stage waits for the ranks. Each waits for the one after it, so that a slow disk fills the blocks of the
+//! budget and no more; then a rank waits that has pages to be saved.
+
+mod digests;
+mod effort;
+mod packer;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use libckpt_rank::capture::{Observation, Pool, RankCut, Saved, Sink};
+use libckpt_rank::inspect::{Changes, PointerScan};
+use libckpt_rank::library_thread;
+use protocol::control::{Assignment, LinkCount};
+use protocol::ids::{Epoch, Rank};
+use store::{DiskStorage, ImageMap, PackedChunk, Packing};
+
+use self::digests::{Digest, Digests};
+use self::packer::Task;
+use self::writer::Writer;
+use super::control::Control;
+use crate::error::StartError;
+
+/// Chunks that are packed and not yet written, at most.
+const PACKED_MAX: usize = 8;
+
+/// Most packers of a process: more would wait for the writer.
+const PACKERS_MAX: usize = 4;
+
+/// Memory for packing, in bytes: compression contexts and chunks of a packer.
+const PACKER_BYTES: usize = 4 << 20;
+
+/// The stages after the capture.
+pub(super) struct Pipeline {
+    tasks: Sender<Task>,
+    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+/// What all stages know.
+struct Shared {
+    /// Snapshots up to this epoch are not to be written any further.
+    discarded: AtomicU64,
+    /// The epoch that is being written; 0 for none.
+    busy: AtomicU64,
+    /// What checkpoints showed about the ranks' regions, until somebody wants to know.
+    observed: Mutex<BTreeMap<Epoch, Vec<Observations>>>,
+}
+
+/// What a checkpoint of one rank showed, by region.
+pub(super) type Observations = (Rank, BTreeMap<u64, Observation>);
+
+/// What the writer is told by the ranks' thread.
+enum Job {
+    /// A cut is about to be taken.
+    Begin(Arc<Round>),
+    /// The cut was taken: what is known now beside the pages.
+    Cut {
+        epoch: Epoch,
+        ranks: Vec<(RankCut, Vec<u8>)>,
+        /// What the first cut of a process found outside of the ranks' memory.
+        changes: Option<Changes>,
+    },
+    /// Every marker has come.
+    Channels {
+        epoch: Epoch,
+        channels: Vec<Vec<u8>>,
+        links: Vec<LinkCount>,
+    },
+    /// The snapshot will not be.
+    Discard(Epoch),
+    /// The snapshot is a checkpoint.
+    Committed(Epoch),
+    /// Nothing that was written can be built on.
+    Rebase,
+    /// The ranks were restored from this checkpoint.
+    Restored(Epoch, Vec<Arc<ImageMap>>),
+}
+
+/// What the writer is told by the packers.
+enum Packed {
+    Chunk {
+        epoch: Epoch,
+        rank: usize,
+        chunk: PackedChunk,
+    },
+    /// A chunk could not be packed.
+    Failed(Arc<Round>, String),
+    /// All chunks of a round have been sent.
+    All(Arc<Round>),
+}
+
+/// One snapshot on its way through the stages.
+struct Round {
+    epoch: Epoch,
+    /// The ranks in the order of their slots, and what each builds on.
+    ranks: Vec<RankPlan>,
+    /// The files, once the writer has made them; `None` if it could not.
+    files: OnceLock<Option<Vec<RankRound>>>,
+    /// Blocks that are not packed yet, and one for the last word of the capture.
+    open: AtomicI64,
+    felt: OnceLock<protocol::control::Felt>,
+}
+
+/// What is decided about a rank before its cut.
+struct RankPlan {
+    rank: Rank,
+    parent: Option<Epoch>,
+    /// Whether saved pages are compared with the parent's.
+    compare: bool,
+    /// Looks for pointers out of the image, at the first cut of a job.
+    scan: Option<PointerScan>,
+}
+
+/// A rank's file while its pages are being packed.
+struct RankRound {
+    packing: Packing,
+    base: Option<Arc<ImageMap>>,
+    digests: Arc<Digests>,
+    packed: Mutex<PackedPages>,
+}
+
+/// What packers found out about the pages of one rank.
+#[derive(Default)]
+struct PackedPages {
+    /// Pages that were saved, and are as in the parent.
+    unchanged: Vec<u64>,
+    /// Those that are not.
+    changed: Vec<(u64, Digest)>,
+    observations: BTreeMap<u64, Observation>,
+}
+
+impl Pipeline {
+    /// Starts the threads. `pool` is where the blocks come from.
+    ///
+    /// # Errors
+    /// When the store can't be opened or a thread can't be started.
+    pub(super) fn start(assignment: &Assignment, control: Control) -> Result<Self, StartError> {
+        let path = Path::new(&assignment.store);
+        let failed = |reason: String| StartError::Store {
+            path: path.to_owned(),
+            reason,
+        };
+        let storage = DiskStorage::open(path).map_err(|error| failed(error.to_string()))?;
+        let (tasks, task_inbox) = unbounded();
+        let (jobs, job_inbox) = unbounded();
+        let (packed, packed_inbox) = bounded(PACKED_MAX);
+        let shared = Arc::new(Shared {
+            discarded: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            observed: Mutex::default(),
+        });
+        let efforts = Arc::new(effort::Efforts::new(assignment));
+        for _ in 0..packers(assignment) {
+            let (inbox, packed) = (task_inbox.clone(), packed.clone());
+            let (shared, efforts) = (shared.clone(), efforts.clone());
+            library_thread("ckpt-packer", move || {
+                packer::run(&inbox, &packed, &shared, &efforts);
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        }
+        let writer = Writer::new(
+            assignment,
+            Arc::new(storage),
+            control,
+            shared.clone(),
+            efforts,
+        );
+        library_thread("ckpt-writer", move || writer.run(&job_inbox, &packed_inbox))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self {
+            tasks,
+            jobs,
+            shared,
+        })
+    }
+
+    /// The snapshot that is still being written or given up, if there is one.
+    pub(super) fn busy(&self) -> Option<Epoch> {
+        let epoch = self.shared.busy.load(Ordering::SeqCst);
+        (epoch != 0).then_some(Epoch(epoch))
+    }
+
+    /// Begins to write a snapshot; its cut is about to be taken, and what it saves goes into the sink. Each
+    /// rank comes with the checkpoint that it builds on.
+    pub(super) fn begin(
+        &self,
+        epoch: Epoch,
+        ranks: Vec<(Rank, Option<Epoch>, Option<PointerScan>)>,
+        compare: bool,
+    ) -> Sink {
+        let ranks = ranks
+            .into_iter()
+            .map(|(rank, parent, scan)| RankPlan {
+                rank,
+                parent,
+                compare,
+                scan,
+            })
+            .collect();
+        let round = Arc::new(Round {
+            epoch,
+            ranks,
+            files: OnceLock::new(),
+            open: AtomicI64::new(1),
+            felt: OnceLock::new(),
+        });
+        self.shared.busy.store(epoch.0, Ordering::SeqCst);
+        self.tell(Job::Begin(round.clone()));
+        let tasks = self.tasks.clone();
+        Arc::new(move |saved| {
+            if matches!(saved, Saved::Block { .. }) {
+                round.open.fetch_add(1, Ordering::SeqCst);
+            }
+            // Without packers the process is ending.
+            let _ = tasks.send(Task::Saved(round.clone(), saved));
+        })
+    }
+
+    /// The cut was taken.
+    pub(super) fn cut(
+        &self,
+        epoch: Epoch,
+        ranks: Vec<(RankCut, Vec<u8>)>,
+        changes: Option<Changes>,
+    ) {
+        self.tell(Job::Cut {
+            epoch,
+            ranks,
+            changes,
+        });
+    }
+
+    /// Every marker has come.
+    pub(super) fn channels(&self, epoch: Epoch, channels: Vec<Vec<u8>>, links: Vec<LinkCount>) {
+        self.tell(Job::Channels {
+            epoch,
+            channels,
+            links,
+        });
+    }
+
+    /// The snapshot will not be.
+    pub(super) fn discard(&self, epoch: Epoch) {
+        self.shared.discarded.fetch_max(epoch.0, Ordering::SeqCst);
+        self.tell(Job::Discard(epoch));
+    }
+
+    /// The snapshot is a checkpoint: later ones build on it. Gives what it showed about the ranks.
+    pub(super) fn committed(&self, epoch: Epoch) -> Vec<Observations> {
+        self.tell(Job::Committed(epoch));
+        let mut observed = self.shared.observed();
+        let found = observed.remove(&epoch).unwrap_or_default();
+        observed.retain(|other, _| *other > epoch);
+        found
+    }
+
+    /// Nothing that was written can be built on.
+    pub(super) fn rebase(&self) {
+        self.tell(Job::Rebase);
+    }
+
+    /// The ranks were restored from this checkpoint, whose maps these are.
+    pub(super) fn restored(&self, epoch: Epoch, maps: Vec<Arc<ImageMap>>) {
+        self.tell(Job::Restored(epoch, maps));
+    }
+
+    /// Has somebody make blocks until there are enough for so many bytes.
+    pub(super) fn reserve(&self, pool: &Pool, bytes: usize) {
+        let wanted = bytes.min(pool.budget_bytes());
+        if pool.made_bytes() < wanted {
+            let _ = self.tasks.send(Task::Reserve(pool.clone(), bytes));
+        }
+    }
+
+    fn tell(&self, job: Job) {
+        // Without a writer the process is ending.
+        let _ = self.jobs.send(job);
+    }
+}
+
+impl Shared {
+    fn is_discarded(&self, epoch: Epoch) -> bool {
+        self.discarded.load(Ordering::SeqCst) >= epoch.0
+    }
+
+    fn observed(&self) -> MutexGuard<'_, BTreeMap<Epoch, Vec<Observations>>> {
+        lock(&self.observed)
+    }
+}
+
+impl Round {
+    /// The files, as soon as the writer has made them.
+    fn files(&self) -> Option<&[RankRound]> {
+        self.files.wait().as_deref()
+    }
+}
+
+/// The memory that is left of the budget for pages, in bytes.
+pub(super) fn pool_bytes(assignment: &Assignment) -> usize {
+    let budget = usize::try_from(assignment.memory_bytes).unwrap_or(usize::MAX);
+    let packing =
+        packers(assignment) * PACKER_BYTES + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
+    // Digests and maps grow with the image: a page of 4 KiB takes up to 80 bytes of them.
+    budget.saturating_sub(packing) / 8 * 7
+}
+
+/// How many packers this process has: its share of the processors.
+fn packers(assignment: &Assignment) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / assignment.processes.max(1) as usize).clamp(1, PACKERS_MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What they hold is whole at any moment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,408 @@
+//! The writer: owns the files of the snapshot under way, and finishes them when everything is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Receiver, select};
+use libckpt_rank::capture::RankCut;
+use libckpt_rank::inspect::{Changes, Finding};
+use protocol::control::{Assignment, LinkCount, NeededFile, Report, StoredFile};
+use protocol::dirty::PageSet;
+use protocol::ids::{Epoch, Incarnation, JobId, Rank};
+use store::{Effort, FileKey, ImageMap, RankFileWriter, SectionKind, SharedStorage};
+
+use super::digests::{Digest, Digests};
+use super::effort::Efforts;
+use super::packer::ranges;
+use super::{Job, Packed, RankRound, Round, Shared, lock};
+use crate::runtime::control::Control;
+
+/// The writer's thread.
+pub(super) struct Writer {
+    storage: SharedStorage,
+    job: JobId,
+    incarnation: Incarnation,
+    strict: bool,
+    control: Control,
+    shared: Arc<Shared>,
+    efforts: Arc<Efforts>,
+    /// What is known about each rank's newest checkpoint.
+    ranks: BTreeMap<Rank, Lineage>,
+    /// What was written and is not decided yet, or decided and nothing was built on it yet.
+    written: BTreeMap<Epoch, Written>,
+    open: Option<Open>,
+}
+
+/// The checkpoint that a rank's next one builds on.
+#[derive(Default)]
+struct Lineage {
+    base: Option<(Epoch, Arc<ImageMap>)>,
+    digests: Arc<Digests>,
+}
+
+/// The files of an epoch, complete.
+struct Written {
+    committed: bool,
+    ranks: Vec<(Rank, Arc<ImageMap>, Vec<(u64, Digest)>)>,
+}
+
+/// The files of an epoch, incomplete.
+struct Open {
+    round: Arc<Round>,
+    files: Vec<RankFileWriter>,
+    cut: Option<Vec<RankCut>>,
+    packed: bool,
+    channels: Option<(Vec<Vec<u8>>, Vec<LinkCount>)>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        assignment: &Assignment,
+        storage: SharedStorage,
+        control: Control,
+        shared: Arc<Shared>,
+        efforts: Arc<Efforts>,
+    ) -> Self {
+        Self {
+            storage,
+            job: assignment.job,
+            incarnation: assignment.incarnation,
+            strict: assignment.strict,
+            control,
+            shared,
+            efforts,
+            ranks: BTreeMap::new(),
+            written: BTreeMap::new(),
+            open: None,
+        }
+    }
+
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, packed: &Receiver<Packed>) {
+        loop {
+            select! {
+                recv(jobs) -> job => match job {
+                    Ok(job) => self.handle_job(job),
+                    Err(_) => return,
+                },
+                recv(packed) -> packed => match packed {
+                    Ok(packed) => self.handle_packed(packed),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn handle_job(&mut self, job: Job) {
+        match job {
+            Job::Begin(round) => self.begin(round),
+            Job::Cut {
+                epoch,
+                ranks,
+                changes,
+            } => self.handle_cut(epoch, ranks, changes),
+            Job::Channels {
+                epoch,
+                channels,
+                links,
+            } => {
+                if let Some(open) = self.open(epoch) {
+                    open.channels = Some((channels, links));
+                    self.finish_if_complete();
+                }
+            }
+            Job::Discard(epoch) => {
+                self.written.remove(&epoch);
+                if self.open(epoch).is_some() {
+                    self.close();
+                }
+            }
+            Job::Committed(epoch) => {
+                if let Some(written) = self.written.get_mut(&epoch) {
+                    written.committed = true;
+                }
+            }
+            Job::Rebase => {
+                self.ranks.clear();
+                self.written.clear();
+            }
+            Job::Restored(epoch, maps) => {
+                for map in maps {
+                    let lineage = self.ranks.entry(map.rank()).or_default();
+                    lineage.base = Some((epoch, map));
+                }
+            }
+        }
+    }
+
+    fn handle_packed(&mut self, packed: Packed) {
+        match packed {
+            Packed::Chunk { epoch, rank, chunk } => {
+                // One of a round that was given up may still come.
+                let Some(open) = self.open(epoch) else {
+                    return;
+                };
+                let appended = open.files[rank].append(chunk);
+                if let Err(error) = appended {
+                    self.fail(&error.to_string());
+                }
+            }
+            Packed::Failed(round, reason) => {
+                if self.open(round.epoch).is_some() {
+                    self.fail(&reason);
+                }
+            }
+            Packed::All(round) => {
+                if let Some(open) = self.open(round.epoch) {
+                    open.packed = true;
+                    self.finish_if_complete();
+                }
+            }
+        }
+    }
+
+    /// The snapshot under way, if it is that one.
+    fn open(&mut self, epoch: Epoch) -> Option<&mut Open> {
+        self.open.as_mut().filter(|open| open.round.epoch == epoch)
+    }
+
+    fn begin(&mut self, round: Arc<Round>) {
+        self.close();
+        self.shared.busy.store(round.epoch.0, Ordering::SeqCst);
+        match self.make_files(&round) {
+            Ok((files, rounds)) => {
+                let _ = round.files.set(Some(rounds));
+                self.open = Some(Open {
+                    round,
+                    files,
+                    cut: None,
+                    packed: false,
+                    channels: None,
+                });
+            }
+            Err(reason) => {
+                let _ = round.files.set(None);
+                self.report_failure(round.epoch, &reason);
+                self.shared.busy.store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn make_files(
+        &mut self,
+        round: &Round,
+    ) -> Result<(Vec<RankFileWriter>, Vec<RankRound>), String> {
+        let mut files = Vec::with_capacity(round.ranks.len());
+        let mut rounds = Vec::with_capacity(round.ranks.len());
+        if let Some(parent) = round.ranks.iter().filter_map(|plan| plan.parent).max() {
+            self.build_on(parent);
+        }
+        for plan in &round.ranks {
+            let key = FileKey {
+                job: self.job,
+                incarnation: self.incarnation,
+                epoch: round.epoch,
+                rank: plan.rank,
+            };
+            let lineage = self.ranks.entry(plan.rank).or_default();
+            let base = match (plan.parent, &lineage.base) {
+                (None, _) => None,
+                (Some(parent), Some((epoch, map))) if *epoch == parent => Some(map.clone()),
+                (Some(parent), _) => {
+                    return Err(format!(
+                        "{} is to build on {parent}, whose map is not known (an error of the library)",
+                        plan.rank
+                    ));
+                }
+            };
+            let file = RankFileWriter::create(self.storage.clone(), key, base.clone())
+                .map_err(|error| error.to_string())?;
+            rounds.push(RankRound {
+                packing: file.packing(),
+                base,
+                digests: lineage.digests.clone(),
+                packed: Default::default(),
+            });
+            files.push(file);
+        }
+        Ok((files, rounds))
+    }
+
+    /// Takes over what checkpoints up to this one showed. Only between two rounds: a round compares with one
+    /// and the same checkpoint from its start to its end.
+    fn build_on(&mut self, parent: Epoch) {
+        let later = self.written.split_off(&Epoch(parent.0 + 1));
+        for (epoch, written) in std::mem::replace(&mut self.written, later) {
+            // One that is not committed was given up, and nobody had the time to say so.
+            if !written.committed {
+                continue;
+            }
+            for (rank, map, changed) in written.ranks {
+                let lineage = self.ranks.entry(rank).or_default();
+                lineage.digests.update(&changed);
+                lineage.base = Some((epoch, map));
+            }
+        }
+    }
+
+    fn handle_cut(
+        &mut self,
+        epoch: Epoch,
+        ranks: Vec<(RankCut, Vec<u8>)>,
+        changes: Option<Changes>,
+    ) {
+        let strict = self.strict;
+        let findings: Vec<_> = changes.iter().flat_map(Changes::findings).collect();
+        if let Some(refusal) = self.tell_findings(findings)
+            && self.open(epoch).is_some()
+        {
+            debug_assert!(strict);
+            self.fail(&refusal);
+            return;
+        }
+        let Some(open) = self.open(epoch) else {
+            return;
+        };
+        let mut cuts = Vec::with_capacity(ranks.len());
+        let mut written = Ok(());
+        for (file, (cut, tables)) in open.files.iter_mut().zip(ranks) {
+            let tables = file.section(SectionKind::Tables, SECTION_EFFORT, &tables);
+            written = written.and(tables);
+            cuts.push(cut);
+        }
+        open.cut = Some(cuts);
+        match written {
+            Ok(()) => self.finish_if_complete(),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Tells the user what was found, or gives the words for refusing the snapshot because of it.
+    fn tell_findings(&self, findings: Vec<Finding>) -> Option<String> {
+        let texts: Vec<_> = findings.into_iter().map(|Finding(text)| text).collect();
+        if texts.is_empty() {
+            return None;
+        }
+        if self.strict {
+            return Some(format!(
+                "{} (refused because of --strict)",
+                texts.join("; ")
+            ));
+        }
+        for text in texts {
+            self.control.report(Report::Warning { text });
+        }
+        None
+    }
+
+    fn finish_if_complete(&mut self) {
+        let complete = self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.packed && open.cut.is_some() && open.channels.is_some());
+        if !complete {
+            return;
+        }
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        let round = open.round.clone();
+        let scans = round.ranks.iter().filter_map(|plan| plan.scan.as_ref());
+        let findings = scans.filter_map(|scan| scan.finding()).collect();
+        let finished = match self.tell_findings(findings) {
+            Some(refusal) => Err(refusal),
+            None => self.finish(open),
+        };
+        if let Err(reason) = finished {
+            self.report_failure(round.epoch, &reason);
+        }
+        self.shared.busy.store(0, Ordering::SeqCst);
+    }
+
+    /// Finishes the files, and reports. Nothing where the snapshot was given up meanwhile.
+    fn finish(&mut self, open: Open) -> Result<(), String> {
+        let epoch = open.round.epoch;
+        let said = |error: store::Error| error.to_string();
+        let (Some(cuts), Some((channels, links)), Some(rounds)) =
+            (open.cut, open.channels, open.round.files())
+        else {
+            return Err("a snapshot was finished before it was complete".to_owned());
+        };
+        let mut stored: Vec<StoredFile> = Vec::with_capacity(cuts.len());
+        let mut needs: Vec<NeededFile> = Vec::new();
+        let mut written = Vec::with_capacity(cuts.len());
+        let mut observed = Vec::with_capacity(cuts.len());
+        for (((mut file, cut), round), channel) in
+            open.files.into_iter().zip(cuts).zip(rounds).zip(channels)
+        {
+            if self.shared.is_discarded(epoch) {
+                return Ok(());
+            }
+            let packed = std::mem::take(&mut *lock(&round.packed));
+            file.section(SectionKind::Channel, SECTION_EFFORT, &channel)
+                .map_err(said)?;
+            if let Some(base) = &round.base {
+                let kept = inherited(&cut, packed.unchanged, base);
+                file.inherit(kept.ranges()).map_err(said)?;
+            }
+            let finished = file.finish().map_err(said)?;
+            needs.extend(finished.map.needs().iter().cloned());
+            stored.push(finished.file);
+            written.push((cut.rank, Arc::new(finished.map), packed.changed));
+            observed.push((cut.rank, packed.observations));
+        }
+        self.shared.observed().insert(epoch, observed);
+        self.written.insert(
+            epoch,
+            Written {
+                committed: false,
+                ranks: written,
+            },
+        );
+        self.control.report(Report::Stored {
+            epoch,
+            files: stored,
+            needs,
+            felt: open.round.felt.get().copied().unwrap_or_default(),
+            links,
+        });
+        Ok(())
+    }
+
+    /// Gives the snapshot under way up, and says why.
+    fn fail(&mut self, reason: &str) {
+        if let Some(open) = &self.open {
+            self.report_failure(open.round.epoch, reason);
+        }
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.open = None;
+        self.shared.busy.store(0, Ordering::SeqCst);
+    }
+
+    fn report_failure(&self, epoch: Epoch, reason: &str) {
+        if !self.shared.is_discarded(epoch) {
+            self.control.report(Report::SnapshotFailed {
+                epoch,
+                reason: reason.to_owned(),
+            });
+        }
+    }
+}
+
+/// Tables and channel state are small, and seldom numbers.
+const SECTION_EFFORT: Effort = Effort::Zstd(1);
+
+/// The pages that are as in the base: those that the cut did not save, and those that were saved and found to be
+/// the same. Such that the base does not have are zeros.
+fn inherited(cut: &RankCut, unchanged: Vec<u64>, base: &ImageMap) -> PageSet {
+    let mut kept = cut.existing.difference(&cut.saved);
+    let missing = base.missing(kept.ranges());
+    if !missing.is_empty() {
+        kept = kept.difference(&missing.into_iter().collect());
+    }
+    kept.unite(&ranges(unchanged).into_iter().collect());
+    kept
+}
