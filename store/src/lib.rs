@@ -18,6 +18,7 @@
 
 pub mod compaction;
 mod durable;
+mod effort;
 mod error;
 pub mod fault;
 pub mod format;
@@ -27,6 +28,7 @@ pub mod rank_file;
 pub mod record;
 pub mod storage;
 
+pub use effort::{EffortControl, Situation};
 pub use error::{Error, ErrorKind, Result};
 pub use job_store::{
     Checkpoint, CheckpointState, ControlFile, FileReport, JobStore, Listing, PublishError,
