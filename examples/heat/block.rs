@@ -31,7 +31,7 @@ pub(crate) struct Block {
     own: Range<usize>,
     rows: usize,
     columns: usize,
-    share: Share,
+    changing: Share,
     patches: Patches,
     steps: u64,
     /// Are there ranks with rows above and below?
@@ -49,11 +49,12 @@ pub(crate) fn rows_of(rank: usize, ranks: usize, rows: usize) -> Range<usize> {
 }
 
 impl Block {
-    /// The block of a rank at the start: warm spots strewn over the grid.
+    /// The block of a rank at the start, with the shares of the grid that change, and that are warm: spots strewn over
+    /// the grid.
     pub(crate) fn new(
         rows: usize,
         columns: usize,
-        share: Share,
+        [changing, warm]: [Share; 2],
         rank: usize,
         ranks: usize,
     ) -> Self {
@@ -62,8 +63,7 @@ impl Block {
         for (points, row) in now[columns..].chunks_exact_mut(columns).zip(own.clone()) {
             for (column, point) in points.iter_mut().enumerate() {
                 let word = mix((row * columns + column) as u64);
-                // Every thousandth point or so.
-                *point = if word.is_multiple_of(1024) {
+                *point = if warm.has(word) {
                     (word >> 40) as f64 / 1e6
                 } else {
                     0.0
@@ -80,8 +80,8 @@ impl Block {
             rows: own.len(),
             own,
             columns,
-            share,
-            patches: Patches::new(columns, share),
+            changing,
+            patches: Patches::new(columns, changing),
             steps: 0,
             above,
             below,
@@ -170,7 +170,7 @@ impl Block {
 
     /// What warms the patches in this step, if there are held ones between them.
     fn power(&self) -> Option<Power> {
-        (!self.share.is_all()).then_some(Power { step: self.steps })
+        (!self.changing.is_all()).then_some(Power { step: self.steps })
     }
 
     /// Pages of this rank's grids, and how many of them change from one step but one to the next.
@@ -266,6 +266,8 @@ fn relax_row(left: f64, [above, row, below]: [&[f64]; 3], right: f64, out: &mut 
 mod tests {
     use super::*;
 
+    const AS_USUAL: [Share; 2] = [Share::ALL, Share::WARM];
+
     #[test]
     fn rows_are_shared_out_evenly_and_completely() {
         for rows in [0, 1, 3, 17, 64] {
@@ -285,11 +287,11 @@ mod tests {
     #[test]
     fn blocks_together_are_the_whole_grid() {
         let (rows, columns) = (11, 1000);
-        let whole = Block::new(rows, columns, Share::ALL, 0, 1);
+        let whole = Block::new(rows, columns, AS_USUAL, 0, 1);
         assert!(whole.warmth() > 0.0);
         for rank in 0..3 {
             let own = rows_of(rank, 3, rows);
-            let block = Block::new(rows, columns, Share::ALL, rank, 3);
+            let block = Block::new(rows, columns, AS_USUAL, rank, 3);
             assert_eq!(block.above, rank > 0);
             assert_eq!(block.below, rank < 2);
             let of_whole = &whole.now[(own.start + 1) * columns..(own.end + 1) * columns];
@@ -299,9 +301,9 @@ mod tests {
 
     #[test]
     fn a_rank_without_rows_has_no_neighbours() {
-        let block = Block::new(2, 5, Share::ALL, 3, 4);
+        let block = Block::new(2, 5, AS_USUAL, 3, 4);
         assert_eq!((block.rows, block.above, block.below), (0, false, false));
-        let last = Block::new(2, 5, Share::ALL, 1, 4);
+        let last = Block::new(2, 5, AS_USUAL, 1, 4);
         assert_eq!((last.rows, last.above, last.below), (1, true, false));
     }
 
@@ -365,13 +367,20 @@ mod tests {
     fn pages_that_change_are_counted_once_in_each_grid() {
         // A page each row; 100 rows and the two of the neighbours.
         let block = |share: &str, rank| {
-            Block::new(300, PAGE_POINTS, share.parse().unwrap(), rank, 3).pages()
+            Block::new(
+                300,
+                PAGE_POINTS,
+                [share.parse().unwrap(), Share::WARM],
+                rank,
+                3,
+            )
+            .pages()
         };
         assert_eq!(block("1", 0), [204, 202]);
         assert_eq!(block("1", 1), [204, 204]);
         assert_eq!(block("0.1", 1), [204, 2 * (10 + 2)]);
         // Rows that share pages: every tenth of them changes, so every page but the last, of the edge.
-        let narrow = Block::new(300, 51, "0.1".parse().unwrap(), 0, 1);
+        let narrow = Block::new(300, 51, ["0.1".parse().unwrap(), Share::WARM], 0, 1);
         assert_eq!(narrow.pages(), [62, 60]);
     }
 }

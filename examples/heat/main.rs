@@ -28,6 +28,7 @@ The heat equation in two dimensions.
   --mib-per-rank MIB    instead of --size: so much memory for the grid on each rank
   --steps N             steps in time                           [1000]
   --changing SHARE      only so much of the grid changes, above 0 and at most 1, a page here and there [1]
+  --warm SHARE          so much of the grid is warm at the start        [1 in 1024 points]
   --times FILE          at the end each rank writes FILE.RANK: when each step ended, and the longest time in it
                         between two looks at the clock (one for each MiB); nanoseconds of CLOCK_MONOTONIC
   --progress            rank 0 prints each step
@@ -41,6 +42,7 @@ struct Options {
     size: Size,
     steps: u64,
     changing: Share,
+    warm: Share,
     times: Option<String>,
     progress: bool,
     pause: Duration,
@@ -61,6 +63,7 @@ impl Options {
             size: Size::read(grid, mib)?,
             steps: arguments.value("--steps", 1000)?,
             changing: arguments.value("--changing", Share::ALL)?,
+            warm: arguments.value("--warm", Share::WARM)?,
             times: arguments.text("--times")?,
             progress: arguments.flag("--progress"),
             pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
@@ -141,7 +144,13 @@ fn compute(world: &World, options: &Options, times: &mut Times) -> libckpt::Resu
             options.steps
         );
     }
-    let mut block = Block::new(rows, columns, options.changing, world.rank(), world.size());
+    let mut block = Block::new(
+        rows,
+        columns,
+        [options.changing, options.warm],
+        world.rank(),
+        world.size(),
+    );
     let is_sparse = !options.changing.is_all();
     if is_sparse {
         let mut pages = [0; 2];

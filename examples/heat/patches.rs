@@ -6,16 +6,25 @@ use std::str::FromStr;
 
 use crate::grid::PAGE_POINTS;
 
-/// The share of the grid that changes; the rest is held at the temperature that it has at the start.
+/// A share of the grid: above 0, at most 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Share(f64);
 
 impl Share {
-    /// Every point changes.
+    /// All of it.
     pub(crate) const ALL: Self = Self(1.0);
+
+    /// The share in which points are warm at the start, if nothing else is told.
+    pub(crate) const WARM: Self = Self(1.0 / 1024.0);
 
     pub(crate) fn is_all(self) -> bool {
         self.0 == 1.0
+    }
+
+    /// Whether a word that looks random falls in it.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // below 2^32
+    pub(crate) fn has(self, word: u64) -> bool {
+        word % (1 << 32) < (self.0 * (1_u64 << 32) as f64) as u64
     }
 }
 

@@ -4,6 +4,7 @@
 //! Each [`Strand`] is another kind of state. None depends on the order of a hash map, on addresses, or on
 //! time, so the result is the same on every run.
 
+mod blocks;
 mod closures;
 mod generators;
 mod graph;
@@ -16,10 +17,12 @@ use examples::{Arguments, History, Problem, Random};
 use libckpt::prelude::*;
 
 const USAGE: &str = "\
-Rank state made hard on purpose: recursion, closures, graphs, trait objects, maps, generators.
+Rank state made hard on purpose: recursion, closures, graphs, trait objects, maps, generators, blocks
+of memory that come and go.
 
   --rounds N     how often each kind of state is worked on [1000] (or --steps N)
   --depth D      how deep the recursion goes               [40]
+  --blocks MIB   memory that comes and goes on each rank   [4]
   --seed S       other numbers for another seed            [1]
   --progress     rank 0 prints each round
   --pause-us US  sleep so long in each round, in microseconds; makes small runs last";
@@ -27,6 +30,7 @@ Rank state made hard on purpose: recursion, closures, graphs, trait objects, map
 struct Options {
     rounds: u64,
     depth: usize,
+    blocks_mib: usize,
     seed: u64,
     progress: bool,
     pause: Duration,
@@ -39,11 +43,15 @@ impl Options {
         let options = Self {
             rounds: arguments.value("--rounds", steps)?,
             depth: arguments.value("--depth", 40)?,
+            blocks_mib: arguments.value("--blocks", 4)?,
             seed: arguments.value("--seed", 1)?,
             progress: arguments.flag("--progress"),
             pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
         };
         arguments.finish()?;
+        if options.blocks_mib == 0 {
+            return Err(Problem::wrong("--blocks 0: not 0"));
+        }
         Ok(options)
     }
 }
@@ -111,6 +119,7 @@ fn tangle(world: &World, options: &Options) -> libckpt::Result<()> {
         Box::new(closures::Workshop::new(random.word())),
         Box::new(tables::Library::new(random.word())),
         Box::new(generators::Springs::new(random.word())),
+        Box::new(blocks::Blocks::new(random.word(), options.blocks_mib << 20)),
     ];
     if speaks {
         println!(
