@@ -12,6 +12,7 @@ use coord::event::Event;
 use coord::token::Token;
 use nix::sys::signal::Signal;
 use protocol::control::{Request, Response};
+use protocol::interval::Bounds;
 use protocol::recovery::End;
 use store::CheckpointState;
 
@@ -184,6 +185,137 @@ fn a_flipped_byte_costs_one_checkpoint_which_is_marked_and_the_one_before_is_use
         [None, Some(bad[0]), Some(bad[0] - 1)],
         "the newest, and when that is bad the one before"
     );
+}
+
+#[test]
+fn checkpoints_hold_what_changed_and_need_the_files_before_them_which_retention_keeps() {
+    let mut bed = Bed::new(3, 2, 500, "good");
+    bed.plan.keep = 1;
+    let mut killed = false;
+    let mut watcher = Watcher::acting(|event, pids| {
+        if let Event::Committed(figures) = event {
+            if figures.epoch >= 6 && !killed {
+                killed = true;
+                signal(pids[1], Signal::SIGKILL);
+            }
+        }
+    });
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
+    assert_eq!(outcome.restarts, 1);
+    let committed: Vec<_> = watcher
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Committed(figures) => Some(figures),
+            _ => None,
+        })
+        .collect();
+    let (first, later) = committed.split_first().unwrap();
+    assert_eq!((first.needs, first.changed_bytes), (0, first.raw_bytes));
+    for figures in later {
+        // Of four pages of each rank one changes all the time, two now and then, one never.
+        assert!(figures.needs >= 3, "{figures:?}");
+        assert!(figures.changed_bytes < first.changed_bytes, "{figures:?}");
+        assert_eq!(figures.raw_bytes, first.raw_bytes);
+        assert_eq!((figures.faults, figures.waited_us), (4, 60));
+        assert_eq!((figures.longest_us, figures.held_up_us), (20, 40));
+    }
+    // One checkpoint is left, with files of others.
+    let store = bed.store();
+    let listing = store.list().unwrap();
+    assert_eq!(listing.usable().count(), 1);
+    let newest = listing.newest_usable().unwrap();
+    assert!(!newest.needs.is_empty());
+    assert!(
+        newest
+            .parent
+            .is_some_and(|parent| parent.epoch < newest.epoch)
+    );
+    assert!(
+        store::job_store::verify_store(store.storage(), |_| {})
+            .unwrap()
+            .is_sound()
+    );
+}
+
+#[test]
+fn a_lost_file_aborts_what_builds_on_it_and_the_next_checkpoint_is_a_full_one() {
+    let bed = Bed::new(2, 2, 500, "good");
+    let store = bed.plan.store.clone();
+    let mut lost = 0;
+    let mut full = None;
+    let mut watcher = Watcher::acting(|event, pids| match event {
+        Event::Committed(figures) if figures.epoch == 3 => {
+            lost = figures.epoch;
+            let file = store.join("epochs/000003/i0001-r00001.img");
+            std::fs::remove_file(file).unwrap();
+        }
+        Event::Committed(figures) if lost > 0 && full.is_none() => {
+            full = Some((figures.epoch, figures.needs));
+            signal(pids[0], Signal::SIGKILL);
+        }
+        _ => {}
+    });
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
+    let rebased: Vec<(u64, &String)> = watcher
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Aborted {
+                epoch,
+                reason,
+                rebase: true,
+                ..
+            } => Some((*epoch, reason)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rebased.len(), 1, "{rebased:?}");
+    let (aborted, reason) = rebased[0];
+    assert_eq!(aborted, 4);
+    assert!(reason.contains("i0001-r00001.img"), "{reason}");
+    let restarted = watcher.starts();
+    drop(watcher);
+    assert_eq!(full, Some((5, 0)));
+    assert_eq!(restarted, [None, Some(5)]);
+}
+
+#[test]
+fn an_interval_that_is_chosen_follows_what_checkpoints_cost() {
+    let mut bed = Bed::new(2, 2, 400, "good");
+    let ms = Duration::from_millis;
+    bed.plan.every = Every::Auto(Bounds {
+        min: ms(20),
+        max: ms(50),
+    });
+    let mut killed = false;
+    let mut watcher = Watcher::acting(|event, pids| {
+        if is_committed(event) && !killed {
+            killed = true;
+            signal(pids[0], Signal::SIGKILL);
+        }
+    });
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(outcome.end, End::Complete);
+    let intervals: Vec<_> = watcher
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Interval {
+                every_ms,
+                ground,
+                failures,
+                ..
+            } => Some((*every_ms, *ground, *failures)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(intervals[0], (20, "unmeasured", 0));
+    // 40 µs each, and a failure in two hours: far longer than allowed here.
+    assert_eq!(intervals[1], (50, "longest", 0));
+    assert_eq!(intervals.last(), Some(&(50, "longest", 1)));
 }
 
 #[test]

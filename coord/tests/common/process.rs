@@ -1,8 +1,9 @@
 //! A process of a job, without ranks that compute: each of its ranks is a counter.
 //!
-//! A counter grows by one each millisecond until it has reached its end. A snapshot stores the counters in
-//! real rank files, a restore reads them from there, and a finished rank tells where it had begun, so a
-//! test can see what was repeated.
+//! A counter grows by one each millisecond until it has reached its end, and now and then notes its count in one of
+//! three further pages. A snapshot stores what has changed since the newest checkpoint in real rank files, a restore
+//! reads the pages from wherever they are and checks them, and a finished rank tells where it had begun, so a test can see
+//! what was repeated.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,12 +12,15 @@ use std::time::{Duration, Instant};
 
 use coord::address::Address;
 use protocol::control::{
-    Assignment, CONTROL_VERSION, Caller, Directive, Hello, LinkCount, ProgramIdentity, Report,
-    StoredFile, environment, exit,
+    Assignment, CONTROL_VERSION, Caller, Directive, Felt, Hello, LinkCount, ProgramIdentity,
+    Report, environment, exit,
 };
 use protocol::frame::{Decoder, encode};
-use protocol::ids::{Process, Rank};
-use store::{DiskStorage, FileKey, RankFileWriter, RankImage, SectionKind, SharedStorage};
+use protocol::ids::{Epoch, Process, Rank};
+use store::{
+    DiskStorage, Effort, FileKey, Finished, ImageMap, RankFileWriter, RankImage, SectionKind,
+    SharedStorage,
+};
 
 /// How the process is to behave, told by a variable of the environment.
 pub const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -63,9 +67,98 @@ fn behaviour() -> Behaviour {
     }
 }
 
+/// Pages in which counts are noted. Nothing is ever noted in the last one, so that some page never changes.
+const NOTES: usize = 3;
+
+/// Steps from one note to the next.
+const NOTE_EVERY: u64 = 60;
+
 struct Counter {
     rank: Rank,
     count: u64,
+    notes: [u64; NOTES],
+    /// Where the pages of the newest checkpoint are, and what was noted then.
+    base: Option<(Arc<ImageMap>, [u64; NOTES])>,
+    /// The same of a snapshot that is stored and not decided.
+    staged: Option<(Epoch, Arc<ImageMap>, [u64; NOTES])>,
+}
+
+impl Counter {
+    fn new(rank: Rank) -> Self {
+        Self {
+            rank,
+            count: 0,
+            notes: [0; NOTES],
+            base: None,
+            staged: None,
+        }
+    }
+
+    fn step(&mut self) {
+        self.count += 1;
+        if self.count.is_multiple_of(NOTE_EVERY) {
+            let at = (self.count / NOTE_EVERY) as usize % (NOTES - 1);
+            self.notes[at] = self.count;
+        }
+    }
+
+    /// The first page: the count, and what the others are to say.
+    fn first_page(&self) -> Vec<u8> {
+        let words = [self.count, u64::MAX].into_iter().chain(self.notes);
+        let mut page: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        page.resize(store::PAGE_BYTES, 0);
+        page
+    }
+
+    fn note_page(note: u64) -> Vec<u8> {
+        // Not zeros, which are stored nowhere.
+        let word = (note + 1).to_le_bytes();
+        word.repeat(store::PAGE_BYTES / word.len())
+    }
+
+    /// Stores what has changed since the base.
+    fn store(
+        &self,
+        storage: &SharedStorage,
+        key: FileKey,
+        effort: Effort,
+    ) -> Result<Finished, store::Error> {
+        let map = self.base.as_ref().map(|(map, _)| Arc::clone(map));
+        let mut writer = RankFileWriter::create(storage.clone(), key, map)?;
+        writer.pages(effort, &[0], &self.first_page())?;
+        for (page, (at, note)) in (1..).zip(self.notes.iter().enumerate()) {
+            match &self.base {
+                Some((_, notes)) if notes[at] == *note => writer.inherit(&[page..page + 1])?,
+                _ => writer.pages(effort, &[page], &Self::note_page(*note))?,
+            }
+        }
+        for kind in SectionKind::ALL {
+            writer.section(kind, effort, b"nothing")?;
+        }
+        writer.finish()
+    }
+
+    /// Reads a checkpoint, and checks every page of it.
+    fn restore(&mut self, image: &RankImage) -> Result<(), String> {
+        image.verify().map_err(|error| error.to_string())?;
+        let mut scratch = store::Scratch::new();
+        let mut page = |number: u64| {
+            let page = image.read_page(number, &mut scratch);
+            let page = page.map_err(|error| error.to_string())?;
+            page.ok_or_else(|| format!("page {number} is missing"))
+        };
+        let first = page(0)?;
+        let word = |at: usize| u64::from_le_bytes(first[at * 8..][..8].try_into().unwrap());
+        self.count = word(0);
+        self.notes = [word(2), word(3), word(4)];
+        for (number, note) in (1..).zip(self.notes) {
+            if page(number)?[..] != Self::note_page(note) {
+                return Err(format!("page {number} is of another moment"));
+            }
+        }
+        self.base = Some((image.map(), self.notes));
+        Ok(())
+    }
 }
 
 struct Member {
@@ -145,10 +238,7 @@ impl Member {
         let counters = (0..)
             .zip(&assignment.placement)
             .filter(|(_, host)| **host == process)
-            .map(|(number, _)| Counter {
-                rank: Rank(number),
-                count: 0,
-            })
+            .map(|(number, _)| Counter::new(Rank(number)))
             .collect();
         Ok(Self {
             process,
@@ -213,6 +303,24 @@ impl Member {
                 Some(Directive::Snapshot { epoch }) if self.behaviour != Behaviour::Computing => {
                     self.snapshot(epoch);
                 }
+                Some(Directive::Committed { epoch }) => {
+                    for counter in &mut self.counters {
+                        match counter.staged.take() {
+                            Some((of, map, notes)) if of == epoch => {
+                                counter.base = Some((map, notes))
+                            }
+                            _ => panic!("{epoch} is committed, and was not stored"),
+                        }
+                    }
+                }
+                Some(Directive::Abort { rebase, .. }) => {
+                    for counter in &mut self.counters {
+                        counter.staged = None;
+                        if rebase {
+                            counter.base = None;
+                        }
+                    }
+                }
                 Some(_) => {}
             }
             // A wait on the socket may take several milliseconds.
@@ -241,7 +349,7 @@ impl Member {
         let mut finished = Vec::new();
         for counter in &mut self.counters {
             if counter.count < self.steps {
-                counter.count += 1;
+                counter.step();
                 if counter.count == self.steps {
                     finished.push(counter.rank);
                 }
@@ -261,7 +369,7 @@ impl Member {
         }
     }
 
-    fn snapshot(&mut self, epoch: protocol::ids::Epoch) {
+    fn snapshot(&mut self, epoch: Epoch) {
         self.report(&Report::Cut {
             epoch,
             stall_us: 10,
@@ -270,7 +378,8 @@ impl Member {
             let reason = "no space left on device".to_owned();
             return self.report(&Report::SnapshotFailed { epoch, reason });
         }
-        let files: Result<Vec<StoredFile>, store::Error> = self
+        let effort = self.assignment.compression.into();
+        let stored: Result<Vec<Finished>, store::Error> = self
             .counters
             .iter()
             .map(|counter| {
@@ -278,16 +387,7 @@ impl Member {
                     epoch,
                     ..self.key(counter.rank, None)
                 };
-                let effort = self.assignment.compression.into();
-                let mut writer = RankFileWriter::create(self.storage.clone(), key, None)?;
-                let mut page = vec![0; store::PAGE_BYTES];
-                page[..8].copy_from_slice(&counter.count.to_le_bytes());
-                page[8] = 1;
-                writer.pages(effort, &[0], &page)?;
-                for kind in SectionKind::ALL {
-                    writer.section(kind, effort, b"nothing")?;
-                }
-                Ok(writer.finish()?.file)
+                counter.store(&self.storage, key, effort)
             })
             .collect();
         let sent = u64::from(self.behaviour == Behaviour::Uneven && self.process == Process(0));
@@ -296,14 +396,25 @@ impl Member {
             sent,
             received: 0,
         }];
-        match files {
-            Ok(files) => self.report(&Report::Stored {
-                epoch,
-                files,
-                needs: Vec::new(),
-                felt: protocol::control::Felt::default(),
-                links,
-            }),
+        match stored {
+            Ok(stored) => {
+                let needs = stored.iter().flat_map(|one| one.map.needs()).cloned();
+                let report = Report::Stored {
+                    epoch,
+                    needs: needs.collect(),
+                    files: stored.iter().map(|one| one.file.clone()).collect(),
+                    felt: Felt {
+                        faults: 2,
+                        waited_us: 30,
+                        longest_us: 20,
+                    },
+                    links,
+                };
+                for (counter, one) in self.counters.iter_mut().zip(stored) {
+                    counter.staged = Some((epoch, Arc::new(one.map), counter.notes));
+                }
+                self.report(&report);
+            }
             Err(error) => self.report(&Report::SnapshotFailed {
                 epoch,
                 reason: error.to_string(),
@@ -320,14 +431,11 @@ impl Member {
             let failed = |error: store::Error| (rank, error.to_string());
             let key = self.key(rank, Some(&restore));
             let stored = &restore.files[rank.index()];
-            let file =
+            let image =
                 RankImage::open(&*self.storage, stored, key, &restore.needs).map_err(failed)?;
-            file.verify().map_err(failed)?;
-            let page = file
-                .read_page(0, &mut store::Scratch::new())
-                .map_err(failed)?
-                .ok_or_else(|| (rank, "its page is missing".to_owned()))?;
-            self.counters[index].count = u64::from_le_bytes(page[..8].try_into().unwrap());
+            self.counters[index]
+                .restore(&image)
+                .map_err(|reason| (rank, reason))?;
             if self.counters[index].count == self.steps {
                 self.report(&Report::RankFinished { rank });
             }
