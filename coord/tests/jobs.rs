@@ -193,11 +193,12 @@ fn checkpoints_hold_what_changed_and_need_the_files_before_them_which_retention_
     bed.plan.keep = 1;
     let mut killed = false;
     let mut watcher = Watcher::acting(|event, pids| {
-        if let Event::Committed(figures) = event {
-            if figures.epoch >= 6 && !killed {
-                killed = true;
-                signal(pids[1], Signal::SIGKILL);
-            }
+        if let Event::Committed(figures) = event
+            && figures.epoch >= 6
+            && !killed
+        {
+            killed = true;
+            signal(pids[1], Signal::SIGKILL);
         }
     });
     let outcome = bed.run(&mut watcher);
@@ -248,7 +249,8 @@ fn a_lost_file_aborts_what_builds_on_it_and_the_next_checkpoint_is_a_full_one() 
     let mut watcher = Watcher::acting(|event, pids| match event {
         Event::Committed(figures) if figures.epoch == 3 => {
             lost = figures.epoch;
-            let file = store.join("epochs/000003/i0001-r00001.img");
+            // The page that never changes is in the first file.
+            let file = store.join("epochs/000001/i0001-r00001.img");
             std::fs::remove_file(file).unwrap();
         }
         Event::Committed(figures) if lost > 0 && full.is_none() => {

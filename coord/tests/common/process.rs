@@ -128,7 +128,9 @@ impl Counter {
         writer.pages(effort, &[0], &self.first_page())?;
         for (page, (at, note)) in (1..).zip(self.notes.iter().enumerate()) {
             match &self.base {
-                Some((_, notes)) if notes[at] == *note => writer.inherit(&[page..page + 1])?,
+                Some((_, notes)) if notes[at] == *note => {
+                    writer.inherit(std::slice::from_ref(&(page..page + 1)))?;
+                }
                 _ => writer.pages(effort, &[page], &Self::note_page(*note))?,
             }
         }
