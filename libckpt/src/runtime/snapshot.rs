@@ -76,8 +76,8 @@ impl Snapshots {
     pub(crate) fn make_room(&mut self, slots: &[Slot]) {
         if self.pipeline.busy().is_none() {
             // An image can't be longer than what is in memory, however much the rank has allocated.
-            let bytes = self.capturer.copied_bytes_max(slots).min(resident_bytes());
-            self.pipeline.reserve(self.capturer.pool(), bytes);
+            let bytes = self.capturer.saved_bytes_max(slots).min(resident_bytes());
+            self.pipeline.make_room(self.capturer.pool(), bytes);
         }
     }
 
@@ -119,6 +119,8 @@ impl Snapshots {
                 (slot.rank(), parent, scan.then(|| PointerScan::new(slot)))
             })
             .collect();
+        // Before the files of the snapshot are opened, which are none of the program's.
+        let changes = self.baseline.take().map(|baseline| baseline.changes());
         let sink = self.pipeline.begin(epoch, plans, self.capturer.compares());
         let cuts = match self.capturer.cut(epoch, slots, &sink) {
             Ok(cuts) => cuts,
@@ -131,7 +133,6 @@ impl Snapshots {
         for (index, cut) in cuts.into_iter().enumerate() {
             ranks.push((cut, in_engine(|engine| engine.capture_tables(index))?));
         }
-        let changes = self.baseline.take().map(|baseline| baseline.changes());
         self.pipeline.cut(epoch, ranks, changes);
         Ok(Ok(()))
     }

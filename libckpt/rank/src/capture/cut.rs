@@ -139,18 +139,28 @@ impl Capturer {
         &self.pool
     }
 
-    /// Bytes that the next cut may have to save while the ranks stand still, at most.
+    /// Bytes that the next cut has to save, at most, as far as can be told before.
     #[must_use]
-    pub fn copied_bytes_max(&self, slots: &[Slot]) -> usize {
-        if self.guard.is_some() {
-            return TRACKING_STEP_BYTES as usize;
-        }
+    pub fn saved_bytes_max(&self, slots: &[Slot]) -> usize {
         in_process(|| {
-            slots
-                .iter()
-                .flat_map(|slot| slot.live_ranges().all())
-                .map(|range| range.len())
-                .sum()
+            let bytes = slots.iter().map(|slot| {
+                let history = self.ranks.get(&slot.rank());
+                let is_tracked = |index: &usize| {
+                    history
+                        .and_then(|history| history.regions.get(index))
+                        .is_some_and(|region| region.watch == Watch::Tracked)
+                };
+                let live = slot.live_ranges();
+                by_region(slot, &live.heap)
+                    .iter()
+                    .map(|(index, live)| {
+                        let bytes: usize = live.iter().map(Range::len).sum();
+                        // Where more of it is written, it will not be tracked any longer.
+                        if is_tracked(index) { bytes / 4 } else { bytes }
+                    })
+                    .sum::<usize>()
+            });
+            bytes.sum()
         })
     }
 

@@ -109,10 +109,6 @@ impl LiveRanges {
         let last = self.heap.last().or(self.unwatched.last());
         last.map_or(0, |range| range.end)
     }
-
-    fn all(self) -> impl Iterator<Item = Range<usize>> {
-        self.unwatched.into_iter().chain(self.heap)
-    }
 }
 
 impl Slot {

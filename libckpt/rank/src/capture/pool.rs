@@ -20,6 +20,10 @@ pub const BLOCK_PAGES: usize = BLOCK_BYTES / PAGE_BYTES;
 /// Blocks that saving in the background leaves to ranks that wait.
 const RESERVE: usize = 2;
 
+/// Blocks are given back where there are more than so many times those wanted, and so many more.
+const SURPLUS: usize = 2;
+const SURPLUS_MIN: usize = 32;
+
 /// Fewest blocks of a pool.
 const BLOCKS_MIN: usize = 4;
 
@@ -78,17 +82,36 @@ impl Pool {
         self.lock().made * BLOCK_BYTES
     }
 
+    /// Whether there are blocks for so many bytes, as far as the budget allows, and not far more.
+    #[must_use]
+    pub fn fits(&self, bytes: usize) -> bool {
+        let wanted = bytes.div_ceil(BLOCK_BYTES);
+        let state = self.lock();
+        state.made >= wanted.min(state.limit) && state.made <= wanted * SURPLUS + SURPLUS_MIN
+    }
+
     /// Makes blocks until there are enough for so many bytes, as far as the budget allows: better now than
-    /// while a rank waits.
-    pub fn reserve(&self, bytes: usize) {
+    /// while a rank waits. Where there are far more, free ones are given back to the system.
+    pub fn make_room(&self, bytes: usize) {
         let wanted = bytes.div_ceil(BLOCK_BYTES);
         loop {
-            {
+            let surplus = {
                 let mut state = self.lock();
-                if state.made >= wanted.min(state.limit) {
+                if state.made > wanted * SURPLUS + SURPLUS_MIN {
+                    let surplus = state.made - wanted;
+                    let kept = state.free.len().saturating_sub(surplus);
+                    let surplus = state.free.split_off(kept);
+                    state.made -= surplus.len();
+                    surplus
+                } else if state.made >= wanted.min(state.limit) {
                     return;
+                } else {
+                    state.made += 1;
+                    Vec::new()
                 }
-                state.made += 1;
+            };
+            if !surplus.is_empty() {
+                return;
             }
             match Memory::new() {
                 Ok(memory) => self.put(memory),
@@ -386,8 +409,24 @@ mod tests {
             assert!(blocks.iter().all(|block| block.pages().is_empty()));
         }
         assert_eq!(pool.made_bytes(), BLOCKS_MIN * BLOCK_BYTES);
-        pool.reserve(100 * BLOCK_BYTES);
+        pool.make_room(100 * BLOCK_BYTES);
         assert_eq!(pool.made_bytes(), BLOCKS_MIN * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn room_is_made_before_and_far_too_much_of_it_given_back() {
+        let blocks = |count: usize| count * BLOCK_BYTES;
+        let pool = Pool::new(blocks(60));
+        assert!(pool.fits(0) && !pool.fits(1));
+        pool.make_room(blocks(50));
+        assert!(pool.fits(blocks(50)));
+        let taken = pool.take(Need::Rank).unwrap();
+        assert_eq!(pool.made_bytes(), blocks(50));
+        assert!(pool.fits(blocks(10)), "not so much more");
+        assert!(!pool.fits(blocks(2)));
+        pool.make_room(blocks(2));
+        assert_eq!(pool.made_bytes(), blocks(2));
+        drop(taken);
     }
 
     #[test]

@@ -284,11 +284,10 @@ impl Pipeline {
         self.tell(Job::Restored(epoch, maps));
     }
 
-    /// Has somebody make blocks until there are enough for so many bytes.
-    pub(super) fn reserve(&self, pool: &Pool, bytes: usize) {
-        let wanted = bytes.min(pool.budget_bytes());
-        if pool.made_bytes() < wanted {
-            let _ = self.tasks.send(Task::Reserve(pool.clone(), bytes));
+    /// Has somebody make blocks for so many bytes, or give back what is far more.
+    pub(super) fn make_room(&self, pool: &Pool, bytes: usize) {
+        if !pool.fits(bytes) {
+            let _ = self.tasks.send(Task::MakeRoom(pool.clone(), bytes));
         }
     }
 

@@ -22,8 +22,8 @@ const CHUNK_PAGES: usize = store::format::layout::CHUNK_RAW_BYTES / PAGE_BYTES;
 pub(super) enum Task {
     /// What a cut handed on.
     Saved(Arc<Round>, Saved),
-    /// Make room for so many bytes.
-    Reserve(Pool, usize),
+    /// Have blocks for so many bytes.
+    MakeRoom(Pool, usize),
 }
 
 /// Packs until the process ends.
@@ -38,8 +38,8 @@ pub(super) fn run(
     let mut digests = Vec::new();
     while let Ok(task) = tasks.recv() {
         let (round, saved) = match task {
-            Task::Reserve(pool, bytes) => {
-                pool.reserve(bytes);
+            Task::MakeRoom(pool, bytes) => {
+                pool.make_room(bytes);
                 continue;
             }
             Task::Saved(round, saved) => (round, saved),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 use libckpt_rank::capture::RankCut;
@@ -10,7 +11,8 @@ use libckpt_rank::inspect::{Changes, Finding};
 use protocol::control::{Assignment, LinkCount, NeededFile, Report, StoredFile};
 use protocol::dirty::PageSet;
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
-use store::{Effort, FileKey, ImageMap, RankFileWriter, SectionKind, SharedStorage};
+use store::compaction::Limits;
+use store::{Effort, FileKey, ImageMap, Packer, RankFileWriter, SectionKind, SharedStorage};
 
 use super::digests::{Digest, Digests};
 use super::effort::Efforts;
@@ -32,6 +34,10 @@ pub(super) struct Writer {
     /// What was written and is not decided yet, or decided and nothing was built on it yet.
     written: BTreeMap<Epoch, Written>,
     open: Option<Open>,
+    /// For pages that are carried over.
+    packer: Packer,
+    pages: Vec<u64>,
+    bytes: Vec<u8>,
 }
 
 /// The checkpoint that a rank's next one builds on.
@@ -54,6 +60,8 @@ struct Open {
     cut: Option<Vec<RankCut>>,
     packed: bool,
     channels: Option<(Vec<Vec<u8>>, Vec<LinkCount>)>,
+    /// Time spent in writing.
+    wrote: Duration,
 }
 
 impl Writer {
@@ -75,6 +83,9 @@ impl Writer {
             ranks: BTreeMap::new(),
             written: BTreeMap::new(),
             open: None,
+            packer: Packer::new(),
+            pages: Vec::new(),
+            bytes: Vec::new(),
         }
     }
 
@@ -142,7 +153,9 @@ impl Writer {
                 let Some(open) = self.open(epoch) else {
                     return;
                 };
+                let begin = Instant::now();
                 let appended = open.files[rank].append(chunk);
+                open.wrote += begin.elapsed();
                 if let Err(error) = appended {
                     self.fail(&error.to_string());
                 }
@@ -178,6 +191,7 @@ impl Writer {
                     cut: None,
                     packed: false,
                     channels: None,
+                    wrote: Duration::ZERO,
                 });
             }
             Err(reason) => {
@@ -332,6 +346,7 @@ impl Writer {
         let mut needs: Vec<NeededFile> = Vec::new();
         let mut written = Vec::with_capacity(cuts.len());
         let mut observed = Vec::with_capacity(cuts.len());
+        let mut wrote = open.wrote;
         for (((mut file, cut), round), channel) in
             open.files.into_iter().zip(cuts).zip(rounds).zip(channels)
         {
@@ -344,13 +359,21 @@ impl Writer {
             if let Some(base) = &round.base {
                 let kept = inherited(&cut, packed.unchanged, base);
                 file.inherit(kept.ranges()).map_err(said)?;
+                self.carry_over(epoch, &mut file)?;
             }
+            let begin = Instant::now();
             let finished = file.finish().map_err(said)?;
+            wrote += begin.elapsed();
             needs.extend(finished.map.needs().iter().cloned());
             stored.push(finished.file);
             written.push((cut.rank, Arc::new(finished.map), packed.changed));
             observed.push((cut.rank, packed.observations));
         }
+        self.efforts.written(
+            stored.iter().map(|file| file.changed_bytes).sum(),
+            stored.iter().map(|file| file.file_bytes).sum(),
+            wrote,
+        );
         self.shared.observed().insert(epoch, observed);
         self.written.insert(
             epoch,
@@ -366,6 +389,26 @@ impl Writer {
             felt: open.round.felt.get().copied().unwrap_or_default(),
             links,
         });
+        Ok(())
+    }
+
+    /// Takes pages over from old files, so that the image does not get spread over too many.
+    fn carry_over(&mut self, epoch: Epoch, file: &mut RankFileWriter) -> Result<(), String> {
+        let said = |error: store::Error| error.to_string();
+        let mut carried = file.carry_over(&Limits::default()).map_err(said)?;
+        let packing = file.packing();
+        while !self.shared.is_discarded(epoch)
+            && carried
+                .next_piece(&mut self.pages, &mut self.bytes)
+                .map_err(said)?
+        {
+            let timing = self.efforts.begin();
+            let chunk = packing
+                .pack(&mut self.packer, timing.effort(), &self.pages, &self.bytes)
+                .map_err(said)?;
+            timing.packed(chunk.raw_bytes(), chunk.stored_bytes());
+            file.append(chunk).map_err(said)?;
+        }
         Ok(())
     }
 
