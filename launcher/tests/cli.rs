@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
-use protocol::control::{Compression, MappedObject, ProgramIdentity};
+use protocol::control::{Compression, MappedObject, NeededFile, ProgramIdentity, StoredFile};
 use protocol::ids::{Epoch, JobId, Rank};
 use store::{
-    CheckpointId, Effort, Figures, FileKey, JobRecord, JobStore, Manifest, RankFileWriter,
-    SectionKind,
+    CheckpointId, Effort, Figures, FileKey, ImageMap, JobRecord, JobStore, Manifest,
+    RankFileWriter, SectionKind,
 };
 
 fn ckpt(dir: &Path, arguments: &[&str]) -> Output {
@@ -61,7 +62,8 @@ fn assert_golden(name: &str, dir: &Path, output: &Output) {
     assert_eq!(pretty, golden, "{}", path.display());
 }
 
-/// A store as a job of two ranks leaves it: checkpoints 1 and 2, the second from a restart.
+/// A store as a job of two ranks leaves it: checkpoints 1 and 2, the second from a restart. Of two pages of each rank
+/// only the first has changed in between.
 fn store_of_a_job(dir: &Path) -> PathBuf {
     let path = dir.join("job.ckpt");
     let job = JobRecord {
@@ -79,31 +81,42 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
     };
     let mut store = JobStore::create(&path, job.clone()).unwrap();
     let mut from: Option<CheckpointId> = None;
+    let mut maps: [Option<Arc<ImageMap>>; 2] = [None, None];
     for number in 1..=2 {
         let incarnation = store.begin_incarnation(from).unwrap().incarnation;
         let epoch = Epoch(number);
         store.begin_epoch(epoch).unwrap();
-        let files = [0, 1].map(|rank| {
+        let finished = [0, 1].map(|rank| {
             let key = FileKey {
                 job: job.job,
                 incarnation,
                 epoch,
                 rank: Rank(rank),
             };
-            let mut writer = RankFileWriter::create(store.storage().clone(), key, None).unwrap();
+            let base = maps[rank as usize].take();
+            let first = base.is_none();
+            let mut writer = RankFileWriter::create(store.storage().clone(), key, base).unwrap();
             let page = [7; store::PAGE_BYTES];
             writer.pages(Effort::Stored, &[0], &page).unwrap();
+            if first {
+                writer.pages(Effort::Stored, &[1], &page).unwrap();
+            } else {
+                writer.inherit(&Vec::from([1..2])).unwrap();
+            }
             for kind in SectionKind::ALL {
                 writer.section(kind, Effort::Stored, b"section").unwrap();
             }
-            writer.finish().unwrap().file
+            writer.finish().unwrap()
         });
+        let files: Vec<StoredFile> = finished.iter().map(|one| one.file.clone()).collect();
+        let needs = finished.iter().flat_map(|one| one.map.needs()).cloned();
+        let needs: Vec<NeededFile> = needs.collect();
         let manifest = Manifest {
             job: job.job,
             incarnation,
             epoch,
             from,
-            parent: None,
+            parent: from.filter(|_| !needs.is_empty()),
             programs: vec![ProgramIdentity {
                 objects: vec![MappedObject {
                     path: "/bin/solver".to_owned(),
@@ -113,17 +126,21 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
                 page_bytes: 4096,
                 ..ProgramIdentity::default()
             }],
-            files: files.to_vec(),
-            needs: Vec::new(),
+            needs,
             committed_unix_ms: 1_700_000_000_000 + number * 1000,
             figures: Figures {
                 stall_us: 1500,
                 elapsed_us: 20_000,
                 raw_bytes: files.iter().map(|file| file.raw_bytes).sum(),
+                changed_bytes: files.iter().map(|file| file.changed_bytes).sum(),
                 stored_bytes: files.iter().map(|file| file.file_bytes).sum(),
-                ..Figures::default()
+                faults: 3,
+                waited_us: 450,
+                longest_us: 200,
             },
+            files,
         };
+        maps = finished.map(|one| Some(Arc::new(one.map)));
         assert!(store.publish(&manifest, |_| {}).unwrap().durable);
         from = Some(manifest.id());
     }
@@ -179,6 +196,109 @@ fn latest_is_the_newest_checkpoint_that_may_be_used() {
     let output = ckpt(dir.path(), &["ls", "job.ckpt"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("bad") && text.contains("torn"), "{text}");
+}
+
+#[test]
+fn people_see_logical_changed_and_stored_bytes_and_what_a_checkpoint_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    store_of_a_job(dir.path());
+    let tell = |arguments: &[&str]| {
+        let output = ckpt(dir.path(), arguments);
+        assert_eq!(code(&output), 0, "{}", told(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = tell(&["ls", "job.ckpt"]);
+    let second = list
+        .lines()
+        .find(|line| line.starts_with("     2"))
+        .unwrap();
+    for words in ["16.0 KiB", "8.04 KiB", "1.50 ms", "450 µs", "20.0 ms  1"] {
+        assert!(second.contains(words), "{words} in {second}");
+    }
+    assert!(
+        list.contains("2 usable checkpoints of 32.1 KiB in files of"),
+        "{list}"
+    );
+    let show = tell(&["show", "job.ckpt", "2"]);
+    assert!(
+        show.contains("builds on  epoch 1, with files of epochs 1"),
+        "{show}"
+    );
+    assert!(
+        show.contains("needs      epochs/000001/i0001-r00001.img of rank 1"),
+        "{show}"
+    );
+    let show = tell(&["show", "job.ckpt", "1"]);
+    assert!(show.contains("needed by  epochs 2"), "{show}");
+    // What another one needs stays when its checkpoint is removed.
+    tell(&["rm", "job.ckpt", "1"]);
+    assert_eq!(code(&ckpt(dir.path(), &["verify", "job.ckpt"])), 0);
+    let list = tell(&["ls", "job.ckpt"]);
+    assert!(list.contains("of them of older checkpoints"), "{list}");
+}
+
+#[test]
+fn a_damaged_file_is_told_with_all_checkpoints_that_it_costs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store_of_a_job(dir.path());
+    let file = path.join("epochs/000001/i0001-r00000.img");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let output = ckpt(dir.path(), &["verify", "job.ckpt", "--json"]);
+    assert_eq!(code(&output), 65);
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let damaged = &record["result"]["damaged"];
+    assert_eq!(damaged[0]["checkpoints"], serde_json::json!([1, 2]));
+    let text = String::from_utf8(ckpt(dir.path(), &["verify", "job.ckpt"]).stdout).unwrap();
+    assert!(text.contains("(checkpoints 1 2)"), "{text}");
+}
+
+#[test]
+fn the_store_keeps_the_options_and_a_restart_changes_those_it_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorded = || {
+        let store = JobStore::open(dir.path().join("new.ckpt")).unwrap();
+        let mut options = store.job().options.clone();
+        options.retain(|name, _| {
+            name.starts_with("every") || ["memory_bytes", "tracking", "capture"].contains(&&**name)
+        });
+        let told: Vec<String> = options
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        (told.join(" "), store.job().compression)
+    };
+    let run = "run -n 1 --store new.ckpt --every auto --every-min 5s --memory 64M --track hash --capture copy --compress 3 -- /bin/true";
+    let run: Vec<&str> = run.split(' ').collect();
+    assert_eq!(code(&ckpt(dir.path(), &run)), 64, "/bin/true is no solver");
+    assert_eq!(
+        recorded(),
+        (
+            "capture=copy every_auto=true every_max_ms=3600000 every_min_ms=5000 memory_bytes=67108864 tracking=hash"
+                .to_owned(),
+            Compression::Level(3)
+        )
+    );
+    let restart = "restart new.ckpt --every-max 2m --capture cow --compress auto";
+    let restart: Vec<&str> = restart.split(' ').collect();
+    assert_eq!(code(&ckpt(dir.path(), &restart)), 64);
+    assert_eq!(
+        recorded(),
+        (
+            "capture=cow every_auto=true every_max_ms=120000 every_min_ms=5000 memory_bytes=67108864 tracking=hash"
+                .to_owned(),
+            Compression::Auto
+        )
+    );
+    let restart: Vec<&str> = "restart new.ckpt --every 90s".split(' ').collect();
+    ckpt(dir.path(), &restart);
+    assert!(
+        recorded().0.contains("every_ms=90000 memory"),
+        "{:?}",
+        recorded()
+    );
 }
 
 #[test]
@@ -299,6 +419,14 @@ fn impossible_numbers_are_usage_errors() {
         (&["-n", "2", "--every", "0s"], "longer than nothing"),
         (&["-n", "2", "--keep", "0"], "0 is not in"),
         (&["-n", "2", "--compress", "99"], "from 1 to 22"),
+        (&["-n", "2", "--memory", "31M"], "less than 32.0 MiB"),
+        (&["-n", "2", "--track", "soft"], "auto, kernel, hash, off"),
+        (&["-n", "2", "--capture", "fork"], "auto, cow, copy"),
+        (&["-n", "2", "--every-min", "5s"], "give --every auto"),
+        (
+            &["-n", "2", "--every", "auto", "--every-max", "5s"],
+            "--every-min (10.0 s) is longer than --every-max (5.00 s)",
+        ),
         (&["-n", "2", "--heartbeat-timeout", "1ms"], "busy machine"),
     ] {
         let mut arguments = vec!["run", "--store", "s.ckpt"];
