@@ -101,7 +101,7 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
             if first {
                 writer.pages(Effort::Stored, &[1], &page).unwrap();
             } else {
-                writer.inherit(&Vec::from([1..2])).unwrap();
+                writer.inherit(std::slice::from_ref(&(1..2))).unwrap();
             }
             for kind in SectionKind::ALL {
                 writer.section(kind, Effort::Stored, b"section").unwrap();
