@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{
-    Failed, assert_readable, assert_restores, checkpoint, job, key, store_with, write_image,
+    Failed, assert_readable, assert_restores, checkpoint_on_newest, job, key, store_with,
+    store_with_chain, write_image,
 };
 use protocol::control::Compression;
 use protocol::ids::Epoch;
@@ -16,13 +17,18 @@ use store::storage::Storage as _;
 use store::{CheckpointState, DiskStorage, Error, JobStore, MemoryStorage, SharedStorage};
 use tempfile::TempDir;
 
-/// What a restarted coordinator does: takes checkpoint 2 after checkpoint 1, and drops what is old.
+/// The newest checkpoint, of a chain in which pages have been carried over, and the next.
+const BEFORE: Epoch = Epoch(4);
+const NEXT: Epoch = Epoch(5);
+
+/// What a restarted coordinator does: takes the next checkpoint, which builds on the ones before, and drops
+/// what is old.
 fn restart_and_checkpoint(storage: SharedStorage) -> Result<bool, Failed> {
     let mut store = JobStore::open_locked_on(storage)?;
     let from = store.newest_usable()?.map(|manifest| manifest.id());
     store.begin_incarnation(from)?;
     store.sweep()?;
-    let taken = checkpoint(&store, Epoch(2));
+    let taken = checkpoint_on_newest(&store, NEXT);
     match taken {
         Ok(published) => {
             // That old files stay is no failure of the checkpoint.
@@ -31,7 +37,7 @@ fn restart_and_checkpoint(storage: SharedStorage) -> Result<bool, Failed> {
         }
         Err(Failed::Before(error)) => {
             // Nor that its files stay: they are swept up later.
-            let _ = store.abort_epoch(Epoch(2));
+            let _ = store.abort_epoch(NEXT);
             Err(Failed::Before(error))
         }
         unresolved => unresolved.map(|_| false),
@@ -83,7 +89,7 @@ fn assert_clear(error: &Error, plan: Plan) {
 
 fn every_operation_fails_with(fault: Fault) {
     let start = directory();
-    drop(store_with(disk(start.path()), 1));
+    drop(store_with_chain(disk(start.path()), BEFORE.0));
     let mut outcomes = (0, 0, 0);
     for at in 0.. {
         let plan = Plan { at, fault };
@@ -106,12 +112,12 @@ fn every_operation_fails_with(fault: Fault) {
         match &outcome {
             Ok(_) => {
                 outcomes.0 += 1;
-                assert_eq!(newest, Epoch(2), "{plan}: published");
+                assert_eq!(newest, NEXT, "{plan}: published");
             }
             Err(Failed::Before(error)) => {
                 outcomes.1 += 1;
                 assert_clear(error, plan);
-                assert_eq!(newest, Epoch(1), "{plan}: {error}");
+                assert_eq!(newest, BEFORE, "{plan}: {error}");
             }
             Err(Failed::Unresolved(error)) => {
                 outcomes.2 += 1;
@@ -123,7 +129,10 @@ fn every_operation_fails_with(fault: Fault) {
         store.begin_incarnation(Some(from)).unwrap();
         store.sweep().unwrap();
         let next = store.highest_epoch().unwrap().next();
-        assert!(checkpoint(&store, next).unwrap().durable, "{plan}");
+        assert!(
+            checkpoint_on_newest(&store, next).unwrap().durable,
+            "{plan}"
+        );
         assert_restores(&store, next);
         store.retain(1).unwrap();
         let report = store.verify(|_| {}).unwrap();
@@ -239,10 +248,10 @@ fn a_rank_file_that_lost_its_data_in_a_failed_fsync_does_not_count() {
     assert!(storage.list("epochs/000001").unwrap().is_empty());
 }
 
-/// The number of the operation that gives manifest 2 its name.
+/// The number of the operation that gives the next manifest its name.
 fn rename_of_the_manifest() -> u64 {
     let memory = MemoryStorage::new();
-    drop(store_with(Arc::new(memory.clone()), 1));
+    drop(store_with_chain(Arc::new(memory.clone()), BEFORE.0));
     let counting = FaultStorage::counting(Arc::new(memory));
     let taken = restart_and_checkpoint(Arc::new(counting.clone()));
     assert!(matches!(taken, Ok(true)), "{taken:?}");
@@ -255,7 +264,7 @@ fn rename_of_the_manifest() -> u64 {
 #[test]
 fn where_looking_fails_too_a_rename_stays_unresolved_and_nothing_is_aborted() {
     let memory = MemoryStorage::new();
-    drop(store_with(Arc::new(memory.clone()), 1));
+    drop(store_with_chain(Arc::new(memory.clone()), BEFORE.0));
     let plan = Plan {
         at: rename_of_the_manifest(),
         fault: Fault::Crash,
@@ -263,7 +272,7 @@ fn where_looking_fails_too_a_rename_stays_unresolved_and_nothing_is_aborted() {
     let storage = FaultStorage::failing(Arc::new(memory.clone()), plan);
     let taken = restart_and_checkpoint(Arc::new(storage));
     assert!(matches!(taken, Err(Failed::Unresolved(_))), "{taken:?}");
-    assert!(memory.open("epochs/000002/manifest.i0002.tmp").is_ok());
+    assert!(memory.open("epochs/000005/manifest.i0002.tmp").is_ok());
 }
 
 /// The directory's fsync after the rename fails: the checkpoint is there, but an older one is not given
@@ -271,7 +280,7 @@ fn where_looking_fails_too_a_rename_stays_unresolved_and_nothing_is_aborted() {
 #[test]
 fn retention_does_not_count_on_a_checkpoint_that_may_not_be_durable() {
     let memory = MemoryStorage::new();
-    drop(store_with(Arc::new(memory.clone()), 1));
+    drop(store_with_chain(Arc::new(memory.clone()), BEFORE.0));
     let plan = Plan {
         at: rename_of_the_manifest() + 1,
         fault: Fault::FailedSync,
@@ -280,13 +289,13 @@ fn retention_does_not_count_on_a_checkpoint_that_may_not_be_durable() {
     let taken = restart_and_checkpoint(Arc::new(storage));
     assert!(matches!(taken, Ok(false)), "{taken:?}");
     let store = JobStore::open_on(Arc::new(memory)).unwrap();
-    let states: Vec<_> = store.list().unwrap().checkpoints;
-    assert_eq!(states.len(), 2);
-    assert!(
-        states
-            .iter()
-            .all(|found| matches!(found.state, CheckpointState::Committed))
-    );
+    let listed = store.list().unwrap().checkpoints;
+    let (kept, files_only): (Vec<_>, Vec<_>) = listed
+        .iter()
+        .partition(|found| matches!(found.state, CheckpointState::Committed));
+    let epochs: Vec<Epoch> = kept.iter().map(|found| found.epoch).collect();
+    assert_eq!(epochs, [BEFORE, NEXT]);
+    assert!(files_only.iter().all(|found| !found.needed_by.is_empty()));
 }
 
 #[test]

@@ -3,15 +3,16 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use protocol::control::{Compression, NeededFile, StoredFile};
 use protocol::ids::{Epoch, Incarnation, JobId, Rank};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use store::compaction::Limits;
 use store::{
-    CheckpointId, Error, FileKey, JobRecord, JobStore, Manifest, PAGE_BYTES, PublishError,
-    Published, RankFileWriter, RankImage, Scratch, SectionKind, SharedStorage, Storage,
+    CheckpointId, Effort, Error, FileKey, Finished, JobRecord, JobStore, Manifest, PAGE_BYTES,
+    PublishError, Published, RankFileWriter, RankImage, Scratch, SectionKind, SharedStorage,
+    Storage,
 };
 
 pub const JOB: JobId = JobId(*b"a job of a test!");
@@ -60,9 +61,31 @@ pub fn key(incarnation: u64, epoch: u64, rank: u32) -> FileKey {
     }
 }
 
-/// The image that rank `rank` has in checkpoint `epoch`, in all of these tests.
+/// The image that rank `rank` has in checkpoint `epoch`, in all of these tests: some of its pages change
+/// from one checkpoint to the next, some come and go.
 pub fn image_of(epoch: Epoch, rank: u32) -> Image {
-    image(epoch.0 * 100 + u64::from(rank), 6)
+    let mut image = Image::default();
+    for place in 0..14 {
+        let changes =
+            |epoch: &u64| ChaCha8Rng::seed_from_u64(epoch * 1000 + place).random_range(0..3) == 0;
+        let changed = (1..=epoch.0).rev().find(changes).unwrap_or(0);
+        let seed = changed * 10_000 + place * 10 + u64::from(rank);
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut page = vec![0; PAGE_BYTES];
+        match random.random_range(0..5) {
+            0 => continue,
+            1 => {}
+            2 => random.fill_bytes(&mut page),
+            _ => page.fill(random.random_range(1..=255)),
+        }
+        image.pages.insert(place + place / 5 * 20, page);
+    }
+    image.sections = [
+        format!("metadata {epoch}").into_bytes(),
+        vec![epoch.0 as u8; 100],
+        Vec::new(),
+    ];
+    image
 }
 
 pub fn write_image(
@@ -151,27 +174,82 @@ impl From<Error> for Failed {
     }
 }
 
-/// Takes a checkpoint of all ranks, as processes and coordinator together do.
+/// Takes a checkpoint of all ranks, as processes and coordinator together do: whole images.
 pub fn checkpoint(store: &JobStore, epoch: Epoch) -> Result<Published, Failed> {
+    take(store, epoch, None)
+}
+
+/// Takes a checkpoint that builds on the newest one, and whose images are in three files at most.
+pub fn checkpoint_on_newest(store: &JobStore, epoch: Epoch) -> Result<Published, Failed> {
+    let base = store.newest_usable()?;
+    take(store, epoch, base.as_ref())
+}
+
+fn take(store: &JobStore, epoch: Epoch, base: Option<&Manifest>) -> Result<Published, Failed> {
     let incarnation = store.incarnation().expect("the job was started");
     store.begin_epoch(epoch)?;
     let mut files = Vec::new();
+    let mut needs = Vec::new();
     for rank in 0..store.job().ranks {
         let key = key(incarnation.0, epoch.0, rank);
-        let image = image_of(epoch, rank);
-        files.push(write_image(
-            Arc::clone(store.storage()),
-            key,
-            &image,
-            Compression::Fast,
-        )?);
+        let finished = write_on(store.storage(), key, base)?;
+        files.push(finished.file);
+        needs.extend_from_slice(finished.map.needs());
     }
+    let manifest = Manifest {
+        needs,
+        parent: base.map(Manifest::id),
+        ..manifest(incarnation, epoch, files)
+    };
     store
-        .publish(&manifest(incarnation, epoch, files), |_| {})
+        .publish(&manifest, |_| {})
         .map_err(|error| match error {
             PublishError::NotPublished(error) => Failed::Before(error),
             PublishError::Unresolved(error) => Failed::Unresolved(error),
         })
+}
+
+/// Writes the image of a rank, as far as it is not as it was in `base`.
+fn write_on(
+    storage: &SharedStorage,
+    key: FileKey,
+    base: Option<&Manifest>,
+) -> store::Result<Finished> {
+    let effort = Effort::Zstd(1);
+    let image = image_of(key.epoch, key.rank.0);
+    let (map, before) = match base {
+        None => (None, Image::default()),
+        Some(base) => {
+            let file = &base.files[key.rank.index()];
+            let opened = RankImage::open(&**storage, file, base.file_key(key.rank), &base.needs)?;
+            (Some(opened.map()), image_of(base.epoch, key.rank.0))
+        }
+    };
+    let mut file = RankFileWriter::create(storage.clone(), key, map.clone())?;
+    let mut unchanged = Vec::new();
+    for (number, page) in &image.pages {
+        if before.pages.get(number) == Some(page) {
+            unchanged.push(*number..*number + 1);
+        } else {
+            file.pages(effort, &[*number], page)?;
+        }
+    }
+    if map.is_some() {
+        file.inherit(&unchanged)?;
+        let limits = Limits {
+            files_max: 3,
+            ..Limits::default()
+        };
+        let mut carrying = file.carry_over(&limits)?;
+        let (mut pages, mut bytes) = (Vec::new(), Vec::new());
+        while carrying.next_piece(&mut pages, &mut bytes)? {
+            file.pages(effort, &pages, &bytes)?;
+        }
+    }
+    for (kind, section) in SectionKind::ALL.into_iter().zip(&image.sections) {
+        file.section(kind, effort, section)?;
+    }
+    file.finish()
 }
 
 pub fn manifest(incarnation: Incarnation, epoch: Epoch, files: Vec<StoredFile>) -> Manifest {
@@ -191,6 +269,16 @@ pub fn store_with(storage: SharedStorage, epochs: u64) -> JobStore {
     store.begin_incarnation(None).unwrap();
     for epoch in 1..=epochs {
         assert!(checkpoint(&store, Epoch(epoch)).unwrap().durable);
+    }
+    store
+}
+
+/// Makes a store with checkpoints 1 to `epochs` of incarnation 1, each built on the one before.
+pub fn store_with_chain(storage: SharedStorage, epochs: u64) -> JobStore {
+    let mut store = JobStore::create_on(storage, job()).unwrap();
+    store.begin_incarnation(None).unwrap();
+    for epoch in 1..=epochs {
+        assert!(checkpoint_on_newest(&store, Epoch(epoch)).unwrap().durable);
     }
     store
 }
