@@ -44,7 +44,7 @@ fn run(storage: SharedStorage, progress: &mut Progress) -> Result<(), common::Fa
 fn survivals() -> impl Iterator<Item = Survival> {
     [Survival::Nothing, Survival::Everything]
         .into_iter()
-        .chain((0..8).map(Survival::Random))
+        .chain((0..4).map(Survival::Random))
 }
 
 #[test]

@@ -6,7 +6,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{Image, RANKS, image, image_of, key, read_image, store_with, write_image};
+use common::{
+    Image, RANKS, image, image_of, key, read_image, read_image_with, store_with, store_with_chain,
+    write_image,
+};
 use protocol::control::{Compression, StoredFile};
 use protocol::ids::{Epoch, Incarnation};
 use store::format::layout::{
@@ -14,7 +17,10 @@ use store::format::layout::{
 };
 use store::job_store::verify_store;
 use store::storage::Storage as _;
-use store::{Error, JobStore, MemoryStorage, RankImage, SharedStorage, names};
+use store::{
+    Effort, Error, Finished, JobStore, MemoryStorage, PAGE_BYTES, RankFileWriter, RankImage,
+    SectionKind, SharedStorage, names,
+};
 use zerocopy::FromBytes;
 
 /// The ways in which a byte is changed: each bit alone would be eight times slower and shows no more.
@@ -143,6 +149,164 @@ fn a_rank_file_of_any_other_length_is_refused() {
             );
         }
     }
+}
+
+/// An image of epoch 3 with pages in the files of epochs 1 and 2, each of which also holds pages that are no
+/// part of it any more, and a section of its own.
+fn chain() -> (MemoryStorage, Finished, Image) {
+    let storage = MemoryStorage::new();
+    storage.create_dir("epochs").unwrap();
+    let mut base: Option<Finished> = None;
+    for (epoch, pages, inherited) in [
+        (1, &[1, 2, 3, 4, 9][..], &[][..]),
+        (2, &[3, 4, 5], &[1..3, 9..10]),
+        (3, &[2, 4], &[1..2, 3..4, 5..6]),
+    ] {
+        storage.create_dir(&names::epoch_dir(Epoch(epoch))).unwrap();
+        let map = base.map(|base| Arc::new(base.map));
+        let shared: SharedStorage = Arc::new(storage.clone());
+        let mut file = RankFileWriter::create(shared, key(1, epoch, 0), map).unwrap();
+        // A chunk for each page, so that some chunks are not used any more.
+        for number in pages {
+            let page = [*number as u8 * 16 + epoch as u8; PAGE_BYTES];
+            file.pages(Effort::Zstd(1), &[*number], &page).unwrap();
+        }
+        file.pages(Effort::Zstd(1), &[20 + epoch], &[0; PAGE_BYTES])
+            .unwrap();
+        if epoch > 1 {
+            file.inherit(inherited).unwrap();
+        }
+        file.section(SectionKind::Metadata, Effort::Stored, &[epoch as u8; 50])
+            .unwrap();
+        base = Some(file.finish().unwrap());
+    }
+    let mut image = Image::default();
+    for (number, epoch) in [(1, 1), (2, 3), (3, 2), (4, 3), (5, 2)] {
+        image
+            .pages
+            .insert(number, vec![number as u8 * 16 + epoch; PAGE_BYTES]);
+    }
+    image.pages.insert(23, vec![0; PAGE_BYTES]);
+    image.sections[0] = vec![3; 50];
+    (storage, base.unwrap(), image)
+}
+
+/// Reads the image in both ways. Verifying must find the damage; restoring must find it, or read what is right
+/// because the damage is in what it does not need.
+fn assert_never_wrong(storage: &MemoryStorage, finished: &Finished, image: &Image, how: &str) {
+    let (file, needs) = (&finished.file, finished.map.needs());
+    let verified =
+        RankImage::open(storage, file, key(1, 3, 0), needs).and_then(|image| image.verify());
+    let error = verified.expect_err(how);
+    assert!(error.is_damage(), "{how}: {error}");
+    match read_image_with(storage, file, key(1, 3, 0), needs) {
+        Ok(found) => assert_eq!(found, *image, "{how}"),
+        Err(error) => assert!(error.is_damage(), "{how}: {error}"),
+    }
+}
+
+#[test]
+fn every_byte_and_length_of_every_file_of_an_incremental_image_is_covered() {
+    let (storage, finished, image) = chain();
+    assert_eq!(finished.map.needs().len(), 2);
+    let found = read_image_with(&storage, &finished.file, key(1, 3, 0), finished.map.needs());
+    assert_eq!(found.unwrap(), image);
+    let needed = finished.map.needs().iter().map(|need| &need.file);
+    for file in needed.chain([&finished.file]) {
+        let name = &file.name;
+        let mut whole = Vec::new();
+        storage
+            .tamper(name, |bytes| whole.clone_from(bytes))
+            .unwrap();
+        for at in 0..whole.len() {
+            for flip in FLIPS {
+                storage.tamper(name, |bytes| bytes[at] ^= flip).unwrap();
+                let how = format!("{name}: byte {at} ^ {flip:#x}");
+                assert_never_wrong(&storage, &finished, &image, &how);
+                storage.tamper(name, |bytes| bytes[at] ^= flip).unwrap();
+            }
+            storage.tamper(name, |bytes| bytes.truncate(at)).unwrap();
+            assert_never_wrong(&storage, &finished, &image, &format!("{name}: cut at {at}"));
+            storage
+                .tamper(name, |bytes| bytes.clone_from(&whole))
+                .unwrap();
+        }
+        storage.tamper(name, |bytes| bytes.push(0)).unwrap();
+        assert_never_wrong(&storage, &finished, &image, &format!("{name}: longer"));
+        storage
+            .tamper(name, |bytes| bytes.clone_from(&whole))
+            .unwrap();
+        storage.remove_file(name).unwrap();
+        assert_never_wrong(&storage, &finished, &image, &format!("{name}: removed"));
+        let mut again = storage
+            .create_new(name, store::storage::Access::Owner)
+            .unwrap();
+        again.write(&whole).unwrap();
+    }
+    let found = read_image_with(&storage, &finished.file, key(1, 3, 0), finished.map.needs());
+    assert_eq!(found.unwrap(), image, "all is as it was");
+}
+
+#[test]
+fn damage_to_a_needed_file_is_told_once_and_for_every_checkpoint_that_it_costs() {
+    let storage = MemoryStorage::new();
+    let store = store_with_chain(Arc::new(storage.clone()), 4);
+    let newest = store.read_manifest(Epoch(4)).unwrap();
+    let listing = store.list().unwrap();
+    for need in &newest.needs {
+        let users: Vec<Epoch> = listing
+            .usable()
+            .filter(|manifest| manifest.files.contains(&need.file) || manifest.needs.contains(need))
+            .map(|manifest| manifest.epoch)
+            .collect();
+        assert!(users.len() > 1);
+        storage
+            .tamper(&need.file.name, |bytes| bytes[100] ^= 1)
+            .unwrap();
+        let report = store.verify(|_| {}).unwrap();
+        let damaged: Vec<_> = report
+            .files
+            .iter()
+            .filter(|file| file.result.is_err())
+            .collect();
+        assert_eq!(damaged.len(), 1, "{damaged:?}");
+        assert_eq!(damaged[0].path, need.file.name);
+        let mut told = damaged[0].checkpoints.clone();
+        told.reverse();
+        assert_eq!(told, users);
+        for manifest in listing.usable() {
+            let reports = store.verify_checkpoint(manifest);
+            let sound = reports.iter().all(|file| file.result.is_ok());
+            assert_eq!(
+                sound,
+                !users.contains(&manifest.epoch),
+                "{}",
+                manifest.epoch
+            );
+        }
+        storage
+            .tamper(&need.file.name, |bytes| bytes[100] ^= 1)
+            .unwrap();
+    }
+    assert!(!newest.needs.is_empty());
+    // Two files that are sound, and do not fit together: a file of the same pages in other chunks.
+    let need = newest.needs[0].clone();
+    storage.remove_file(&need.file.name).unwrap();
+    let rank = need.file.rank.0;
+    let other_key = key(1, need.epoch.0, rank);
+    let other = write_image(
+        Arc::new(storage.clone()),
+        other_key,
+        &image(3, 40),
+        Compression::Fast,
+    )
+    .unwrap();
+    let mut fooled = newest.clone();
+    fooled.needs[0].file = other;
+    let reports = store.verify_checkpoint(&fooled);
+    let damaged: Vec<_> = reports.iter().filter(|file| file.result.is_err()).collect();
+    assert_eq!(damaged.len(), 1, "{damaged:?}");
+    assert_eq!(damaged[0].path, newest.files[rank as usize].name);
 }
 
 #[test]
