@@ -16,8 +16,8 @@
 //!   optimum goes by its square root, and a job that runs on without failures soon outweighs it.
 //!
 //! The interval is never shorter than the time that a checkpoint takes to become durable, or snapshots would follow
-//! each other without a pause; and the user's bounds hold before everything else. As long as no checkpoint was measured
-//! it is the shortest allowed: the first one tells what the next ones cost.
+//! each other without a pause; and the user's bounds hold before everything else. As long as fewer than two checkpoints were
+//! measured it is the shortest allowed. The first one tells little: it holds whole images, later ones what has changed.
 //!
 //! - J. W. Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974
 //! - J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation
@@ -36,6 +36,9 @@ pub const PRIOR: Duration = Duration::from_secs(4 * 3600);
 /// Checkpoints whose cost counts.
 const RECENT: usize = 5;
 
+/// Checkpoints that must have been measured before an interval is chosen by their cost.
+const ENOUGH: usize = 2;
+
 /// The shortest and the longest interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bounds {
@@ -51,7 +54,7 @@ pub enum Ground {
     /// Told by the user.
     #[default]
     Fixed,
-    /// No checkpoint was measured yet: the shortest allowed.
+    /// Too few checkpoints were measured yet: the shortest allowed, or the time that one takes to become durable.
     Unmeasured,
     /// The optimum of cost and failures.
     Optimum,
@@ -147,8 +150,13 @@ impl Estimator {
         let cost = median(self.recent.iter().map(|one| one.0));
         let durable = median(self.recent.iter().map(|one| one.1));
         let (every, ground) = match (cost, durable) {
-            (Some(cost), Some(durable)) => bounded(optimum(cost, mtbf), durable, self.bounds),
-            _ => (self.bounds.min.min(self.bounds.max), Ground::Unmeasured),
+            (Some(cost), Some(durable)) if self.recent.len() >= ENOUGH => {
+                bounded(optimum(cost, mtbf), durable, self.bounds)
+            }
+            (_, durable) => {
+                let shortest = self.bounds.min.max(durable.unwrap_or_default());
+                (shortest.min(self.bounds.max), Ground::Unmeasured)
+            }
         };
         Estimate {
             every,
@@ -236,17 +244,31 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_checkpoint_the_interval_is_the_shortest() {
-        let estimate = Estimator::new(BOUNDS).estimate(s(5));
+    fn before_the_second_checkpoint_the_interval_is_the_shortest() {
+        let mut it = Estimator::new(BOUNDS);
+        let estimate = it.estimate(s(5));
         assert_eq!(estimate.every, s(10));
         assert_eq!(estimate.ground, Ground::Unmeasured);
         assert_eq!(estimate.mtbf, PRIOR);
+        it.handle_checkpoint(ms(500), s(11));
+        let estimate = it.estimate(s(5));
+        assert_eq!(
+            (estimate.every, estimate.ground),
+            (s(11), Ground::Unmeasured)
+        );
+        it.handle_checkpoint(ms(5), s(1));
+        let estimate = it.estimate(s(5));
+        assert_eq!(
+            (estimate.cost, estimate.ground),
+            (Some(ms(5)), Ground::Optimum)
+        );
     }
 
     #[test]
     fn time_without_failures_makes_it_longer_and_failures_make_it_shorter() {
         let mut it = Estimator::new(BOUNDS);
         it.handle_go(s(0));
+        it.handle_checkpoint(ms(20), s(2));
         it.handle_checkpoint(ms(20), s(2));
         let first = it.estimate(s(10));
         assert_eq!(first.ground, Ground::Optimum);
@@ -292,6 +314,7 @@ mod tests {
     fn it_is_never_shorter_than_a_checkpoint_takes_to_become_durable() {
         let mut it = Estimator::new(BOUNDS);
         it.handle_checkpoint(ms(5), s(90));
+        it.handle_checkpoint(ms(5), s(90));
         let estimate = it.estimate(s(0));
         assert_eq!((estimate.every, estimate.ground), (s(90), Ground::Durable));
         for _ in 0..5 {
@@ -304,6 +327,7 @@ mod tests {
     #[test]
     fn a_checkpoint_that_costs_nothing_is_taken_as_often_as_allowed() {
         let mut it = Estimator::new(BOUNDS);
+        it.handle_checkpoint(Duration::ZERO, ms(1));
         it.handle_checkpoint(Duration::ZERO, ms(1));
         let estimate = it.estimate(s(0));
         assert_eq!((estimate.every, estimate.ground), (s(10), Ground::Shortest));

@@ -421,7 +421,7 @@ fn tell_interval(interval: &IntervalRow) -> String {
         Some(every_ms) => time(*every_ms),
     };
     text.push_str(match *ground {
-        "unmeasured" => ", the shortest: no checkpoint is measured yet",
+        "unmeasured" => ", the shortest: too few checkpoints are measured yet",
         "optimum" => ", the optimum of cost and failures",
         "durable" => ", the time that one takes to be committed",
         "shortest" => ", the shortest allowed",
