@@ -24,6 +24,7 @@ use crate::error::StartError;
 pub(crate) struct Snapshots {
     control: Control,
     capturer: Capturer,
+    assignment: Assignment,
     pipeline: Pipeline,
     /// How the process was before its ranks ran; compared at the first cut.
     baseline: Option<Baseline>,
@@ -43,12 +44,13 @@ impl Snapshots {
         let capturer = Capturer::new(&Options {
             tracking: assignment.tracking,
             mode: assignment.capture,
-            memory_bytes: pool_bytes(assignment),
+            memory_bytes: pool_bytes(assignment, 0),
         });
         Ok(Self {
             pipeline: Pipeline::start(assignment, control.clone())?,
             control,
             capturer,
+            assignment: assignment.clone(),
             baseline: None,
             scan: assignment.scan,
             recording: None,
@@ -76,9 +78,17 @@ impl Snapshots {
     pub(crate) fn make_room(&mut self, slots: &[Slot]) {
         if self.pipeline.busy().is_none() {
             // An image can't be longer than what is in memory, however much the rank has allocated.
+            self.fit_budget(slots);
             let bytes = self.capturer.saved_bytes_max(slots).min(resident_bytes());
             self.pipeline.make_room(self.capturer.pool(), bytes);
         }
+    }
+
+    /// What is kept about pages takes memory, too: the larger the ranks, the less is left for copies.
+    fn fit_budget(&self, slots: &[Slot]) {
+        let image_bytes = self.capturer.live_bytes(slots).min(resident_bytes());
+        let budget = pool_bytes(&self.assignment, image_bytes);
+        self.capturer.pool().set_budget(budget);
     }
 
     /// Captures all ranks. They are suspended.
@@ -111,6 +121,7 @@ impl Snapshots {
                  --every"
             )));
         }
+        self.fit_budget(slots);
         let scan = self.scan && self.baseline.is_some();
         let plans = slots
             .iter()

@@ -139,6 +139,15 @@ impl Capturer {
         &self.pool
     }
 
+    /// Bytes of the ranks' heaps that are live, touched or not.
+    #[must_use]
+    pub fn live_bytes(&self, slots: &[Slot]) -> usize {
+        in_process(|| {
+            let heaps = slots.iter().map(|slot| slot.live_ranges().heap);
+            heaps.flatten().map(|range| range.len()).sum()
+        })
+    }
+
     /// Bytes that the next cut has to save, at most, as far as can be told before.
     #[must_use]
     pub fn saved_bytes_max(&self, slots: &[Slot]) -> usize {

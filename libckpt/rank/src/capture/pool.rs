@@ -59,15 +59,24 @@ impl Pool {
     /// A pool of at most `budget_bytes`, though of a few blocks at least. Nothing is allocated yet.
     #[must_use]
     pub fn new(budget_bytes: usize) -> Self {
-        let limit = (budget_bytes / BLOCK_BYTES).max(BLOCKS_MIN);
         Self(Arc::new(Shared {
             state: Mutex::new(State {
                 free: Vec::new(),
                 made: 0,
-                limit,
+                limit: limit(budget_bytes),
             }),
             returned: Condvar::new(),
         }))
+    }
+
+    /// From now on it takes at most so much memory, though a few blocks at least. What is more of it is given back
+    /// as it comes in.
+    pub fn set_budget(&self, budget_bytes: usize) {
+        let mut state = self.lock();
+        state.limit = limit(budget_bytes);
+        while state.made > state.limit && state.free.pop().is_some() {
+            state.made -= 1;
+        }
     }
 
     /// Most memory that it takes, in bytes.
@@ -140,7 +149,7 @@ impl Pool {
         };
         let mut state = self.lock();
         loop {
-            if state.free.len() + (state.limit - state.made) > kept_back {
+            if state.free.len() + state.limit.saturating_sub(state.made) > kept_back {
                 if let Some(memory) = state.free.pop() {
                     return Ok(self.block(memory));
                 }
@@ -177,7 +186,14 @@ impl Pool {
     }
 
     fn put(&self, memory: Memory) {
-        self.lock().free.push(memory);
+        {
+            let mut state = self.lock();
+            if state.made > state.limit {
+                state.made -= 1;
+            } else {
+                state.free.push(memory);
+            }
+        }
         self.0.returned.notify_all();
     }
 
@@ -185,6 +201,10 @@ impl Pool {
         // Nothing panics while it is held.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn limit(budget_bytes: usize) -> usize {
+    (budget_bytes / BLOCK_BYTES).max(BLOCKS_MIN)
 }
 
 /// Pages of a rank: their numbers, counted from the start of the slot, and their bytes. Its memory goes back to
@@ -427,6 +447,19 @@ mod tests {
         pool.make_room(blocks(2));
         assert_eq!(pool.made_bytes(), blocks(2));
         drop(taken);
+    }
+
+    #[test]
+    fn a_smaller_budget_is_kept_as_soon_as_blocks_come_back() {
+        let pool = Pool::new(10 * BLOCK_BYTES);
+        let mut taken: Vec<_> = (0..8).map(|_| pool.take(Need::Rank).unwrap()).collect();
+        taken.truncate(6);
+        pool.set_budget(5 * BLOCK_BYTES);
+        assert_eq!(pool.made_bytes(), 6 * BLOCK_BYTES, "those in use");
+        taken.truncate(3);
+        assert_eq!(pool.made_bytes(), 5 * BLOCK_BYTES);
+        taken.extend((0..2).map(|_| pool.take(Need::Rank).unwrap()));
+        assert_eq!(pool.made_bytes(), 5 * BLOCK_BYTES);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! full copy taken beside it says.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -23,9 +24,10 @@ tests![
     every_cut_is_the_image_of_its_moment_without_tracking,
     a_few_written_pages_are_all_that_a_tracked_cut_saves,
     pages_given_back_while_they_are_protected_are_saved_before,
+    a_system_call_that_writes_into_protected_pages_waits_like_the_rank,
 ];
 
-roles![churned, sparse, given_back];
+roles![churned, sparse, given_back, read_into];
 
 const SEEDS: u64 = 2;
 
@@ -391,5 +393,41 @@ fn given_back(_: &[String]) {
         slot.resume();
         let saved = collector.images().remove(0);
         assert_same(&compose(&cuts[0], &saved, None), &expected, "given back");
+    }
+}
+
+fn a_system_call_that_writes_into_protected_pages_waits_like_the_rank() {
+    print("read_into", &[]);
+}
+
+fn read_into(_: &[String]) {
+    prepare();
+    let mut slot = Slot::create(layout(2), Rank(0)).unwrap();
+    // With a second one, threads that start allocate nothing in the first, not even before they run.
+    let _other = Slot::create(layout(2), Rank(1)).unwrap();
+    slot.start(|| {
+        let mut buffer = vec![7_u8; 20 << 20];
+        loop {
+            suspend();
+            let mut zeros = std::fs::File::open("/dev/zero").unwrap();
+            for piece in buffer.chunks_mut(3 << 20) {
+                zeros.read_exact(piece).expect("the kernel may write");
+            }
+            drop(zeros);
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            suspend();
+            buffer.fill(7);
+        }
+    });
+    let mut capturer = Capturer::new(&options("auto", "cow", 16 << 20));
+    let mut copy = FullCopy::new();
+    for number in 1..6 {
+        slot.resume();
+        let expected = copy.take(&slot).unwrap();
+        let slots = std::slice::from_ref(&slot);
+        let (collector, cuts) = Collector::cut(&mut capturer, Epoch(number), slots);
+        slot.resume();
+        let saved = collector.images().remove(0);
+        assert_same(&compose(&cuts[0], &saved, None), &expected, "read into");
     }
 }

@@ -32,7 +32,7 @@ use libckpt_rank::inspect::{Changes, PointerScan};
 use libckpt_rank::library_thread;
 use protocol::control::{Assignment, LinkCount};
 use protocol::ids::{Epoch, Rank};
-use store::{DiskStorage, ImageMap, PackedChunk, Packing};
+use store::{DiskStorage, ImageMap, PAGE_BYTES, PackedChunk, Packing};
 
 use self::digests::{Digest, Digests};
 use self::packer::Task;
@@ -314,13 +314,17 @@ impl Round {
     }
 }
 
-/// The memory that is left of the budget for pages, in bytes.
-pub(super) fn pool_bytes(assignment: &Assignment) -> usize {
+/// What is kept about a page of an image, in bytes: its digest, while a checkpoint is written the new one, and its
+/// share of the maps of two checkpoints.
+const PAGE_RECORD_BYTES: usize = 80;
+
+/// The memory that is left of the budget for copies of pages, in bytes, where images take so much.
+pub(super) fn pool_bytes(assignment: &Assignment, image_bytes: usize) -> usize {
     let budget = usize::try_from(assignment.memory_bytes).unwrap_or(usize::MAX);
     let packing =
         packers(assignment) * PACKER_BYTES + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
-    // Digests and maps grow with the image: a page of 4 KiB takes up to 80 bytes of them.
-    budget.saturating_sub(packing) / 8 * 7
+    let records = image_bytes / PAGE_BYTES * PAGE_RECORD_BYTES;
+    budget.saturating_sub(packing + records)
 }
 
 /// How many packers this process has: its share of the processors.
