@@ -395,7 +395,7 @@ fn records() -> [String; 3] {
 #[test]
 fn every_byte_of_a_record_is_covered() {
     let storage = MemoryStorage::new();
-    drop(store_with(Arc::new(storage.clone()), 2));
+    drop(store_with_chain(Arc::new(storage.clone()), 2));
     for path in records() {
         let mut length = 0;
         storage.tamper(&path, |bytes| length = bytes.len()).unwrap();
@@ -412,7 +412,7 @@ fn every_byte_of_a_record_is_covered() {
 #[test]
 fn a_record_of_any_other_length_is_refused() {
     let storage = MemoryStorage::new();
-    drop(store_with(Arc::new(storage.clone()), 2));
+    drop(store_with_chain(Arc::new(storage.clone()), 2));
     for path in records() {
         let mut whole = Vec::new();
         storage
