@@ -11,10 +11,11 @@ use common::{image, key, write_image};
 use protocol::control::{Compression, StoredFile};
 use store::format::checksum::Checksums;
 use store::format::layout::{
-    ChunkEntry, ChunkHeader, FileHeader, IndexHeader, IndexRun, PageRun, SOURCE_ZERO, Trailer,
+    ChunkEntry, ChunkHeader, FileHeader, IndexHeader, IndexRun, IndexSource, PageRun, SOURCE_HERE,
+    SOURCE_ZERO, Trailer,
 };
 use store::storage::Storage as _;
-use store::{MemoryStorage, RankImage, SectionKind};
+use store::{Effort, MemoryStorage, RankFileWriter, RankImage, SectionKind, SharedStorage};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -64,6 +65,7 @@ struct Parts {
     header: FileHeader,
     chunks: Vec<u8>,
     index: IndexHeader,
+    sources: Vec<IndexSource>,
     entries: Vec<ChunkEntry>,
     runs: Vec<IndexRun>,
     trailer: Trailer,
@@ -75,6 +77,9 @@ impl Parts {
         let (_, trailer) = Trailer::read_from_suffix(bytes).unwrap();
         let index_at = trailer.index_offset.get() as usize;
         let (index, rest) = IndexHeader::read_from_prefix(&bytes[index_at..]).unwrap();
+        let (sources, rest) =
+            <[IndexSource]>::ref_from_prefix_with_elems(rest, index.sources.get() as usize)
+                .unwrap();
         let (entries, rest) =
             <[ChunkEntry]>::ref_from_prefix_with_elems(rest, index.chunks.get() as usize).unwrap();
         let (runs, _) =
@@ -83,6 +88,7 @@ impl Parts {
             header,
             chunks: bytes[size_of::<FileHeader>()..index_at].to_vec(),
             index,
+            sources: sources.to_vec(),
             entries: entries.to_vec(),
             runs: runs.to_vec(),
             trailer,
@@ -91,12 +97,13 @@ impl Parts {
 
     /// Puts the file together. `lie` has the last word on the trailer before its checksum.
     fn build(mut self, lie: impl FnOnce(&mut Trailer)) -> Vec<u8> {
-        let sums = Checksums::new(key(1, 1, 0));
+        let sums = Checksums::new(key(1, self.header.epoch.get(), 0));
         self.header.checksum = sums.header(&self.header).into();
         let mut bytes = self.header.as_bytes().to_vec();
         bytes.extend_from_slice(&self.chunks);
         let index = [
             self.index.as_bytes(),
+            self.sources.as_bytes(),
             self.entries.as_bytes(),
             self.runs.as_bytes(),
         ]
@@ -279,6 +286,127 @@ fn lengths_and_counts_that_lie_are_refused_and_nothing_is_allocated_for_them() {
             largest <= 3 * length,
             "{lie}: {largest} bytes allocated at once"
         );
+    }
+}
+
+/// What an incremental file says of another one is a lie, with all checksums right.
+#[test]
+fn what_an_index_says_of_other_files_is_believed_only_if_they_say_the_same() {
+    let storage = MemoryStorage::new();
+    let shared: SharedStorage = Arc::new(storage.clone());
+    for dir in ["epochs", "epochs/000001", "epochs/000002"] {
+        storage.create_dir(dir).unwrap();
+    }
+    let whole = image(5, 30);
+    let write = |file: &mut RankFileWriter, numbers: &[u64]| {
+        for numbers in numbers.chunks(3) {
+            let bytes: Vec<u8> = numbers
+                .iter()
+                .flat_map(|number| &whole.pages[number])
+                .copied()
+                .collect();
+            file.pages(Effort::Stored, numbers, &bytes).unwrap();
+        }
+        file.section(SectionKind::Metadata, Effort::Stored, b"metadata")
+            .unwrap();
+    };
+    let numbers: Vec<u64> = whole.pages.keys().copied().collect();
+    let mut first = RankFileWriter::create(shared.clone(), key(1, 1, 0), None).unwrap();
+    write(&mut first, &numbers);
+    let first = first.finish().unwrap();
+    let base = Some(Arc::new(first.map));
+    let mut second = RankFileWriter::create(shared, key(1, 2, 0), base).unwrap();
+    write(&mut second, &numbers[..7]);
+    let others: Vec<_> = numbers[7..]
+        .iter()
+        .map(|number| *number..*number + 1)
+        .collect();
+    second.inherit(&others).unwrap();
+    let second = second.finish().unwrap();
+
+    let mut bytes = Vec::new();
+    storage
+        .tamper(&second.file.name, |found| bytes.clone_from(found))
+        .unwrap();
+    let parts = Parts::of(&bytes);
+    let open = |bytes: Vec<u8>| {
+        let stored = StoredFile {
+            file_bytes: bytes.len() as u64,
+            ..second.file.clone()
+        };
+        storage
+            .tamper(&stored.name, |found| *found = bytes)
+            .unwrap();
+        LARGEST.with(|largest| largest.set(0));
+        let opened = RankImage::open(&storage, &stored, key(1, 2, 0), second.map.needs());
+        let largest = LARGEST.with(Cell::get);
+        let longest = stored.file_bytes.max(first.file.file_bytes);
+        assert!(
+            largest as u64 <= 3 * longest,
+            "{largest} bytes allocated at once"
+        );
+        opened.map(drop)
+    };
+    open(parts.clone().build(|_| {})).unwrap();
+
+    let mut lies: Vec<(String, Parts)> = Vec::new();
+    for (at, run) in parts.runs.iter().enumerate() {
+        if run.source == SOURCE_HERE || run.source == SOURCE_ZERO {
+            continue;
+        }
+        for value in [
+            0,
+            1,
+            2,
+            3,
+            4,
+            5,
+            9,
+            10,
+            11,
+            1023,
+            1 << 20,
+            u32::MAX - 1,
+            u32::MAX,
+        ] {
+            for (name, field) in [
+                (
+                    "source",
+                    (|run| &mut run.source) as fn(&mut IndexRun) -> &mut U32,
+                ),
+                ("chunk", |run| &mut run.chunk),
+                ("position", |run| &mut run.position),
+            ] {
+                let mut lie = parts.clone();
+                *field(&mut lie.runs[at]) = value.into();
+                lies.push((format!("run {at} {name} = {value:#x}"), lie));
+            }
+        }
+        // One page further up: into the next run, or to a page that the other file has elsewhere or not at all.
+        let mut lie = parts.clone();
+        lie.runs[at].first_page += 1;
+        lies.push((format!("run {at} one page further"), lie));
+    }
+    for value in [0, 2, 3, u64::MAX] {
+        let mut lie = parts.clone();
+        lie.sources[0].epoch = value.into();
+        lies.push((format!("epoch = {value}"), lie));
+        let mut lie = parts.clone();
+        lie.sources[0].incarnation = value.into();
+        lies.push((format!("incarnation = {value}"), lie));
+    }
+    let mut lie = parts.clone();
+    lie.sources.clear();
+    lie.index.sources = 0.into();
+    lies.push(("no sources".into(), lie));
+    let sound = parts.build(|_| {});
+    assert!(lies.len() > 100, "{}", lies.len());
+    for (lie, parts) in lies {
+        let bytes = parts.build(|_| {});
+        if bytes != sound {
+            let error = open(bytes).expect_err(&lie);
+            assert!(error.is_damage(), "{lie}: {error}");
+        }
     }
 }
 
