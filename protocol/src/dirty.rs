@@ -330,35 +330,49 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// A page-by-page model: restoring parent plus pages always gives the memory at the cut.
+        /// A page-by-page model: the base that the rank knows of plus the pages always gives the memory at the
+        /// cut, however late it hears what became of its snapshots.
         #[test]
-        fn parent_and_pages_give_the_memory_of_the_cut(
+        fn base_and_pages_give_the_memory_of_the_cut(
             rounds in proptest::collection::vec(
-                (proptest::collection::vec(0_usize..12, 0..6), proptest::bool::ANY), 1..12)
+                (proptest::collection::vec(0_usize..12, 0..6), 0..4_u8, 0..4_usize), 1..16)
         ) {
             let mut memory = [0_u64; 12];
+            let mut copies = std::collections::BTreeMap::new();
+            let mut news = std::collections::VecDeque::new();
             let mut dirty = Dirty::new(None);
-            let mut checkpoint: Option<(Epoch, [u64; 12])> = None;
-            for (round, (writes, commit)) in rounds.into_iter().enumerate() {
+            let mut base = None;
+            for (round, (writes, fate, heard)) in rounds.into_iter().enumerate() {
                 let epoch = Epoch(round as u64 + 1);
                 for &page in &writes {
                     memory[page] += 1;
                 }
                 let written = writes.iter().map(|&page| page as u64..page as u64 + 1).collect();
                 let since = dirty.cut(epoch, written);
-                proptest::prop_assert_eq!(since.parent, checkpoint.map(|parent| parent.0));
-                if let Some((_, mut restored)) = checkpoint {
+                proptest::prop_assert_eq!(since.parent, base);
+                if let Some(base) = base {
+                    let mut restored: [u64; 12] = copies[&base];
                     for range in since.pages.ranges() {
                         let range = range.start as usize..range.end as usize;
                         restored[range.clone()].copy_from_slice(&memory[range]);
                     }
                     proptest::prop_assert_eq!(restored, memory);
                 }
-                if commit {
-                    dirty.committed(epoch);
-                    checkpoint = Some((epoch, memory));
-                } else {
-                    dirty.aborted(epoch);
+                copies.insert(epoch, memory);
+                news.push_back((epoch, fate));
+                for (epoch, fate) in news.drain(..heard.min(news.len())) {
+                    match fate {
+                        0 | 1 => {
+                            dirty.committed(epoch);
+                            base = Some(epoch);
+                        }
+                        2 => dirty.aborted(epoch),
+                        _ => {
+                            dirty.aborted(epoch);
+                            dirty.rebase();
+                            base = None;
+                        }
+                    }
                 }
             }
         }

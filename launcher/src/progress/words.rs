@@ -80,8 +80,14 @@ fn notable(event: &Event) -> Option<String> {
             epoch,
             cause: Cause::Failed,
             reason,
-            rebase: _,
-        } => format!("warning: epoch {epoch} is aborted: {reason}; the job goes on"),
+            rebase,
+        } => {
+            let next = match rebase {
+                true => "the next checkpoint is a full one",
+                false => "the job goes on",
+            };
+            format!("warning: epoch {epoch} is aborted: {reason}; {next}")
+        }
         Event::Waiting { epoch, processes } => {
             let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
             format!(

@@ -398,6 +398,12 @@ impl Coordinator {
         let Some((epoch, ..)) = self.current.take() else {
             return;
         };
+        // The next one holds whole images, so it can do what this one could not. It is not hurried a second time.
+        let again = matches!(self.life, Life::Running | Life::Terminating { .. });
+        let hurry = rebase && !std::mem::replace(&mut self.rebased, rebase) && again;
+        if hurry {
+            self.waiting.append(&mut self.serving);
+        }
         for request in self.serving.drain(..) {
             self.outputs.push_back(Output::Answer {
                 request,
@@ -410,8 +416,6 @@ impl Coordinator {
             remove,
             rebase,
         });
-        // The next one holds whole images, so it can do what this one could not. It is not hurried a second time.
-        let hurry = rebase && !std::mem::replace(&mut self.rebased, rebase);
         let pause = |every| if hurry { Duration::ZERO } else { every };
         self.since = now;
         self.next_at = self

@@ -31,6 +31,7 @@ enum Step {
     Finished(u32),
     Lost,
     Wait(u64),
+    Every(Option<u64>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -52,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..RANKS).prop_map(Step::Finished),
         1 => Just(Step::Lost),
         4 => (0u64..3000).prop_map(Step::Wait),
+        1 => prop::option::of(0u64..3000).prop_map(Step::Every),
     ]
 }
 
@@ -264,6 +266,12 @@ impl Run {
             Step::Lost => {
                 self.model.lost = true;
                 self.machine.handle_lost(now, "a process was lost");
+            }
+            Step::Every(ms) => {
+                let every = ms.map(Duration::from_millis);
+                self.machine.handle_every(now, every);
+                let due = self.machine.poll_timeout();
+                assert!(self.model.open.is_some() || due.is_none_or(|due| due >= now));
             }
             Step::Wait(ms) => {
                 self.now += Duration::from_millis(ms);
