@@ -5,21 +5,17 @@
 //! its ranks are then; for the time until durable, as many threads write the bytes of the files and fsync
 //! them, on the same disk, while the job runs on and takes its share of the cores, as it does from a checkpoint.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
-use std::time::Instant;
-
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tests::bed::{Bed, PATIENCE};
 use tests::job::Job;
 use tests::process::send;
 
+use crate::pipeline::limits::{Copies, Sync, write_files_ms};
 use crate::record::Record;
 use crate::{Effort, jobs};
 
-pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let samples = effort.samples.unwrap_or(9);
     let mut records = Vec::new();
     for (ranks, mib) in [(2, 64), (4, 64), (2, 256), (4, 256)] {
@@ -58,19 +54,20 @@ fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
         let file_bytes = figure("file_bytes")?;
         if sample == 0 {
             first = Some((stall_ms, durable_ms));
-            while_stopped(&job, || copies.run())?;
+            while_stopped(&job, || copies.run_ms())?;
             continue;
         }
         stall.push(stall_ms);
         durable.push(durable_ms);
         file_mib.push(file_bytes / f64::from(1 << 20));
         raw_mib.push(figure("raw_bytes")? / f64::from(1 << 20));
-        copy.push(while_stopped(&job, || copies.run())?);
+        copy.push(while_stopped(&job, || copies.run_ms())?);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bytes of a file
-        write.push(write_files(
+        write.push(write_files_ms(
             &bed.join("reference"),
             ranks,
             file_bytes as usize / ranks,
+            Sync::Yes,
         )?);
     }
     job.signal(Signal::SIGTERM)?;
@@ -92,7 +89,7 @@ fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
 }
 
 /// Does something while the job's processes stand still.
-fn while_stopped<T>(job: &Job<'_>, act: impl FnOnce() -> T) -> Result<T> {
+pub fn while_stopped<T>(job: &Job<'_>, act: impl FnOnce() -> T) -> Result<T> {
     let pids = job.pids()?;
     pids.iter()
         .try_for_each(|&pid| send(pid, Signal::SIGSTOP))?;
@@ -100,76 +97,4 @@ fn while_stopped<T>(job: &Job<'_>, act: impl FnOnce() -> T) -> Result<T> {
     pids.iter()
         .try_for_each(|&pid| send(pid, Signal::SIGCONT))?;
     Ok(done)
-}
-
-/// Memory that is copied as an image would be: touched before, as kept staging memory is.
-struct Copies {
-    pairs: Vec<std::sync::Mutex<(Vec<u8>, Vec<u8>)>>,
-}
-
-impl Copies {
-    fn new(ranks: usize, bytes: usize) -> Self {
-        Self {
-            pairs: (0..ranks)
-                .map(|_| std::sync::Mutex::new((vec![1; bytes], vec![2; bytes])))
-                .collect(),
-        }
-    }
-
-    /// The longest time of a copy, in milliseconds, with all made at once.
-    fn run(&self) -> f64 {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .pairs
-                .iter()
-                .map(|pair| {
-                    scope.spawn(move || {
-                        let mut pair = pair
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner);
-                        let (from, to) = &mut *pair;
-                        let start = Instant::now();
-                        to.copy_from_slice(std::hint::black_box(from));
-                        std::hint::black_box(to);
-                        start.elapsed().as_secs_f64() * 1e3
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .filter_map(|thread| thread.join().ok())
-                .fold(0.0, f64::max)
-        })
-    }
-}
-
-/// Writes and fsyncs a file by each of so many threads; how long all took, in milliseconds.
-fn write_files(path: &Path, threads: usize, bytes: usize) -> Result<f64> {
-    // Not zeroes: some disks store those for nothing.
-    let content: Vec<u8> = (0..bytes).map(|index| (index * 31 % 251) as u8).collect();
-    let start = Instant::now();
-    std::thread::scope(|scope| -> Result<()> {
-        let writers: Vec<_> = (0..threads)
-            .map(|thread| {
-                let (path, content) = (path.with_extension(thread.to_string()), &content);
-                scope.spawn(move || -> Result<()> {
-                    let mut file = File::create(&path)?;
-                    file.write_all(content)?;
-                    file.sync_all()?;
-                    Ok(())
-                })
-            })
-            .collect();
-        for writer in writers {
-            writer
-                .join()
-                .map_err(|_| anyhow::anyhow!("a writer panicked"))??;
-        }
-        Ok(())
-    })?;
-    let elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
-    for thread in 0..threads {
-        std::fs::remove_file(path.with_extension(thread.to_string()))?;
-    }
-    Ok(elapsed_ms)
 }

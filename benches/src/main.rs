@@ -6,16 +6,22 @@
 
 mod alloc;
 mod checkpoint;
+mod incremental;
 mod jobs;
+mod overhead;
 mod p2p;
+mod pipeline;
 mod record;
 mod restart;
+mod restore;
+mod stall;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 
+use crate::pipeline::case::Case;
 use crate::record::Record;
 
 /// Benchmarks of the checkpoint layer.
@@ -29,16 +35,44 @@ struct Options {
     /// How many samples, where that is a question of patience.
     #[arg(long)]
     samples: Option<usize>,
+    /// How many times each run is made, where runs take turns.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Small sizes and few samples: to see that it works. The figures are worth nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Only cases in whose name all these words stand, like "2 256 disk"; more than once for more cases.
+    #[arg(long = "case")]
+    cases: Vec<String>,
+    /// More options for `ckpt run`, like "--compress none --memory 64MiB".
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    launcher: String,
 }
 
 /// How thoroughly to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Effort {
     /// How many samples; the benchmark's own number if not told.
     pub samples: Option<usize>,
+    /// How many rounds of runs that take turns; the benchmark's own number if not told.
+    pub rounds: Option<usize>,
+    /// Only to see that it works.
+    pub quick: bool,
+    /// Words of the cases that are wanted; all if there are none.
+    pub cases: Vec<String>,
+    /// More options for the launcher.
+    pub launcher: String,
 }
 
-type Benchmark = fn(Effort) -> Result<Vec<Record>>;
+impl Effort {
+    /// Whether a case is wanted.
+    #[must_use]
+    pub fn wants(&self, case: &Case) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|words| case.is_named_by(words))
+    }
+}
+
+type Benchmark = fn(&Effort) -> Result<Vec<Record>>;
 
 const BENCHMARKS: &[(&str, &str, Benchmark)] = &[
     (
@@ -61,6 +95,26 @@ const BENCHMARKS: &[(&str, &str, Benchmark)] = &[
         "how long the ranks stand still, how long until it is durable, how many bytes",
         checkpoint::measure,
     ),
+    (
+        "stall",
+        "what heat feels of a checkpoint when all of its memory changes, by each way of capture",
+        stall::measure,
+    ),
+    (
+        "incremental",
+        "the same when 1% or 10% of it changes, and how many bytes that makes",
+        incremental::measure,
+    ),
+    (
+        "overhead",
+        "wall time with a checkpoint every 10 s against that of an undisturbed run",
+        overhead::measure,
+    ),
+    (
+        "restore",
+        "how fast processes restore, against plain zstd on all cores",
+        restore::measure,
+    ),
 ];
 
 fn main() -> Result<ExitCode> {
@@ -75,8 +129,12 @@ fn main() -> Result<ExitCode> {
         eprintln!("{name}: no such benchmark; without a name, the list is printed");
         return Ok(ExitCode::from(64));
     };
-    let records = measure(Effort {
+    let records = measure(&Effort {
         samples: options.samples,
+        rounds: options.rounds,
+        quick: options.quick,
+        cases: options.cases,
+        launcher: options.launcher,
     })?;
     if options.json {
         for record in &records {

@@ -18,7 +18,7 @@ use crate::{Effort, jobs};
 /// the engine does: a packet up to the eager limit, one copy out of the sender's memory above it.
 const CASES: &[(&str, &str)] = &[("8B", "8B"), ("64KiB", "64K-bulk"), ("1MiB", "1M-bulk")];
 
-pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let folder = jobs::build(&[
         "-p",
         "benches",

@@ -65,8 +65,14 @@ pub fn print_table(records: &[Record]) {
         .max()
         .unwrap_or(4)
         .max(4);
+    let wide = records
+        .iter()
+        .map(|record| record.metric.len())
+        .max()
+        .unwrap_or(6)
+        .max(6);
     println!(
-        "{:<width$}  {:<24} {:>4} {:>12} {:>12} {:>12} {:>7}",
+        "{:<width$}  {:<wide$} {:>4} {:>12} {:>12} {:>12} {:>7}",
         "case", "metric", "n", "median", "min", "max", "ratio"
     );
     for record in records {
@@ -74,7 +80,7 @@ pub fn print_table(records: &[Record]) {
             .ratio
             .map_or(String::new(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{:<width$}  {:<24} {:>4} {:>12.3} {:>12.3} {:>12.3} {ratio:>7}",
+            "{:<width$}  {:<wide$} {:>4} {:>12.3} {:>12.3} {:>12.3} {ratio:>7}",
             record.case, record.metric, record.n, record.median, record.min, record.max
         );
     }

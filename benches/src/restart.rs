@@ -29,7 +29,7 @@ struct Recovery {
 
 const PARTS: [&str; 5] = ["detect_ms", "stop_ms", "spawn_ms", "restore_ms", "go_ms"];
 
-pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let samples = effort.samples.unwrap_or(21);
     let bed = Bed::new()?;
     let mut job = bed.start(

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::record::Record;
 use crate::{Effort, jobs};
 
-pub fn measure(effort: Effort) -> Result<Vec<Record>> {
+pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let folder = jobs::build(&["-p", "benches", "--bins"])?;
     let mut rank = Worker::start(&folder, "bench-alloc-rank")?;
     let mut system = Worker::start(&folder, "bench-alloc-system")?;
