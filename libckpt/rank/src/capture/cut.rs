@@ -25,6 +25,13 @@ const TRACKING_STEP_BYTES: u64 = REGION_BYTES as u64;
 /// Below this, in pages, copying aside takes less time than what comes with copy on write.
 const COPY_ON_WRITE_PAGES_MIN: u64 = 1024;
 
+/// Rounds of copy on write in a row that cost more than copying aside before that is done instead. In the first,
+/// memory is often new.
+const LOST_ROUNDS_MAX: u32 = 2;
+
+/// Where copying aside was found to cost less, copy on write is tried again after so many cuts.
+const TRY_AGAIN_CUTS: u32 = 16;
+
 /// How a process captures its ranks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -65,6 +72,10 @@ pub struct Capturer {
     tracker: Option<Uffd>,
     guard: Option<Guard>,
     pool: Pool,
+    /// Rounds of copy on write in a row that cost the ranks more than copying would have.
+    lost_rounds: u32,
+    /// Cuts that are to be copied aside because that costs the ranks less.
+    copied_aside: u32,
     ranks: BTreeMap<Rank, History>,
     description: String,
 }
@@ -107,6 +118,8 @@ impl Capturer {
             tracker,
             guard,
             pool,
+            lost_rounds: 0,
+            copied_aside: 0,
             ranks: BTreeMap::new(),
             description: format!(
                 "changes are found by {tracked_by}; pages are saved by {saved_by}"
@@ -258,6 +271,21 @@ impl Capturer {
         }
     }
 
+    /// Whether copy on write costs the ranks less than copying aside, by what it last did. Without a free processor
+    /// it does not: then all that others copy is taken from the ranks, too.
+    fn pays_on_write(&mut self) -> bool {
+        if let Some(cost) = self.guard.as_ref().and_then(Guard::take_cost) {
+            let lost = cost.waited_ns > cost.copying_ns;
+            self.lost_rounds = if lost { self.lost_rounds + 1 } else { 0 };
+            if self.lost_rounds >= LOST_ROUNDS_MAX {
+                self.copied_aside = TRY_AGAIN_CUTS;
+            }
+        }
+        let pays = self.copied_aside == 0;
+        self.copied_aside = self.copied_aside.saturating_sub(1);
+        pays
+    }
+
     fn give_up(&self) {
         if let Some(guard) = &self.guard {
             guard.cancel();
@@ -339,10 +367,12 @@ impl Capturer {
             .iter()
             .map(|plan| plan.dense_pages(&self.ranks[&plan.cut.rank]))
             .sum();
-        let guard = self
-            .guard
-            .as_ref()
-            .filter(|_| self.mode == CaptureMode::CopyOnWrite || dense >= COPY_ON_WRITE_PAGES_MIN);
+        let on_write = match self.mode {
+            CaptureMode::CopyOnWrite => true,
+            CaptureMode::CopyAside => false,
+            CaptureMode::Auto => dense >= COPY_ON_WRITE_PAGES_MIN && self.pays_on_write(),
+        };
+        let guard = self.guard.as_ref().filter(|_| on_write);
         let mut step_left = match (guard, self.tracking) {
             (Some(_), Tracking::Auto | Tracking::Hash) => TRACKING_STEP_BYTES,
             // All is copied anyway, or is to be tracked whatever it costs.

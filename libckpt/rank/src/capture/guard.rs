@@ -33,6 +33,10 @@ use crate::threads::{Urgency, library_thread, set_urgency};
 /// Size of a unit in bytes, and its alignment: a huge page stays one if it is unprotected as a whole.
 pub(super) const UNIT_BYTES: usize = BLOCK_BYTES;
 
+/// What a fault costs a rank before the handler knows of it and after it has done its part, in nanoseconds: the fault
+/// and two switches to another thread.
+const SWITCH_NS: u64 = 20_000;
+
 /// Faults that are taken from the kernel at once.
 const MESSAGES: usize = 16;
 
@@ -104,6 +108,17 @@ struct Round {
     faults: AtomicU64,
     waited_ns: AtomicU64,
     longest_ns: AtomicU64,
+    /// Processor time that copying took, whoever did it.
+    copied_ns: AtomicU64,
+}
+
+/// What a round cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cost {
+    /// What the ranks waited, as far as it can be told, in nanoseconds.
+    pub(super) waited_ns: u64,
+    /// What they would have waited if all had been copied while they stand still.
+    pub(super) copying_ns: u64,
 }
 
 impl Round {
@@ -126,6 +141,14 @@ impl Round {
         }
     }
 
+    fn cost(&self) -> Cost {
+        let faults = self.faults.load(Ordering::Relaxed);
+        Cost {
+            waited_ns: self.waited_ns.load(Ordering::Relaxed) + faults * SWITCH_NS,
+            copying_ns: self.copied_ns.load(Ordering::Relaxed),
+        }
+    }
+
     fn note_wait(&self, waited: Duration) {
         let ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         self.faults.fetch_add(1, Ordering::Relaxed);
@@ -142,6 +165,8 @@ struct Shared {
     pool: Pool,
     round: Mutex<Option<Arc<Round>>>,
     begun: Condvar,
+    /// Of the last round that ended.
+    cost: Mutex<Option<Cost>>,
 }
 
 impl Guard {
@@ -155,12 +180,18 @@ impl Guard {
             pool,
             round: Mutex::new(None),
             begun: Condvar::new(),
+            cost: Mutex::new(None),
         });
         let (handler, saver) = (shared.clone(), shared.clone());
         library_thread("ckpt-fault", move || handler.handle_faults())?;
         library_thread("ckpt-saver", move || saver.save_in_the_background())?;
         *lock(&GUARD) = Some(shared.clone());
         Ok(Self(shared))
+    }
+
+    /// What the last round cost, if one has ended since this was asked.
+    pub(super) fn take_cost(&self) -> Option<Cost> {
+        lock(&self.0.cost).take()
     }
 
     /// The descriptor that ranges are to be registered with.
@@ -180,6 +211,7 @@ impl Guard {
             faults: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
             longest_ns: AtomicU64::new(0),
+            copied_ns: AtomicU64::new(0),
         });
         if round.units.is_empty() {
             (round.sink)(Saved::All(round.felt()));
@@ -222,6 +254,7 @@ impl Shared {
         if !unit.claim() {
             return;
         }
+        let begin = processor_time();
         let outcome = block.map(|mut block| {
             for range in &unit.pages {
                 let first = ((range.start - unit.slot) / PAGE_BYTES) as u64;
@@ -237,6 +270,8 @@ impl Shared {
             }
             block
         });
+        let copied_ns = processor_time().saturating_sub(begin);
+        round.copied_ns.fetch_add(copied_ns, Ordering::Relaxed);
         self.finish(unit);
         if round.cancelled.load(Ordering::SeqCst) {
             return;
@@ -251,6 +286,7 @@ impl Shared {
             ))),
         }
         if round.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *lock(&self.cost) = Some(round.cost());
             (round.sink)(Saved::All(round.felt()));
             self.end(round);
         }
@@ -379,6 +415,17 @@ pub(crate) fn before_change(range: &Range<usize>) {
             unit.wait_until_saved();
         }
     });
+}
+
+/// Processor time of this thread in nanoseconds.
+fn processor_time() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes into a local.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
