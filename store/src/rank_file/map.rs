@@ -117,6 +117,24 @@ pub(super) fn sort_runs(runs: &mut Vec<ImageRun>) -> Result<(), u64> {
     Ok(())
 }
 
+/// The first page of `ranges`, which this sorts, that is in none of the runs, which are sorted.
+pub(super) fn first_missing(runs: &[ImageRun], ranges: &mut [Range<u64>]) -> Option<u64> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut runs = runs.iter().peekable();
+    for range in ranges {
+        let mut page = range.start;
+        while page < range.end {
+            let run = runs.peek().filter(|run| run.first_page <= page);
+            match run.map(|run| run.end()) {
+                None => return Some(page),
+                Some(end) if end <= page => drop(runs.next()),
+                Some(end) => page = end,
+            }
+        }
+    }
+    None
+}
+
 /// Where each page of one rank's image in one checkpoint is, and which files that are.
 ///
 /// It takes 32 bytes for each run of pages that lie in a row, however large the image is. The writer of the next

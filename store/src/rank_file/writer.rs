@@ -11,20 +11,17 @@ use zerocopy::IntoBytes;
 use super::SectionKind;
 use super::carry::CarryOver;
 use super::index::{Index, Placed};
-use super::map::{ImageMap, ImageRun, PageSource, push_run, sort_runs};
+use super::map::{ImageMap, ImageRun, PageSource, first_missing, push_run, sort_runs};
+use super::output::Output;
 use super::pack::{Effort, PackedChunk, Packer, Packing};
 use crate::compaction::{self, FileUse, Limits};
-use crate::durable::is_failed_fsync;
-use crate::format::checksum::{Checksums, FileDigest};
+use crate::format::checksum::Checksums;
 use crate::format::layout::{
     CHUNK_RAW_BYTES, ChunkEntry, FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD,
     PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC, Trailer,
 };
-use crate::storage::{self, Access, SharedStorage, WriteFile, read_exact_at, write_all};
+use crate::storage::SharedStorage;
 use crate::{Error, FileKey, PAGE_BYTES, Result, names};
-
-/// Bytes copied at once where a file must be written again.
-const COPY_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// What a writing thread packs sections with: kept for all files, since contexts for each would cost
@@ -40,16 +37,11 @@ thread_local! {
 /// After an error nothing but [`RankFileWriter::discard`] makes sense; dropping it does the same. A file that
 /// was not finished is removed: nobody can refer to it yet.
 pub struct RankFileWriter {
-    storage: SharedStorage,
     key: FileKey,
     packing: Packing,
     base: Option<Arc<ImageMap>>,
-    path: String,
-    shown: Arc<str>,
-    file: Option<Box<dyn WriteFile>>,
-    digest: FileDigest,
+    output: Output,
     header_checksum: u64,
-    written_bytes: u64,
     /// Bytes of the image so far.
     raw_bytes: u64,
     /// Of these, what this file holds.
@@ -63,7 +55,6 @@ pub struct RankFileWriter {
     carried: Vec<Range<u64>>,
     /// Chunks that wait for those with lower numbers.
     early: BTreeMap<u32, PackedChunk>,
-    broken: bool,
 }
 
 /// A file that is complete and durable.
@@ -85,8 +76,6 @@ impl RankFileWriter {
         key: FileKey,
         base: Option<Arc<ImageMap>>,
     ) -> Result<Self> {
-        let path = names::rank_file(&key, 1);
-        let shown = storage.describe(&path);
         if let Some(base) = &base {
             let of = base.key(0);
             if of.job != key.job
@@ -95,12 +84,11 @@ impl RankFileWriter {
                 || of.incarnation > key.incarnation
             {
                 let what = format!("can't build on {} of {}", base.rank(), base.checkpoint());
-                return Err(Error::invalid(shown, what));
+                let path = names::rank_file(&key, 1);
+                return Err(Error::invalid(storage.describe(&path), what));
             }
         }
-        let file = storage
-            .create_new(&path, Access::Owner)
-            .map_err(Error::io("create", &*shown))?;
+        let mut output = Output::create(storage, key)?;
         let mut header = FileHeader {
             magic: HEADER_MAGIC,
             version: RANK_FILE_VERSION.into(),
@@ -112,17 +100,13 @@ impl RankFileWriter {
             checksum: 0.into(),
         };
         header.checksum = Checksums::new(key).header(&header).into();
-        let mut writer = Self {
-            packing: Packing::new(key, &shown),
-            storage,
+        output.write(header.as_bytes())?;
+        Ok(Self {
+            packing: Packing::new(key, &output.shown),
             key,
             base,
-            path,
-            shown: shown.into(),
-            file: Some(file),
-            digest: FileDigest::new(),
+            output,
             header_checksum: header.checksum.get(),
-            written_bytes: 0,
             raw_bytes: 0,
             changed_bytes: 0,
             chunks: Vec::new(),
@@ -130,10 +114,7 @@ impl RankFileWriter {
             inherited: Vec::new(),
             carried: Vec::new(),
             early: BTreeMap::new(),
-            broken: false,
-        };
-        writer.write(header.as_bytes())?;
-        Ok(writer)
+        })
     }
 
     /// What packing chunks of this file takes, on any thread.
@@ -251,7 +232,7 @@ impl RankFileWriter {
             self.carried
                 .push(run.first_page..run.first_page + u64::from(run.pages));
         }
-        Ok(CarryOver::new(self.storage.clone(), base, carried))
+        Ok(CarryOver::new(self.output.storage().clone(), base, carried))
     }
 
     /// Appends to a section. A section that nothing was appended to reads as empty.
@@ -274,7 +255,7 @@ impl RankFileWriter {
     /// Bytes written so far.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
-        self.written_bytes
+        self.output.written_bytes
     }
 
     /// Completes the file and makes it durable, its name included. Where fsync fails, the file is written
@@ -302,28 +283,27 @@ impl RankFileWriter {
             runs,
         };
         let bytes = index.encode();
+        let index_offset = self.output.written_bytes;
         let sums = Checksums::new(self.key);
         let mut trailer = Trailer {
             magic: TRAILER_MAGIC,
-            index_offset: self.written_bytes.into(),
+            index_offset: index_offset.into(),
             index_bytes: (bytes.len() as u64).into(),
-            file_bytes: (self.written_bytes + (bytes.len() + size_of::<Trailer>()) as u64).into(),
+            file_bytes: (index_offset + (bytes.len() + size_of::<Trailer>()) as u64).into(),
             raw_bytes: self.raw_bytes.into(),
             index_checksum: sums.index(&bytes).into(),
             header_checksum: self.header_checksum.into(),
             checksum: 0.into(),
         };
         trailer.checksum = sums.trailer(&trailer).into();
-        self.write(&bytes)?;
-        self.write(trailer.as_bytes())?;
-        self.sync()?;
-        storage::sync_dir(&*self.storage, names::parent(&self.path))?;
-        self.file = None;
+        self.output.write(&bytes)?;
+        self.output.write(trailer.as_bytes())?;
+        let (name, digest) = self.output.finish()?;
         let file = StoredFile {
             rank: self.key.rank,
-            name: self.path.clone(),
-            file_bytes: self.written_bytes,
-            digest: self.digest.finish(),
+            name,
+            file_bytes: self.output.written_bytes,
+            digest,
             raw_bytes: self.raw_bytes,
             changed_bytes: self.changed_bytes,
         };
@@ -394,13 +374,14 @@ impl RankFileWriter {
 
     /// Writes the chunk whose number is the next one.
     fn write_chunk(&mut self, chunk: &PackedChunk) -> Result<()> {
-        let (Some(header), Some(entry)) = (chunk.header(), chunk.entry(self.written_bytes)) else {
+        let (Some(header), Some(entry)) = (chunk.header(), chunk.entry(self.output.written_bytes))
+        else {
             return Ok(());
         };
         let number = header.number.get();
         let front = [header.as_bytes(), chunk.runs().as_bytes()].concat();
-        self.write(&front)?;
-        self.write(chunk.payload())?;
+        self.output.write(&front)?;
+        self.output.write(chunk.payload())?;
         self.chunks.push(entry);
         self.changed_bytes += chunk.raw_bytes();
         if header.kind.get() == KIND_PAGES {
@@ -427,114 +408,16 @@ impl RankFileWriter {
         self.count_pages(u64::from(position));
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.broken {
-            return Err(self.invalid("an earlier write of this file failed".into()));
-        }
-        let file = self.file.as_mut().expect("open until finished");
-        if let Err(error) = write_all(&mut **file, bytes) {
-            self.broken = true;
-            return Err(Error::io("write", &*self.shown)(error));
-        }
-        self.digest.update(bytes);
-        self.written_bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Makes the content durable, in another file where this one's fsync fails.
-    fn sync(&mut self) -> Result<()> {
-        let file = self.file.as_mut().expect("open until finished");
-        let Err(error) = file.sync() else {
-            return Ok(());
-        };
-        let failed = Error::io("fsync", &*self.shown)(error);
-        debug_assert!(is_failed_fsync(&failed));
-        tracing::warn!("{failed}; writing it again to a new file");
-        let again = names::rank_file(&self.key, 2);
-        match self.copy_to(&again) {
-            Ok(file) => {
-                // The name of the first is in nobody's hands: what can't be removed is swept up later.
-                let _ = self.storage.remove_file(&self.path);
-                self.path = again;
-                self.file = Some(file);
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.storage.remove_file(&again);
-                tracing::warn!("{error}");
-                Err(failed)
-            }
-        }
-    }
-
-    /// Copies the file as the system gives it back, which is right only if its digest is that of the bytes
-    /// that were written.
-    fn copy_to(&self, again: &str) -> Result<Box<dyn WriteFile>> {
-        let (from, to) = (&*self.shown, self.storage.describe(again));
-        let source = storage::open(&*self.storage, &self.path, "a rank file being written")?;
-        let mut copy = self
-            .storage
-            .create_new(again, Access::Owner)
-            .map_err(Error::io("create", &*to))?;
-        let mut digest = FileDigest::new();
-        let mut buffer = vec![0; COPY_BYTES];
-        let mut at = 0;
-        while at < self.written_bytes {
-            let count = usize::try_from(self.written_bytes - at)
-                .map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
-            let piece = &mut buffer[..count];
-            read_exact_at(&*source, piece, at).map_err(Error::io("read back", from))?;
-            write_all(&mut *copy, piece).map_err(Error::io("write", &*to))?;
-            digest.update(piece);
-            at += count as u64;
-        }
-        if digest.finish() != self.digest.finish() {
-            return Err(Error::corrupt(
-                from,
-                "after the failed fsync it does not read back as it was written",
-            ));
-        }
-        copy.sync().map_err(Error::io("fsync", &*to))?;
-        Ok(copy)
-    }
-
     fn invalid(&self, what: String) -> Error {
-        Error::invalid(&*self.shown, what)
-    }
-}
-
-impl Drop for RankFileWriter {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            // What can't be removed has no manifest and is swept up by the coordinator.
-            let _ = self.storage.remove_file(&self.path);
-        }
+        Error::invalid(&*self.output.shown, what)
     }
 }
 
 impl std::fmt::Debug for RankFileWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RankFileWriter")
-            .field("path", &self.path)
-            .field("written_bytes", &self.written_bytes)
+            .field("path", &self.output.shown)
+            .field("written_bytes", &self.output.written_bytes)
             .finish_non_exhaustive()
     }
-}
-
-/// The first page of `ranges`, which this sorts, that is in none of the runs, which are sorted.
-fn first_missing(runs: &[ImageRun], ranges: &mut [Range<u64>]) -> Option<u64> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut runs = runs.iter().peekable();
-    for range in ranges {
-        let mut page = range.start;
-        while page < range.end {
-            let run = runs.peek().filter(|run| run.first_page <= page);
-            match run.map(|run| run.end()) {
-                None => return Some(page),
-                Some(end) if end <= page => drop(runs.next()),
-                Some(end) => page = end,
-            }
-        }
-    }
-    None
 }
