@@ -285,6 +285,26 @@ fn a_lost_file_aborts_what_builds_on_it_and_the_next_checkpoint_is_a_full_one() 
 }
 
 #[test]
+fn a_process_that_can_not_read_what_it_builds_on_gets_a_full_checkpoint_next() {
+    let bed = Bed::new(2, 2, 300, "bad-base");
+    let mut watcher = Watcher::new();
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
+    assert!(watcher.told("process 1: a chunk of epoch 1 is damaged"));
+    let needs: Vec<(u64, u64)> = watcher
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Committed(figures) => Some((figures.epoch, figures.needs)),
+            _ => None,
+        })
+        .take(4)
+        .collect();
+    assert_eq!(needs[..3], [(1, 0), (2, 2), (4, 0)]);
+    assert!(needs[3].1 >= 2);
+}
+
+#[test]
 fn an_interval_that_is_chosen_follows_what_checkpoints_cost() {
     let mut bed = Bed::new(2, 2, 400, "good");
     let ms = Duration::from_millis;

@@ -327,6 +327,14 @@ pub enum Report {
         /// The text, complete.
         text: String,
     },
+    /// This process can't store the snapshot because it can't read a file of another checkpoint that it builds on. It is to be
+    /// aborted with [`Directive::Abort`]'s `rebase`: every snapshot that builds on the same would fail like this one.
+    BaseFailed {
+        /// Which.
+        epoch: Epoch,
+        /// What failed, where, why.
+        reason: String,
+    },
 }
 
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer

@@ -242,6 +242,11 @@ impl Job<'_> {
                     coordinator.handle_failed(now, process, epoch, &reason);
                 }
             }
+            Report::BaseFailed { epoch, reason } => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.handle_base_failed(now, process, epoch, &reason);
+                }
+            }
             Report::RankFinished { rank } => {
                 self.teller.tell(&Event::Finished { rank: rank.0 });
                 match &mut self.coordinator {

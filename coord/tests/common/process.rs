@@ -42,6 +42,8 @@ enum Behaviour {
     Mute,
     /// Can't store in the first two epochs.
     FullDisk,
+    /// Can't read what it builds on in epoch 3.
+    BadBase,
     /// Tells a link count that nobody else has.
     Uneven,
     /// Ends by a signal at step 30 of every incarnation.
@@ -59,6 +61,7 @@ fn behaviour() -> Behaviour {
         Ok("rank-fails") => Behaviour::RankFails,
         Ok("mute") => Behaviour::Mute,
         Ok("full-disk") => Behaviour::FullDisk,
+        Ok("bad-base") => Behaviour::BadBase,
         Ok("uneven") => Behaviour::Uneven,
         Ok("crash") => Behaviour::Crash,
         Ok("rebuilt") => Behaviour::Rebuilt,
@@ -379,6 +382,10 @@ impl Member {
         if self.behaviour == Behaviour::FullDisk && epoch.0 <= 2 && self.process == Process(1) {
             let reason = "no space left on device".to_owned();
             return self.report(&Report::SnapshotFailed { epoch, reason });
+        }
+        if self.behaviour == Behaviour::BadBase && epoch.0 == 3 && self.process == Process(1) {
+            let reason = "a chunk of epoch 1 is damaged".to_owned();
+            return self.report(&Report::BaseFailed { epoch, reason });
         }
         let effort = self.assignment.compression.into();
         let stored: Result<Vec<Finished>, store::Error> = self

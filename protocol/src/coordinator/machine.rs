@@ -236,6 +236,19 @@ impl Coordinator {
         }
     }
 
+    /// A process can't read a file that its part of the snapshot builds on.
+    pub fn handle_base_failed(
+        &mut self,
+        now: Duration,
+        process: Process,
+        epoch: Epoch,
+        reason: &str,
+    ) {
+        if self.collecting(epoch).is_some() {
+            self.give_up(now, format!("{process}: {reason}"), true, true);
+        }
+    }
+
     /// The answer to [`Output::Publish`].
     pub fn handle_published(&mut self, now: Duration, epoch: Epoch, outcome: Published) {
         let Some((current, _, snapshot @ Snapshot::Publishing)) = &mut self.current else {

@@ -21,6 +21,7 @@ enum Step {
     Cut(u32),
     Stored(u32, u64),
     Failed(u32),
+    BaseFailed(u32),
     /// A word about an epoch long past.
     Late(u32),
     PublishedDone,
@@ -44,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0..PROCESSES, prop_oneof![30 => Just(0u64), 1 => Just(1)])
             .prop_map(|(process, excess)| Step::Stored(process, excess)),
         1 => (0..PROCESSES).prop_map(Step::Failed),
+        1 => (0..PROCESSES).prop_map(Step::BaseFailed),
         2 => (0..PROCESSES).prop_map(Step::Late),
         4 => Just(Step::PublishedDone),
         1 => Just(Step::PublishedNotTried),
@@ -232,6 +234,11 @@ impl Run {
             Step::Failed(process) => {
                 self.machine
                     .handle_failed(now, Process(process), epoch, "EIO");
+            }
+            Step::BaseFailed(process) => {
+                self.model.base_gone = self.machine.status().phase == Phase::Collecting;
+                self.machine
+                    .handle_base_failed(now, Process(process), epoch, "damaged");
             }
             Step::Late(process) => {
                 self.stored(process, Epoch(3), 0);

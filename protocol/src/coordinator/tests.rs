@@ -434,6 +434,32 @@ fn when_the_base_is_gone_processes_forget_it_and_the_next_snapshot_comes_at_once
 }
 
 #[test]
+fn a_process_that_can_not_read_what_it_builds_on_has_all_forget_it() {
+    let mut it = announced();
+    it.handle_base_failed(ms(12), P1, Epoch(4), "late");
+    assert_eq!(outputs(&mut it), []);
+    it.handle_base_failed(
+        ms(13),
+        P1,
+        Epoch(5),
+        "chunk 3 of rank 2 of epoch 3 is damaged",
+    );
+    let told = outputs(&mut it);
+    let [
+        Output::Abort {
+            rebase: true,
+            reason,
+            ..
+        },
+        Output::Prepare { epoch: Epoch(6) },
+    ] = &told[..]
+    else {
+        panic!("expected an abort and the next snapshot, got {told:?}");
+    };
+    assert_eq!(reason, "process 1: chunk 3 of rank 2 of epoch 3 is damaged");
+}
+
+#[test]
 fn an_abort_for_another_reason_leaves_the_base_as_it_is() {
     let mut it = announced();
     it.handle_failed(ms(13), P1, Epoch(5), "no space left on device");

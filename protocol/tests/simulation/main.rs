@@ -45,6 +45,7 @@ fn no_seed_loses_doubles_or_orphans_a_message_or_harms_a_checkpoint() {
         ("pages taken over from old files", sum.carried_over),
         ("needed files of removed checkpoints", sum.needed_files_kept),
         ("lost files", sum.lost_files),
+        ("old files that can't be read", sum.unreadable_bases),
         ("snapshots whose base was gone", sum.outrun),
     ] {
         assert!(times > 0, "no {what} in {SEEDS} seeds");

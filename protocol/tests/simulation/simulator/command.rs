@@ -167,6 +167,9 @@ impl Command {
                     Report::SnapshotFailed { epoch, reason } => {
                         coordinator.handle_failed(now, process, epoch, &reason);
                     }
+                    Report::BaseFailed { epoch, reason } => {
+                        coordinator.handle_base_failed(now, process, epoch, &reason);
+                    }
                     Report::RankFinished { rank } => coordinator.handle_rank_finished(now, rank),
                     _ => {}
                 }

@@ -188,7 +188,8 @@ impl Hosted {
                     .values_mut()
                     .for_each(|dirty| dirty.aborted(epoch));
                 if rebase {
-                    self.rebase();
+                    self.dirty.values_mut().for_each(Dirty::rebase);
+                    self.rebased = true;
                 }
             }
             Directive::Committed { epoch } => {
@@ -242,12 +243,6 @@ impl Hosted {
                 }
             }
         }
-    }
-
-    /// The next snapshots hold whole images: what the process builds on is not there any more.
-    pub fn rebase(&mut self) {
-        self.dirty.values_mut().for_each(Dirty::rebase);
-        self.rebased = true;
     }
 
     /// The files of an epoch are durable: where its pages are is known, should it become a checkpoint.

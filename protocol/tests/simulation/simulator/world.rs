@@ -44,6 +44,8 @@ pub struct Report {
     pub carried_over: u64,
     /// Needed files that retention kept when it removed the rest of their checkpoint.
     pub needed_files_kept: u64,
+    /// Old files from which pages were to be taken over, and could not be read.
+    pub unreadable_bases: u64,
     /// Files of checkpoints that somebody removed.
     pub lost_files: u64,
     /// All checkpoints were damaged, and the job ended with that.
@@ -70,6 +72,7 @@ impl Report {
         self.incremental += other.incremental;
         self.carried_over += other.carried_over;
         self.needed_files_kept += other.needed_files_kept;
+        self.unreadable_bases += other.unreadable_bases;
         self.lost_files += other.lost_files;
         self.nothing_left += other.nothing_left;
         self.events += other.events;
@@ -475,20 +478,20 @@ impl World {
         };
         let fails = self.rng.random_bool(self.options.storage_trouble);
         let mut files = Vec::new();
-        let mut failure = fails.then(|| "no space left on device".to_owned());
+        let mut failure = fails.then(|| Word::SnapshotFailed {
+            epoch,
+            reason: "no space left on device".to_owned(),
+        });
         let mut needs = Vec::new();
         let mut maps = Vec::new();
         for (rank, mut image) in staged.images {
             let mut map = staged.maps[&rank].clone();
             if failure.is_none() && self.rng.random_bool(self.options.carry_over) {
-                failure = self
-                    .carry_over(epoch, incarnation, &mut image, &mut map)
-                    .err();
-                if failure.is_some() {
-                    // It would be as unreadable the next time.
-                    let hosted = self.hosted.get_mut(&(incarnation, process));
-                    hosted.expect("it is there").rebase();
-                }
+                let carried = self.carry_over(epoch, incarnation, &mut image, &mut map);
+                self.report.unreadable_bases += u64::from(carried.is_err());
+                failure = carried
+                    .err()
+                    .map(|reason| Word::BaseFailed { epoch, reason });
             }
             if failure.is_some() {
                 self.store.tear(epoch, incarnation, rank);
@@ -503,7 +506,7 @@ impl World {
             self.copies.insert((epoch, incarnation, rank), copy);
         }
         let word = match failure {
-            Some(reason) => Word::SnapshotFailed { epoch, reason },
+            Some(failure) => failure,
             None => Word::Stored {
                 epoch,
                 needs,
