@@ -7,14 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{
-    Failed, assert_readable, assert_restores, checkpoint_on_newest, job, key, store_with,
+    Failed, assert_readable, assert_restores, checkpoint_on_newest, image_of, job, key, store_with,
     store_with_chain, write_image,
 };
 use protocol::control::Compression;
 use protocol::ids::Epoch;
 use store::fault::{Fault, FaultStorage, Operation, Plan};
 use store::storage::Storage as _;
-use store::{CheckpointState, DiskStorage, Error, JobStore, MemoryStorage, SharedStorage};
+use store::{
+    CheckpointState, DiskStorage, Error, JobStore, MemoryStorage, PAGE_BYTES, SharedStorage,
+};
 use tempfile::TempDir;
 
 /// The newest checkpoint, of a chain in which pages have been carried over, and the next.
@@ -84,6 +86,27 @@ fn assert_clear(error: &Error, plan: Plan) {
     }
     if let Fault::Errno(libc::ENOSPC) | Fault::DiskFull = plan.fault {
         assert!(text.contains("free space"), "{plan}: {text}");
+    }
+}
+
+/// The checks below would be worth less if nothing were inherited, or nothing carried over.
+#[test]
+fn the_chain_of_these_tests_refers_to_other_files_and_the_next_takes_pages_over() {
+    let store = store_with_chain(Arc::new(MemoryStorage::new()), NEXT.0);
+    let before = store.read_manifest(BEFORE).unwrap();
+    let next = store.read_manifest(NEXT).unwrap();
+    for rank in 0..common::RANKS {
+        let needs = before.needs.iter().filter(|need| need.file.rank.0 == rank);
+        assert_eq!(needs.count(), 2, "rank {rank}");
+        let old = image_of(BEFORE, rank).pages;
+        let changed = image_of(NEXT, rank)
+            .pages
+            .into_iter()
+            .filter(|(number, page)| {
+                old.get(number) != Some(page) && page.iter().any(|byte| *byte != 0)
+            });
+        let pages_written = next.files[rank as usize].changed_bytes / PAGE_BYTES as u64;
+        assert!(pages_written > changed.count() as u64, "rank {rank}");
     }
 }
 
