@@ -116,6 +116,8 @@ fn constants_are_as_documented() {
         ("PART_HEADER", PART_HEADER.into()),
         ("PART_INDEX", PART_INDEX.into()),
         ("PART_TRAILER", PART_TRAILER.into()),
+        ("PART_RAW", PART_RAW.into()),
+        ("PART_PAYLOAD", PART_PAYLOAD.into()),
     ]
     .into();
     let mut document = BTreeMap::new();

@@ -426,9 +426,11 @@ fn a_frame_that_decompresses_to_more_or_less_than_it_should_is_refused() {
         entry.page_runs = 1.into();
         entry.raw_bytes = said.into();
         entry.stored_bytes = (frame.len() as u32).into();
-        entry.raw_checksum = sums.raw(0, runs.as_bytes(), &vec![7; raw]).into();
+        entry.raw_checksum = sums.raw(runs.as_bytes(), &vec![7; raw]).into();
         let header: ChunkHeader = entry.header(0);
-        entry.stored_checksum = sums.stored(&header, runs.as_bytes(), &frame).into();
+        entry.stored_checksum = sums
+            .stored(&header, runs.as_bytes(), sums.payload(&frame))
+            .into();
         let header = entry.header(0);
         parts.chunks = [header.as_bytes(), runs.as_bytes(), &frame].concat();
         parts.entries = vec![entry];

@@ -5,9 +5,11 @@
 
 use xxhash_rust::xxh3::Xxh3;
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
 use super::layout::{
-    ChunkHeader, Context, FileHeader, PART_HEADER, PART_INDEX, PART_TRAILER, Trailer,
+    ChunkHeader, Context, FileHeader, PART_HEADER, PART_INDEX, PART_PAYLOAD, PART_RAW,
+    PART_TRAILER, Trailer,
 };
 use crate::FileKey;
 
@@ -46,17 +48,24 @@ impl Checksums {
         self.over(PART_HEADER, &[before_last(header.as_bytes())])
     }
 
-    /// Of a chunk as stored: the header, its last field left out, the page runs, the payload.
+    /// Of the payload of a chunk as stored.
     #[must_use]
-    pub fn stored(&self, header: &ChunkHeader, runs: &[u8], payload: &[u8]) -> u64 {
+    pub fn payload(&self, payload: &[u8]) -> u64 {
+        self.over(PART_PAYLOAD, &[payload])
+    }
+
+    /// Of a chunk as stored: the header, its last field left out, the page runs, and the checksum of the payload.
+    #[must_use]
+    pub fn stored(&self, header: &ChunkHeader, runs: &[u8], payload_checksum: u64) -> u64 {
         let fields = before_last(header.as_bytes());
-        self.over(header.number.get(), &[fields, runs, payload])
+        let payload = U64::new(payload_checksum);
+        self.over(header.number.get(), &[fields, runs, payload.as_bytes()])
     }
 
     /// Of a chunk before compression: the page runs and the raw payload.
     #[must_use]
-    pub fn raw(&self, number: u32, runs: &[u8], payload: &[u8]) -> u64 {
-        self.over(number, &[runs, payload])
+    pub fn raw(&self, runs: &[u8], payload: &[u8]) -> u64 {
+        self.over(PART_RAW, &[runs, payload])
     }
 
     /// Of the index.

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::PAGE_BYTES;
 
 /// The version of the rank file's format.
-pub const RANK_FILE_VERSION: u32 = 1;
+pub const RANK_FILE_VERSION: u32 = 2;
 /// How a rank file starts.
 pub const HEADER_MAGIC: [u8; 8] = *b"CKPTRANK";
 /// How a chunk starts.
@@ -56,7 +56,7 @@ pub struct Context {
     pub epoch: U64,
     /// The rank.
     pub rank: U32,
-    /// The chunk's number, or one of [`PART_HEADER`], [`PART_INDEX`], [`PART_TRAILER`].
+    /// The chunk's number, or one of the numbers `PART_*`.
     pub part: U32,
 }
 
@@ -66,6 +66,10 @@ pub const PART_HEADER: u32 = u32::MAX;
 pub const PART_INDEX: u32 = u32::MAX - 1;
 /// [`Context::part`] of the trailer.
 pub const PART_TRAILER: u32 = u32::MAX - 2;
+/// [`Context::part`] of a chunk before compression, whatever its number.
+pub const PART_RAW: u32 = u32::MAX - 3;
+/// [`Context::part`] of the payload of a chunk as stored, whatever its number.
+pub const PART_PAYLOAD: u32 = u32::MAX - 4;
 
 /// The start of a rank file.
 #[derive(
@@ -113,7 +117,7 @@ pub struct ChunkHeader {
     pub stored_bytes: U32,
     /// Over the page runs and the payload before compression.
     pub raw_checksum: U64,
-    /// Over the fields before it, the page runs and the payload as stored.
+    /// Over the fields before it, the page runs and the checksum of the payload as stored.
     pub stored_checksum: U64,
 }
 
@@ -242,6 +246,21 @@ pub struct RecordHeader {
 }
 
 impl ChunkEntry {
+    /// The entry of the chunk that has this header, and starts at `offset`.
+    #[must_use]
+    pub fn of(header: &ChunkHeader, offset: u64) -> Self {
+        Self {
+            offset: offset.into(),
+            kind: header.kind,
+            encoding: header.encoding,
+            page_runs: header.page_runs,
+            raw_bytes: header.raw_bytes,
+            stored_bytes: header.stored_bytes,
+            raw_checksum: header.raw_checksum,
+            stored_checksum: header.stored_checksum,
+        }
+    }
+
     /// The header that the chunk must have, given its number.
     #[must_use]
     pub fn header(&self, number: u32) -> ChunkHeader {

@@ -11,8 +11,7 @@ use super::SectionKind;
 use super::codec::{EncodeError, Encoder};
 use crate::format::checksum::Checksums;
 use crate::format::layout::{
-    CHUNK_MAGIC, CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, ChunkHeader, KIND_PAGES, PAGE_NUMBER_MAX,
-    PageRun,
+    CHUNK_MAGIC, CHUNK_RAW_BYTES, ChunkHeader, KIND_PAGES, PAGE_NUMBER_MAX, PageRun,
 };
 use crate::{Error, FileKey, PAGE_BYTES, Result};
 
@@ -90,8 +89,8 @@ pub struct Packing {
     sums: Checksums,
     /// The file's path as users see it.
     shown: Arc<str>,
-    /// The number of the next chunk.
-    next: Arc<AtomicU64>,
+    /// How many chunks were packed that have to be appended.
+    packed: Arc<AtomicU64>,
 }
 
 impl Packing {
@@ -100,7 +99,7 @@ impl Packing {
             key,
             sums: Checksums::new(key),
             shown: shown.into(),
-            next: Arc::default(),
+            packed: Arc::default(),
         }
     }
 
@@ -110,17 +109,16 @@ impl Packing {
         self.key
     }
 
-    /// How many numbers of chunks were handed out.
-    pub(super) fn handed_out(&self) -> u64 {
-        self.next.load(Ordering::SeqCst)
+    /// How many chunks were packed that have to be appended.
+    pub(super) fn packed(&self) -> u64 {
+        self.packed.load(Ordering::SeqCst)
     }
 
     /// Packs up to [`CHUNK_RAW_BYTES`] of pages: `bytes` holds those of the numbers `pages`, one after the other,
     /// [`PAGE_BYTES`] each. Pages of zeros are listed and not stored. Restoring is fastest where pages
     /// ascend and few are missing between them.
     ///
-    /// The chunk must be appended, or the file can't be finished. It may be appended in any order, but
-    /// the writer keeps it until those that were packed before it have come.
+    /// The chunk must be appended, in whatever order, or the file can't be finished.
     pub fn pack(
         &self,
         packer: &mut Packer,
@@ -149,7 +147,7 @@ impl Packing {
         }
         let mut chunk = PackedChunk {
             key: self.key,
-            header: None,
+            content: None,
             body,
             home: packer.spare.clone(),
         };
@@ -178,7 +176,7 @@ impl Packing {
     ) -> Result<PackedChunk> {
         let mut chunk = PackedChunk {
             key: self.key,
-            header: None,
+            content: None,
             body: packer.spare.take(),
             home: packer.spare.clone(),
         };
@@ -213,32 +211,17 @@ impl Packing {
                     format!("compressing a chunk failed its check: {what}"),
                 ),
             })?;
-        // Handed out as late as can be: whoever appends has to wait for the chunks with lower numbers.
-        let number = self.number()?;
-        let runs = body.runs.as_bytes();
-        let mut header = ChunkHeader {
-            magic: CHUNK_MAGIC,
-            number: number.into(),
-            kind: kind.into(),
-            encoding: encoding.into(),
-            page_runs: (body.runs.len() as u32).into(),
-            raw_bytes: (raw.len() as u32).into(),
-            stored_bytes: (stored_bytes as u32).into(),
-            raw_checksum: self.sums.raw(number, runs, raw).into(),
-            stored_checksum: 0.into(),
-        };
         let payload = &body.payload[..stored_bytes];
-        header.stored_checksum = self.sums.stored(&header, runs, payload).into();
-        chunk.header = Some(header);
+        chunk.content = Some(Content {
+            kind,
+            encoding,
+            raw_bytes: raw.len() as u32,
+            stored_bytes: stored_bytes as u32,
+            raw_checksum: self.sums.raw(body.runs.as_bytes(), raw),
+            payload_checksum: self.sums.payload(payload),
+        });
+        self.packed.fetch_add(1, Ordering::SeqCst);
         Ok(())
-    }
-
-    fn number(&self) -> Result<u32> {
-        let number = self.next.fetch_add(1, Ordering::SeqCst);
-        u32::try_from(number)
-            .ok()
-            .filter(|_| number < CHUNKS_MAX)
-            .ok_or_else(|| self.invalid("the image has too many chunks".into()))
     }
 
     fn invalid(&self, what: String) -> Error {
@@ -252,24 +235,36 @@ impl Packing {
 pub struct PackedChunk {
     key: FileKey,
     /// `None` where all is zeros.
-    header: Option<ChunkHeader>,
+    content: Option<Content>,
     body: Body,
     home: Arc<Spare>,
+}
+
+/// What is said of a payload in its chunk's header. The chunk's number is not: it is known when the chunk is
+/// appended, so that none has to wait for another.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    kind: u32,
+    encoding: u32,
+    raw_bytes: u32,
+    stored_bytes: u32,
+    raw_checksum: u64,
+    payload_checksum: u64,
 }
 
 impl PackedChunk {
     /// Bytes before compression, zero pages not counted.
     #[must_use]
     pub fn raw_bytes(&self) -> u64 {
-        self.header
-            .map_or(0, |header| u64::from(header.raw_bytes.get()))
+        self.content
+            .map_or(0, |content| u64::from(content.raw_bytes))
     }
 
     /// Bytes that the payload takes in the file.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.header
-            .map_or(0, |header| u64::from(header.stored_bytes.get()))
+        self.content
+            .map_or(0, |content| u64::from(content.stored_bytes))
     }
 
     /// Pages of zeros, which are listed only.
@@ -282,24 +277,26 @@ impl PackedChunk {
         self.key
     }
 
-    /// Its number in the file; `None` where all is zeros and there is nothing to append.
-    pub(super) fn number(&self) -> Option<u32> {
-        self.header.map(|header| header.number.get())
-    }
-
-    /// What its entry in the index is, at this offset; `None` where all is zeros.
-    pub(super) fn entry(&self, offset: u64) -> Option<ChunkEntry> {
-        let header = self.header?;
-        Some(ChunkEntry {
-            offset: offset.into(),
-            kind: header.kind,
-            encoding: header.encoding,
-            page_runs: header.page_runs,
-            raw_bytes: header.raw_bytes,
-            stored_bytes: header.stored_bytes,
-            raw_checksum: header.raw_checksum,
-            stored_checksum: header.stored_checksum,
-        })
+    /// The header that it gets as number `number` of its file; `None` where all is zeros and there is
+    /// nothing to append.
+    pub(super) fn header(&self, number: u32) -> Option<ChunkHeader> {
+        let content = self.content?;
+        let mut header = ChunkHeader {
+            magic: CHUNK_MAGIC,
+            number: number.into(),
+            kind: content.kind.into(),
+            encoding: content.encoding.into(),
+            page_runs: (self.body.runs.len() as u32).into(),
+            raw_bytes: content.raw_bytes.into(),
+            stored_bytes: content.stored_bytes.into(),
+            raw_checksum: content.raw_checksum.into(),
+            stored_checksum: 0.into(),
+        };
+        let sums = Checksums::new(self.key);
+        let runs = self.body.runs.as_bytes();
+        let checksum = sums.stored(&header, runs, content.payload_checksum);
+        header.stored_checksum = checksum.into();
+        Some(header)
     }
 
     /// The pages that it holds, in the order of its bytes.
@@ -311,14 +308,9 @@ impl PackedChunk {
         &self.body.zeros
     }
 
-    /// Its bytes in the file but for the header: page runs and payload.
+    /// Its bytes in the file after header and page runs.
     pub(super) fn payload(&self) -> &[u8] {
         &self.body.payload[..self.stored_bytes() as usize]
-    }
-
-    /// Its header.
-    pub(super) fn header(&self) -> Option<&ChunkHeader> {
-        self.header.as_ref()
     }
 }
 

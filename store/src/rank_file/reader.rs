@@ -200,7 +200,11 @@ impl RankFile {
         if runs != self.pages.of(number).as_bytes() {
             return Err(self.corrupt_chunk(number, "its pages are not those that the index says"));
         }
-        if self.sums.stored(&expected, runs, payload) != entry.stored_checksum.get() {
+        if self
+            .sums
+            .stored(&expected, runs, self.sums.payload(payload))
+            != entry.stored_checksum.get()
+        {
             return Err(self.corrupt_chunk(number, "the checksum of its stored bytes is wrong"));
         }
         Ok(())
@@ -209,7 +213,7 @@ impl RankFile {
     fn check_raw(&self, number: u32, raw: &[u8]) -> Result<()> {
         let entry = &self.index.chunks[number as usize];
         let runs = self.pages.of(number).as_bytes();
-        if self.sums.raw(number, runs, raw) == entry.raw_checksum.get() {
+        if self.sums.raw(runs, raw) == entry.raw_checksum.get() {
             Ok(())
         } else {
             Err(self.corrupt_chunk(number, "the checksum of its raw bytes is wrong"))

@@ -1,7 +1,6 @@
 //! Writes a rank file from its start to its end.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,8 +16,9 @@ use super::pack::{Effort, PackedChunk, Packer, Packing};
 use crate::compaction::{self, FileUse, Limits};
 use crate::format::checksum::Checksums;
 use crate::format::layout::{
-    CHUNK_RAW_BYTES, ChunkEntry, FileHeader, HEADER_MAGIC, KIND_PAGES, PAGE_BYTES_FIELD,
-    PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC, Trailer,
+    CHUNK_RAW_BYTES, CHUNKS_MAX, ChunkEntry, FileHeader, HEADER_MAGIC, KIND_PAGES,
+    PAGE_BYTES_FIELD, PAGE_NUMBER_MAX, PageRun, RANK_FILE_VERSION, SOURCE_HERE, TRAILER_MAGIC,
+    Trailer,
 };
 use crate::storage::SharedStorage;
 use crate::{Error, FileKey, PAGE_BYTES, Result, names};
@@ -53,8 +53,6 @@ pub struct RankFileWriter {
     inherited: Vec<ImageRun>,
     /// Pages that are carried over: the image must have them in the end.
     carried: Vec<Range<u64>>,
-    /// Chunks that wait for those with lower numbers.
-    early: BTreeMap<u32, PackedChunk>,
 }
 
 /// A file that is complete and durable.
@@ -113,7 +111,6 @@ impl RankFileWriter {
             own: Vec::new(),
             inherited: Vec::new(),
             carried: Vec::new(),
-            early: BTreeMap::new(),
         })
     }
 
@@ -123,8 +120,7 @@ impl RankFileWriter {
         self.packing.clone()
     }
 
-    /// Appends a chunk that this file's [`Packing`] made. One that comes before others which were packed
-    /// earlier is kept in memory until those have come. A page can be part of the image once.
+    /// Appends a chunk that this file's [`Packing`] made. A page can be part of the image once.
     pub fn append(&mut self, chunk: PackedChunk) -> Result<()> {
         if chunk.key() != self.key {
             return Err(self.invalid("given a chunk of another file".into()));
@@ -132,15 +128,21 @@ impl RankFileWriter {
         for run in chunk.zeros() {
             self.list_zeros(run.first_page.get(), u64::from(run.pages.get()));
         }
-        let Some(number) = chunk.number() else {
+        let number = u32::try_from(self.chunks.len())
+            .ok()
+            .filter(|number| u64::from(*number) < CHUNKS_MAX)
+            .ok_or_else(|| self.invalid("the image has too many chunks".into()))?;
+        let Some(header) = chunk.header(number) else {
             return Ok(());
         };
-        self.early.insert(number, chunk);
-        while let Some(next) = self.early.first_entry()
-            && *next.key() as usize == self.chunks.len()
-        {
-            let chunk = next.remove();
-            self.write_chunk(&chunk)?;
+        let offset = self.output.written_bytes;
+        let front = [header.as_bytes(), chunk.runs().as_bytes()].concat();
+        self.output.write(&front)?;
+        self.output.write(chunk.payload())?;
+        self.chunks.push(ChunkEntry::of(&header, offset));
+        self.changed_bytes += chunk.raw_bytes();
+        if header.kind.get() == KIND_PAGES {
+            self.list_chunk(number, chunk.runs());
         }
         Ok(())
     }
@@ -261,11 +263,9 @@ impl RankFileWriter {
     /// Completes the file and makes it durable, its name included. Where fsync fails, the file is written
     /// once more under another name, and counts only if that one is the same to the last bit.
     pub fn finish(mut self) -> Result<Finished> {
-        let missing = self.packing.handed_out() - self.chunks.len() as u64;
+        let missing = self.packing.packed() - self.chunks.len() as u64;
         if missing > 0 {
-            return Err(self.invalid(format!(
-                "{missing} chunks were packed and not appended, or wait for one that was not"
-            )));
+            return Err(self.invalid(format!("{missing} chunks were packed and not appended")));
         }
         let (needs, runs) = self.whole_image()?;
         if let Some(page) = first_missing(&runs, &mut self.carried) {
@@ -370,24 +370,6 @@ impl RankFileWriter {
             source,
         };
         push_run(&mut self.own, run);
-    }
-
-    /// Writes the chunk whose number is the next one.
-    fn write_chunk(&mut self, chunk: &PackedChunk) -> Result<()> {
-        let (Some(header), Some(entry)) = (chunk.header(), chunk.entry(self.output.written_bytes))
-        else {
-            return Ok(());
-        };
-        let number = header.number.get();
-        let front = [header.as_bytes(), chunk.runs().as_bytes()].concat();
-        self.output.write(&front)?;
-        self.output.write(chunk.payload())?;
-        self.chunks.push(entry);
-        self.changed_bytes += chunk.raw_bytes();
-        if header.kind.get() == KIND_PAGES {
-            self.list_chunk(number, chunk.runs());
-        }
-        Ok(())
     }
 
     fn list_chunk(&mut self, chunk: u32, runs: &[PageRun]) {
