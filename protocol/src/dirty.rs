@@ -211,6 +211,9 @@ impl<F: Faults> Dirty<F> {
         if !self.faults.has(Fault::RebaseIgnored) {
             self.parent = None;
         }
+        if self.faults.has(Fault::RebaseForgetsCuts) {
+            self.cuts.clear();
+        }
     }
 }
 

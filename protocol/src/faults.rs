@@ -29,13 +29,15 @@ pub enum Fault {
     AbortedTakenAsParent,
     /// A process that is told to forget what it builds on goes on building on it.
     RebaseIgnored,
+    /// A process that is told to forget what it builds on forgets what its cuts have found as well.
+    RebaseForgetsCuts,
     /// A message that was received before is delivered again when it is sent again.
     DuplicateDelivered,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::MarkerAfterNextPacket,
         Self::RecordAfterMarker,
         Self::FirstPacketUnrecorded,
@@ -46,6 +48,7 @@ impl Fault {
         Self::AbortedPagesForgotten,
         Self::AbortedTakenAsParent,
         Self::RebaseIgnored,
+        Self::RebaseForgetsCuts,
         Self::DuplicateDelivered,
     ];
 }

@@ -146,6 +146,7 @@ fn every_checkpoint_of_incremental_files_stays_whole() {
     let sound = Paging {
         fault: Broken(None),
         mistake: None,
+        cuts: 4,
     };
     let checker = sound.checker().threads(2).spawn_bfs().join();
     println!("{} states", checker.unique_state_count());
@@ -158,6 +159,7 @@ fn mistakes_with_pages_and_files_are_caught() {
         Fault::AbortedPagesForgotten,
         Fault::AbortedTakenAsParent,
         Fault::RebaseIgnored,
+        Fault::RebaseForgetsCuts,
     ];
     let of_store = [StoreMistake::NeedsUnchecked, StoreMistake::NeedsNotKept];
     let of_rank = of_rank.map(|fault| (Some(fault), None));
@@ -166,11 +168,14 @@ fn mistakes_with_pages_and_files_are_caught() {
         let broken = Paging {
             fault: Broken(fault),
             mistake,
+            cuts: 5,
         };
+        // Depth first: one of them takes all five snapshots to show.
         let checker = broken
             .checker()
+            .threads(2)
             .finish_when(HasDiscoveries::AnyFailures)
-            .spawn_bfs()
+            .spawn_dfs()
             .join();
         let path = checker.discovery(pages::WHOLE);
         let path = path.unwrap_or_else(|| panic!("{fault:?} {mistake:?} was not caught"));
@@ -192,4 +197,15 @@ fn larger_jobs_are_always_consistent() {
         failures: 1,
         ..ROW
     });
+    let paging = Paging {
+        fault: Broken(None),
+        mistake: None,
+        cuts: 5,
+    };
+    paging
+        .checker()
+        .threads(2)
+        .spawn_bfs()
+        .join()
+        .assert_properties();
 }

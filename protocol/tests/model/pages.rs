@@ -13,7 +13,6 @@ use stateright::{Model, Property};
 
 const PAGES: usize = 2;
 const WRITES: u8 = 3;
-const CUTS: u64 = 4;
 
 /// What must never be violated.
 pub const WHOLE: &str = "every checkpoint restores the memory of its cut";
@@ -31,6 +30,8 @@ pub enum StoreMistake {
 pub struct Paging {
     pub fault: Broken,
     pub mistake: Option<StoreMistake>,
+    /// How many snapshots there are.
+    pub cuts: u64,
 }
 
 type Memory = [u8; PAGES];
@@ -206,7 +207,7 @@ impl Model for Paging {
         }
         if state.open.is_some() {
             actions.extend([Action::Commit, Action::Abort]);
-        } else if state.cuts < CUTS {
+        } else if state.cuts < self.cuts {
             actions.push(Action::Cut);
         }
         if !state.news.is_empty() {
@@ -258,10 +259,14 @@ impl Model for Paging {
                         state.checkpoints.iter().any(needs)
                     },
                 ),
-                Property::sometimes("a checkpoint follows a rebase", |_, state: &State| {
-                    state.rebases > 0
-                        && state.checkpoints.last_key_value().map(|last| last.0.0) == Some(CUTS)
-                }),
+                Property::sometimes(
+                    "a checkpoint follows a rebase",
+                    |it: &Self, state: &State| {
+                        state.rebases > 0
+                            && state.checkpoints.last_key_value().map(|last| last.0.0)
+                                == Some(it.cuts)
+                    },
+                ),
                 Property::sometimes("a process is two decisions behind", |_, state: &State| {
                     state.news.len() > 1
                 }),
