@@ -114,6 +114,8 @@ pub(super) fn sort_runs(runs: &mut Vec<ImageRun>) -> Result<(), u64> {
         }
         joined
     });
+    // They are kept until the next checkpoint, for each rank.
+    runs.shrink_to_fit();
     Ok(())
 }
 

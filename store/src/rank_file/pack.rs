@@ -336,3 +336,37 @@ fn is_zero(page: &[u8]) -> bool {
     // Most pages that are not zero show it in their first bytes.
     page[..64].iter().all(|byte| *byte == 0) && page == [0; PAGE_BYTES]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_a_chunk_is_used_again_once_it_is_dropped() {
+        let key = FileKey {
+            job: protocol::ids::JobId::default(),
+            incarnation: protocol::ids::Incarnation(1),
+            epoch: protocol::ids::Epoch(1),
+            rank: protocol::ids::Rank(0),
+        };
+        let packing = Packing::new(key, "a file");
+        let mut packer = Packer::new();
+        let mut pack = |effort, pages: &[u64]| {
+            let bytes = vec![7; pages.len() * PAGE_BYTES];
+            packing.pack(&mut packer, effort, pages, &bytes).unwrap()
+        };
+        let first = pack(Effort::Zstd(1), &[1, 2]);
+        let second = pack(Effort::Stored, &[3]);
+        let places = [first.payload().as_ptr(), second.payload().as_ptr()];
+        assert_ne!(places[0], places[1]);
+        drop(first);
+        drop(second);
+        // Also for larger chunks, with other efforts.
+        let pages: Vec<u64> = (10..74).collect();
+        let again = [pack(Effort::Stored, &pages), pack(Effort::Zstd(2), &pages)];
+        for chunk in &again {
+            assert!(places.contains(&chunk.payload().as_ptr()));
+            assert_eq!(chunk.runs().len(), 1);
+        }
+    }
+}
