@@ -2,7 +2,7 @@
 //!
 //! With one rank the second core of a machine with two is free for the library; with two ranks none is.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::Effort;
 use crate::pipeline::case::{Case, Place, Way};
@@ -10,19 +10,13 @@ use crate::pipeline::run::{self, Trigger};
 use crate::record::Record;
 
 pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for ranks in [1, 2] {
-        let case = Case {
-            ranks,
-            mib: if effort.quick { 64 } else { 256 },
-            changing: 1.0,
-            place: Place::Disk,
-        };
-        if effort.wants(&case) {
-            records.extend(measure_case(&case, effort).with_context(|| case.to_string())?);
-        }
-    }
-    Ok(records)
+    let cases = [1, 2].map(|ranks| Case {
+        ranks,
+        mib: if effort.quick { 64 } else { 256 },
+        changing: 1.0,
+        place: Place::Disk,
+    });
+    effort.each(&cases, |case| measure_case(case, effort))
 }
 
 #[allow(

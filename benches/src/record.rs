@@ -47,6 +47,22 @@ impl Record {
     }
 }
 
+impl Record {
+    fn shown(&self) -> String {
+        // Three digits are more than any of this is worth.
+        let digits = |value: f64| match value.abs() {
+            100.0.. => format!("{value:.0}"),
+            10.0.. => format!("{value:.1}"),
+            _ => format!("{value:.2}"),
+        };
+        let median = digits(self.median);
+        match self.n {
+            0 | 1 => median,
+            _ => format!("{median} ({}–{})", digits(self.min), digits(self.max)),
+        }
+    }
+}
+
 /// The middle of sorted samples; the mean of the two in the middle of an even number.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
@@ -86,6 +102,29 @@ pub fn print_table(records: &[Record]) {
     }
 }
 
+/// Prints some metrics as a table for `docs/performance.md`: a line for each case that has one of them, each figure
+/// as the median and, of several samples, the least and the greatest.
+pub fn print_markdown(records: &[Record], metrics: &[&str]) {
+    println!("| case | {} |", metrics.join(" | "));
+    println!("|---|{}", "---|".repeat(metrics.len()));
+    let mut cases: Vec<&str> = records.iter().map(|record| record.case.as_str()).collect();
+    cases.dedup();
+    for case in cases {
+        let cells: Vec<String> = metrics
+            .iter()
+            .map(|metric| {
+                let found = records
+                    .iter()
+                    .find(|record| record.case == case && record.metric == *metric);
+                found.map_or(String::new(), Record::shown)
+            })
+            .collect();
+        if cells.iter().any(|cell| !cell.is_empty()) {
+            println!("| {case} | {} |", cells.join(" | "));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +137,13 @@ mod tests {
             (3, 2.0, 1.0, 3.0)
         );
         assert_eq!(Record::new("case", "time_us", &[4.0, 1.0]).median, 2.5);
+    }
+
+    #[test]
+    fn a_figure_is_shown_with_its_range() {
+        let record = Record::new("case", "time_us", &[312.4, 9.876, 47.0]);
+        assert_eq!(record.shown(), "47.0 (9.88–312)");
+        assert_eq!(Record::new("case", "time_us", &[2.0]).shown(), "2.00");
     }
 
     #[test]

@@ -30,22 +30,18 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     } else {
         &[(1, 256), (1, 1024), (2, 256), (2, 1024)]
     };
-    let mut records = Vec::new();
-    for &(ranks, mib) in sizes {
-        for changing in [1.0, 0.1] {
-            let case = Case {
+    let cases: Vec<Case> = sizes
+        .iter()
+        .flat_map(|&(ranks, mib)| {
+            [1.0, 0.1].map(|changing| Case {
                 ranks,
                 mib,
                 changing,
                 place: Place::Disk,
-            };
-            if effort.wants(&case) {
-                eprintln!("{case}");
-                records.extend(measure_case(&case, effort).with_context(|| case.to_string())?);
-            }
-        }
-    }
-    Ok(records)
+            })
+        })
+        .collect();
+    effort.each(&cases, |case| measure_case(case, effort))
 }
 
 /// Samples of one state of the page cache.
@@ -58,6 +54,7 @@ struct Samples {
 
 #[allow(clippy::cast_precision_loss)] // bytes are far below 2^52
 fn measure_case(case: &Case, effort: &Effort) -> Result<Vec<Record>> {
+    eprintln!("{case}");
     let samples = effort.samples.unwrap_or(if effort.quick { 2 } else { 5 });
     let checkpoints = if case.is_dense() { 1 } else { CHAIN };
     let bed = Bed::new()?;

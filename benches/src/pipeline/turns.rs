@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::Effort;
 use crate::pipeline::case::{Case, Way};
@@ -38,13 +38,9 @@ impl Figures {
 /// Measures the cases that are wanted.
 ///
 /// # Errors
-/// When a job fails.
+/// When the records can't be written.
 pub fn measure(cases: &[Case], ways: &[Way], effort: &Effort) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for case in cases.iter().filter(|case| effort.wants(case)) {
-        records.extend(measure_case(case, ways, effort).with_context(|| case.to_string())?);
-    }
-    Ok(records)
+    effort.each(cases, |case| measure_case(case, ways, effort))
 }
 
 #[allow(clippy::cast_precision_loss)] // bytes and times are far below 2^52
