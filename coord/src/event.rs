@@ -175,6 +175,13 @@ pub enum Event {
         /// The signal's name.
         signal: String,
     },
+    /// A process tells something for the log, such as how it finds and saves changed memory.
+    Note {
+        /// Which.
+        process: u32,
+        /// The text.
+        text: String,
+    },
     /// Something the user should know that ends nothing.
     Warning {
         /// The text.
@@ -415,6 +422,10 @@ mod tests {
             },
             Event::Finished { rank: 0 },
             Event::Stopping { signal: text() },
+            Event::Note {
+                process: 0,
+                text: text(),
+            },
             Event::Warning { text: text() },
             Event::End {
                 outcome: text(),

@@ -12,7 +12,7 @@ use coord::event::Event;
 use coord::token::Token;
 use nix::sys::signal::Signal;
 use protocol::control::{Request, Response};
-use protocol::interval::Bounds;
+use protocol::interval::{Bounds, Ground};
 use protocol::recovery::End;
 use store::CheckpointState;
 
@@ -480,6 +480,11 @@ fn a_command_gets_a_checkpoint_and_the_status() {
     assert_eq!(status.committed, Some(epoch));
     assert_eq!(status.ranks, 2);
     assert_eq!(status.pids.len(), 1);
+    assert!(status.memory_bytes >= coord::memory::DEFAULT_LEAST_BYTES);
+    let interval = status.interval;
+    assert_eq!((interval.every_us, interval.ground), (None, Ground::Fixed));
+    assert_eq!((interval.cost_us, interval.failures), (Some(40), 0));
+    assert!(interval.durable_us.is_some() && interval.ran_us > 0);
     let Response::Failed { reason } = refused else {
         panic!("a caller without the token was told {refused:?}");
     };

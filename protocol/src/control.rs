@@ -173,7 +173,7 @@ pub enum Tracking {
     /// By the kernel where it can and where it pays off, else by digests.
     #[default]
     Auto,
-    /// By the kernel (userfaultfd), for all memory, or not at all.
+    /// By the kernel (userfaultfd), for all memory; by digests where it does not do that.
     Kernel,
     /// By digests of pages.
     Hash,
@@ -187,7 +187,7 @@ pub enum CaptureMode {
     /// Whichever costs the ranks less, as far as the kernel allows.
     #[default]
     Auto,
-    /// The ranks go on at once; a page is saved before its first write.
+    /// The ranks go on at once; a page is saved before its first write. Copied aside where the kernel does not allow that.
     CopyOnWrite,
     /// The ranks stand still until all pages are copied.
     CopyAside,
@@ -334,6 +334,11 @@ pub enum Report {
         epoch: Epoch,
         /// What failed, where, why.
         reason: String,
+    },
+    /// Something for the log, such as how changed memory is found and saved.
+    Note {
+        /// The text, complete.
+        text: String,
     },
 }
 

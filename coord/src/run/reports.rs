@@ -262,6 +262,13 @@ impl Job<'_> {
                 .recovery
                 .handle_rank_failed(process, rank, code, message),
             Report::Warning { text } => self.teller.warn(text),
+            Report::Note { text } => {
+                tracing::info!(%process, %text, "note");
+                self.teller.tell(&Event::Note {
+                    process: process.0,
+                    text,
+                });
+            }
         }
     }
 

@@ -110,6 +110,7 @@ fn notable(event: &Event) -> Option<String> {
         | Event::Renaming { .. }
         | Event::Committed(_)
         | Event::Interval { .. }
+        | Event::Note { .. }
         | Event::Aborted { .. }
         | Event::Removed { .. }
         | Event::Finished { .. }
