@@ -178,6 +178,8 @@ impl Job {
         let snapshots = match (&control, snapshots) {
             (Some((control, inbox)), Some(mut snapshots)) => {
                 control.report(Report::Ready { restore_us });
+                let text = snapshots.description().to_owned();
+                control.report(Report::Note { text });
                 wait_for_go(inbox)?;
                 if assignment.restore.is_none() {
                     snapshots.record_baseline();

@@ -324,23 +324,24 @@ impl Writer {
         let scans = round.ranks.iter().filter_map(|plan| plan.scan.as_ref());
         let findings = scans.filter_map(|scan| scan.finding()).collect();
         let finished = match self.tell_findings(findings) {
-            Some(refusal) => Err(refusal),
+            Some(refusal) => Err(Failure::Snapshot(refusal)),
             None => self.finish(open),
         };
-        if let Err(reason) = finished {
-            self.report_failure(round.epoch, &reason);
+        if let Err(failure) = finished {
+            self.report(round.epoch, failure);
         }
         self.shared.busy.store(0, Ordering::SeqCst);
     }
 
     /// Finishes the files, and reports. Nothing where the snapshot was given up meanwhile.
-    fn finish(&mut self, open: Open) -> Result<(), String> {
+    fn finish(&mut self, open: Open) -> Result<(), Failure> {
         let epoch = open.round.epoch;
-        let said = |error: store::Error| error.to_string();
+        let said = Failure::snapshot;
         let (Some(cuts), Some((channels, links)), Some(rounds)) =
             (open.cut, open.channels, open.round.files())
         else {
-            return Err("a snapshot was finished before it was complete".to_owned());
+            let reason = "a snapshot was finished before it was complete".to_owned();
+            return Err(Failure::Snapshot(reason));
         };
         let mut stored: Vec<StoredFile> = Vec::with_capacity(cuts.len());
         let mut needs: Vec<NeededFile> = Vec::new();
@@ -393,14 +394,14 @@ impl Writer {
     }
 
     /// Takes pages over from old files, so that the image does not get spread over too many.
-    fn carry_over(&mut self, epoch: Epoch, file: &mut RankFileWriter) -> Result<(), String> {
-        let said = |error: store::Error| error.to_string();
+    fn carry_over(&mut self, epoch: Epoch, file: &mut RankFileWriter) -> Result<(), Failure> {
+        let said = Failure::snapshot;
         let mut carried = file.carry_over(&Limits::default()).map_err(said)?;
         let packing = file.packing();
         while !self.shared.is_discarded(epoch)
             && carried
                 .next_piece(&mut self.pages, &mut self.bytes)
-                .map_err(said)?
+                .map_err(|error| Failure::Base(error.to_string()))?
         {
             let timing = self.efforts.begin();
             let chunk = packing
@@ -426,12 +427,30 @@ impl Writer {
     }
 
     fn report_failure(&self, epoch: Epoch, reason: &str) {
+        self.report(epoch, Failure::Snapshot(reason.to_owned()));
+    }
+
+    fn report(&self, epoch: Epoch, failure: Failure) {
         if !self.shared.is_discarded(epoch) {
-            self.control.report(Report::SnapshotFailed {
-                epoch,
-                reason: reason.to_owned(),
+            self.control.report(match failure {
+                Failure::Snapshot(reason) => Report::SnapshotFailed { epoch, reason },
+                Failure::Base(reason) => Report::BaseFailed { epoch, reason },
             });
         }
+    }
+}
+
+/// Why there will be no files of an epoch.
+enum Failure {
+    /// Something is wrong with the snapshot itself; the next one may do better.
+    Snapshot(String),
+    /// What it builds on can't be read, so that others which do would fail as well.
+    Base(String),
+}
+
+impl Failure {
+    fn snapshot(error: store::Error) -> Self {
+        Self::Snapshot(error.to_string())
     }
 }
 
