@@ -216,7 +216,7 @@ pub struct Restore {
     pub incarnation: Incarnation,
     /// The file of each rank, indexed by rank.
     pub files: Vec<StoredFile>,
-    /// Files of other checkpoints that those refer to.
+    /// Files of other checkpoints that those of the ranks which the process hosts refer to.
     pub needs: Vec<NeededFile>,
 }
 

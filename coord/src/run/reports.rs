@@ -157,7 +157,7 @@ impl Job<'_> {
             process: process.0,
             pid,
         });
-        let assignment = self.start.assignment(self.plan, self.job);
+        let assignment = self.start.assignment(self.plan, self.job, process);
         let directive = Directive::Assignment(Box::new(assignment));
         self.peers.tell(process, &directive, &self.poller);
         true

@@ -124,7 +124,24 @@ impl Start {
     }
 
     /// What a process is told when it connects.
-    pub(super) fn assignment(&self, plan: &Plan, job: protocol::ids::JobId) -> Assignment {
+    pub(super) fn assignment(
+        &self,
+        plan: &Plan,
+        job: protocol::ids::JobId,
+        process: Process,
+    ) -> Assignment {
+        // Each image may need many files: of those a process is told its own only.
+        let restore = self.restore.as_ref().map(|restore| Restore {
+            epoch: restore.epoch,
+            incarnation: restore.incarnation,
+            files: restore.files.clone(),
+            needs: restore
+                .needs
+                .iter()
+                .filter(|need| self.placement.get(need.file.rank.index()) == Some(&process))
+                .cloned()
+                .collect(),
+        });
         Assignment {
             job,
             incarnation: self.incarnation,
@@ -135,7 +152,7 @@ impl Start {
             stack_bytes: plan.stack_bytes,
             store: plan.store.to_string_lossy().into_owned(),
             compression: plan.compression,
-            restore: self.restore.clone(),
+            restore,
             strict: plan.strict,
             scan: self.restore.is_none(),
             memory_bytes: self.memory_bytes,
