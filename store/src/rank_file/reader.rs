@@ -89,26 +89,38 @@ impl RankFile {
     /// whole file that the manifest holds.
     pub(crate) fn verify(&self) -> Result<()> {
         let mut scratch = Scratch::new();
-        for (number, _) in (0u32..).zip(&self.index.chunks) {
-            let raw = self.raw_chunk(number, &mut scratch)?;
-            self.check_raw(number, raw)?;
-        }
         let mut digest = FileDigest::new();
-        let mut buffer = vec![0; READ_BYTES];
-        let mut at = 0;
-        while at < self.stored.file_bytes {
-            let left = usize::try_from(self.stored.file_bytes - at).unwrap_or(READ_BYTES);
-            let piece = &mut buffer[..left.min(READ_BYTES)];
-            read_exact_at(&*self.file, piece, at)
-                .map_err(Error::io("read", self.shown.as_str()))?;
-            digest.update(piece);
-            at += piece.len() as u64;
+        let mut at = size_of::<FileHeader>() as u64;
+        self.digest(0, at, &mut digest)?;
+        // Chunks follow each other from there, so that each is read once for both.
+        for (number, entry) in (0u32..).zip(&self.index.chunks) {
+            let raw = self.raw_chunk(number, &mut scratch)?;
+            if entry.encoding.get() == ENCODING_RAW {
+                self.check_raw(number, raw)?;
+            }
+            digest.update(&scratch.stored);
+            at += scratch.stored.len() as u64;
         }
+        self.digest(at, self.stored.file_bytes, &mut digest)?;
         if digest.finish() != self.stored.digest {
             return Err(Error::corrupt(
                 self.shown.as_str(),
                 "the digest over the whole file is not the manifest's",
             ));
+        }
+        Ok(())
+    }
+
+    /// Adds the bytes from `at` up to `end` to a digest.
+    fn digest(&self, mut at: u64, end: u64, digest: &mut FileDigest) -> Result<()> {
+        let mut buffer = vec![0; READ_BYTES.min(usize::try_from(end - at).unwrap_or(READ_BYTES))];
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(READ_BYTES);
+            let piece = &mut buffer[..left.min(READ_BYTES)];
+            read_exact_at(&*self.file, piece, at)
+                .map_err(Error::io("read", self.shown.as_str()))?;
+            digest.update(piece);
+            at += piece.len() as u64;
         }
         Ok(())
     }
