@@ -16,10 +16,10 @@ use store::format::layout::{
     ChunkHeader, ENCODING_PLANES_ZSTD, ENCODING_RAW, ENCODING_ZSTD, FileHeader, Trailer,
 };
 use store::job_store::verify_store;
-use store::storage::Storage as _;
+use store::storage::{Storage as _, Survival};
 use store::{
-    Effort, Error, Finished, JobStore, MemoryStorage, PAGE_BYTES, RankFileWriter, RankImage,
-    SectionKind, SharedStorage, names,
+    Effort, Error, Finished, JobStore, Manifest, MemoryStorage, PAGE_BYTES, RankFileWriter,
+    RankImage, SectionKind, SharedStorage, names,
 };
 use zerocopy::FromBytes;
 
@@ -462,4 +462,44 @@ fn a_damaged_rank_file_is_reported_by_its_path_and_the_others_are_sound() {
     assert_eq!(manifest.epoch, Epoch(1), "the one before is used");
     let found = read_image(&storage, &manifest.files[1], key(1, 1, 1)).unwrap();
     assert_eq!(found, image_of(Epoch(1), 1));
+}
+
+/// What a coordinator does with each rank file damaged in turn: it passes over the checkpoints that the file is
+/// part of, and over no others.
+#[test]
+fn the_newest_checkpoint_that_does_without_a_damaged_file_is_used() {
+    let whole = MemoryStorage::new();
+    let manifests: Vec<Manifest> = {
+        let store = store_with_chain(Arc::new(whole.clone()), 8);
+        store.list().unwrap().usable().cloned().collect()
+    };
+    let mut passed_over = BTreeSet::new();
+    let needed = manifests[0].needs.iter().map(|need| &need.file);
+    let files: Vec<_> = needed.chain(&manifests[0].files).collect();
+    assert!(files.len() > 2);
+    for file in files {
+        // What is kept in memory is durable here, so that a copy is what a crash leaves.
+        let storage = whole.after_crash(Survival::Everything);
+        storage.tamper(&file.name, |bytes| bytes[100] ^= 1).unwrap();
+        let store = JobStore::open_locked_on(Arc::new(storage.clone())).unwrap();
+        let mut bad = 0;
+        let used = loop {
+            let newest = store.newest_usable().unwrap().expect("one is sound");
+            let reports = store.verify_checkpoint(&newest);
+            if reports.iter().all(|report| report.result.is_ok()) {
+                break newest;
+            }
+            store.mark_bad(newest.epoch, "does not verify").unwrap();
+            bad += 1;
+        };
+        let uses = |manifest: &Manifest| {
+            let needs = manifest.needs.iter().map(|need| &need.file);
+            needs.chain(&manifest.files).any(|of| of.name == file.name)
+        };
+        let expected = manifests.iter().find(|manifest| !uses(manifest)).unwrap();
+        assert_eq!(used.epoch, expected.epoch, "{}", file.name);
+        common::assert_readable(&store, &used);
+        passed_over.insert(bad);
+    }
+    assert!(passed_over.len() > 1, "{passed_over:?}");
 }
