@@ -50,7 +50,13 @@ struct Lineage {
 /// The files of an epoch, complete.
 struct Written {
     committed: bool,
-    ranks: Vec<(Rank, Arc<ImageMap>, Vec<(u64, Digest)>)>,
+    ranks: Vec<WrittenRank>,
+}
+
+struct WrittenRank {
+    rank: Rank,
+    map: Arc<ImageMap>,
+    changed: Vec<(u64, Digest)>,
 }
 
 /// The files of an epoch, incomplete.
@@ -251,10 +257,10 @@ impl Writer {
             if !written.committed {
                 continue;
             }
-            for (rank, map, changed) in written.ranks {
-                let lineage = self.ranks.entry(rank).or_default();
-                lineage.digests.update(&changed);
-                lineage.base = Some((epoch, map));
+            for written in written.ranks {
+                let lineage = self.ranks.entry(written.rank).or_default();
+                lineage.digests.update(&written.changed);
+                lineage.base = Some((epoch, written.map));
             }
         }
     }
@@ -367,7 +373,11 @@ impl Writer {
             wrote += begin.elapsed();
             needs.extend(finished.map.needs().iter().cloned());
             stored.push(finished.file);
-            written.push((cut.rank, Arc::new(finished.map), packed.changed));
+            written.push(WrittenRank {
+                rank: cut.rank,
+                map: Arc::new(finished.map),
+                changed: packed.changed,
+            });
             observed.push((cut.rank, packed.observations));
         }
         self.efforts.written(
