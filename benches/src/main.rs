@@ -254,7 +254,6 @@ fn main() -> Result<ExitCode> {
     }
     if options.markdown && !benchmark.columns.is_empty() {
         record::print_markdown(&records, benchmark.columns);
-        println!();
         record::print_markdown(&records, LIMITS);
     } else if options.json {
         for record in &records {

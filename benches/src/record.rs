@@ -105,7 +105,13 @@ pub fn print_table(records: &[Record]) {
 /// Prints some metrics as a table for `docs/performance.md`: a line for each case that has one of them, each figure
 /// as the median and, of several samples, the least and the greatest.
 pub fn print_markdown(records: &[Record], metrics: &[&str]) {
-    println!("| case | {} |", metrics.join(" | "));
+    let has_some = records
+        .iter()
+        .any(|record| metrics.contains(&record.metric.as_str()));
+    if !has_some {
+        return;
+    }
+    println!("\n| case | {} |", metrics.join(" | "));
     println!("|---|{}", "---|".repeat(metrics.len()));
     let mut cases: Vec<&str> = records.iter().map(|record| record.case.as_str()).collect();
     cases.dedup();

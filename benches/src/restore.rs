@@ -113,13 +113,10 @@ fn measure_case(case: &Case, effort: &Effort) -> Result<Vec<Record>> {
     job.wait(PATIENCE)?;
 
     let kind = if case.is_dense() { "full" } else { "chain" };
-    let mut records = warm.records(&format!("{case}, {kind}"));
-    records.extend(cold.records(&format!("{case}, {kind}, cold")));
-    records.push(Record::new(
-        &format!("{case}, {kind}"),
-        "newest_files_mib",
-        &[file_mib],
-    ));
+    let name = format!("{case}, {kind}");
+    let mut records = warm.records(&name);
+    records.push(Record::new(&name, "newest_files_mib", &[file_mib]));
+    records.extend(cold.records(&format!("{name}, cold")));
     Ok(records)
 }
 

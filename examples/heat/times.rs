@@ -1,7 +1,7 @@
 //! When each step ended, and the longest time in it without any progress.
 //!
 //! The record is a part of the rank's memory, made before the first step and written to a file after the last: while
-//! the job runs it costs a reading of the clock for each MiB of work, and a page in 256 steps.
+//! the job runs it costs a reading of the clock for each MiB of work, and a page in 512 steps.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
@@ -23,17 +23,22 @@ struct Record {
     path: String,
     began_ns: u64,
     steps: Vec<Step>,
+    /// When the last step ended, in units since the beginning.
+    end: u64,
     last_ns: u64,
     longest_ns: u64,
     /// Points of work since the clock was looked at.
     work: usize,
 }
 
+/// Times in units of [`UNIT_NS`]: a step may take seven minutes.
 #[derive(Debug)]
 struct Step {
-    end_ns: u64,
-    longest_ns: u64,
+    took: u32,
+    longest: u32,
 }
+
+const UNIT_NS: u64 = 100;
 
 impl Times {
     /// A record of so many steps, for the file of this rank: the name, a dot and the rank's number.
@@ -44,6 +49,7 @@ impl Times {
                 path: format!("{name}.{rank}"),
                 began_ns: now,
                 steps: Vec::with_capacity(usize::try_from(steps).unwrap_or_default()),
+                end: 0,
                 last_ns: now,
                 longest_ns: 0,
                 work: 0,
@@ -65,10 +71,14 @@ impl Times {
     pub(crate) fn step(&mut self) {
         if let Some(record) = &mut self.0 {
             record.look();
+            // Of whole times, so that rounding does not add up.
+            let end = (record.last_ns - record.began_ns) / UNIT_NS;
             record.steps.push(Step {
-                end_ns: record.last_ns,
-                longest_ns: std::mem::take(&mut record.longest_ns),
+                took: u32::try_from(end - record.end).unwrap_or(u32::MAX),
+                longest: u32::try_from(std::mem::take(&mut record.longest_ns) / UNIT_NS)
+                    .unwrap_or(u32::MAX),
             });
+            record.end = end;
         }
     }
 
@@ -80,8 +90,11 @@ impl Times {
         };
         let mut file = BufWriter::new(File::create(&record.path)?);
         writeln!(file, "{}", record.began_ns)?;
+        let mut end = 0;
         for step in &record.steps {
-            writeln!(file, "{} {}", step.end_ns, step.longest_ns)?;
+            end += u64::from(step.took);
+            let end_ns = record.began_ns + end * UNIT_NS;
+            writeln!(file, "{end_ns} {}", u64::from(step.longest) * UNIT_NS)?;
         }
         file.into_inner()?.flush()
     }
@@ -128,7 +141,7 @@ mod tests {
         let ends: Vec<_> = numbers.iter().map(|line| line[0]).collect();
         assert!(ends.is_sorted(), "{ends:?}");
         for (step, line) in numbers[1..].iter().enumerate() {
-            assert!(line[1] <= line[0] - ends[step], "{numbers:?}");
+            assert!(line[1] <= line[0] - ends[step] + UNIT_NS, "{numbers:?}");
         }
     }
 
