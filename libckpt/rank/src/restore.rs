@@ -145,9 +145,13 @@ impl RestoringSlot {
 
     /// The slot, once all pages are placed. To be called on the thread that resumes ranks.
     ///
+    /// `as_stored` is called while the memory of the rank is, but for the header, to the last bit what the image
+    /// holds: the moment from which on writes have to be tracked, for already making the heap fit for use writes
+    /// to its tables.
+    ///
     /// # Errors
     /// The header is not that of this rank, layout and version.
-    pub fn finish(self) -> Result<Slot, RestoreError> {
+    pub fn finish(self, as_stored: impl FnOnce(&Slot)) -> Result<Slot, RestoreError> {
         let Self {
             mapping,
             layout,
@@ -166,11 +170,14 @@ impl RestoringSlot {
             mapping.start().addr() as u64,
         )
         .map_err(|what| in_process(|| RestoreError::Header { rank, what }))?;
-        // SAFETY: the heap is that of the image, what the image did not hold is zero, and nobody uses it
-        // yet.
-        unsafe { header.heap.restored() };
+        // SAFETY: the heap is that of the image, and nobody uses it yet.
+        unsafe { header.heap.unlock() };
         let slot = Slot::from_mapping(mapping, &layout);
         in_process(|| hosted::add(rank));
+        as_stored(&slot);
+        // SAFETY: the heap is that of the image, what the image did not hold is zero, and nobody uses it
+        // yet.
+        unsafe { slot.header().heap.restored() };
         Ok(slot)
     }
 

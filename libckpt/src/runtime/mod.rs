@@ -165,15 +165,22 @@ impl Job {
         };
         let (slots, restore_us) = match &assignment.restore {
             None => (fresh_slots(layout, &hosted, solver)?, 0),
-            Some(restore) => match restore::restore(&assignment, restore, layout, &hosted) {
-                Ok(restored) => {
+            Some(restore) => {
+                let as_stored = |slot: &Slot| {
                     if let Some(snapshots) = &mut snapshots {
-                        snapshots.restored(restore.epoch, restored.maps, &restored.slots);
+                        snapshots.track_restored(restore.epoch, slot);
                     }
-                    (restored.slots, restored.took_us)
+                };
+                match restore::restore(&assignment, restore, layout, &hosted, as_stored) {
+                    Ok(restored) => {
+                        if let Some(snapshots) = &snapshots {
+                            snapshots.build_on(restore.epoch, restored.maps);
+                        }
+                        (restored.slots, restored.took_us)
+                    }
+                    Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
                 }
-                Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
-            },
+            }
         };
         let snapshots = match (&control, snapshots) {
             (Some((control, inbox)), Some(mut snapshots)) => {

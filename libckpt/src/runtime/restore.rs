@@ -35,12 +35,14 @@ pub(crate) struct Restored {
     pub(crate) took_us: u64,
 }
 
-/// Restores all hosted ranks.
+/// Restores all hosted ranks. `as_stored` sees each while its memory is what the checkpoint holds; what comes
+/// afterwards, such as messages under way, changes it.
 pub(crate) fn restore(
     assignment: &Assignment,
     restore: &Restore,
     layout: SlotLayout,
     hosted: &[Rank],
+    mut as_stored: impl FnMut(&Slot),
 ) -> Result<Restored, Failure> {
     let begin = Instant::now();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -50,7 +52,8 @@ pub(crate) fn restore(
     let mut sections = Vec::with_capacity(hosted.len());
     for &rank in hosted {
         let failed = |reason: String| Failure { rank, reason };
-        let image = restore_rank(assignment, restore, layout, rank, threads).map_err(failed)?;
+        let image = restore_rank(assignment, restore, layout, rank, threads, &mut as_stored)
+            .map_err(failed)?;
         slots.push(image.slot);
         maps.push(image.map);
         sections.push((image.tables, image.channel));
@@ -77,6 +80,7 @@ fn restore_rank(
     layout: SlotLayout,
     rank: Rank,
     threads: usize,
+    as_stored: &mut impl FnMut(&Slot),
 ) -> Result<RestoredRank, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
     let stored = restore
@@ -127,7 +131,7 @@ fn restore_rank(
         .map_err(|error| said(&error))?;
     Ok(RestoredRank {
         map: image.file.map(),
-        slot: image.slot.finish().map_err(|error| said(&error))?,
+        slot: image.slot.finish(as_stored).map_err(|error| said(&error))?,
         tables,
         channel,
     })

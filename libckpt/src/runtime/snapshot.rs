@@ -67,9 +67,13 @@ impl Snapshots {
         self.baseline = Some(Baseline::record());
     }
 
-    /// The ranks have just been restored from this checkpoint, whose maps these are.
-    pub(crate) fn restored(&mut self, epoch: Epoch, maps: Vec<Arc<ImageMap>>, slots: &[Slot]) {
-        self.capturer.restored(epoch, slots);
+    /// The memory of a rank is what this checkpoint holds: from here on, writes to it count.
+    pub(crate) fn track_restored(&mut self, epoch: Epoch, slot: &Slot) {
+        self.capturer.restored(epoch, slot);
+    }
+
+    /// The next snapshot builds on this checkpoint, whose maps these are.
+    pub(crate) fn build_on(&self, epoch: Epoch, maps: Vec<Arc<ImageMap>>) {
         self.pipeline.restored(epoch, maps);
     }
 

@@ -186,28 +186,27 @@ impl Capturer {
         })
     }
 
-    /// The ranks came out of this checkpoint, to the last bit, and have not run since.
-    pub fn restored(&mut self, epoch: Epoch, slots: &[Slot]) {
+    /// A rank came out of this checkpoint, to the last bit: nothing in its memory has been written since
+    /// ([`crate::restore::RestoringSlot::finish`] says when).
+    pub fn restored(&mut self, epoch: Epoch, slot: &Slot) {
         if self.tracking == Tracking::Off {
             return;
         }
         in_process(|| {
-            for slot in slots {
-                let heap = slot.live_ranges().heap;
-                let mut history = History {
-                    dirty: Dirty::new(Some(epoch)),
-                    live: page_set(slot, &heap),
-                    regions: BTreeMap::new(),
-                };
-                if let Some(tracker) = &self.tracker {
-                    for (index, live) in by_region(slot, &heap) {
-                        if track(tracker, slot, index, &live).is_ok() {
-                            history.regions.insert(index, Region::tracked());
-                        }
+            let heap = slot.live_ranges().heap;
+            let mut history = History {
+                dirty: Dirty::new(Some(epoch)),
+                live: page_set(slot, &heap),
+                regions: BTreeMap::new(),
+            };
+            if let Some(tracker) = &self.tracker {
+                for (index, live) in by_region(slot, &heap) {
+                    if track(tracker, slot, index, &live).is_ok() {
+                        history.regions.insert(index, Region::tracked());
                     }
                 }
-                self.ranks.insert(slot.rank(), history);
             }
+            self.ranks.insert(slot.rank(), history);
         });
     }
 
@@ -255,7 +254,7 @@ impl Capturer {
     /// There is nothing to build on any more: the next cut saves all pages.
     pub fn rebase(&mut self) {
         for history in self.ranks.values_mut() {
-            history.dirty = Dirty::new(None);
+            history.dirty.rebase();
         }
     }
 

@@ -147,14 +147,21 @@ impl Heap {
         }
     }
 
-    /// To be called once a heap came back with an image, before anything else: what the image did not
-    /// hold reads as zeros, and nobody waits for the lock. Blocks that were freed by another context,
+    /// To be called once a heap came back with an image, before anything else: nobody waits for the lock. It
+    /// writes to this structure only.
+    ///
+    /// # Safety
+    /// Nobody uses the heap.
+    pub unsafe fn unlock(&self) {
+        self.back.reset();
+    }
+
+    /// To be called next: what the image did not hold reads as zeros. Blocks that were freed by another context,
     /// but not yet drained, when the image was taken stay allocated for ever.
     ///
     /// # Safety
     /// The heap's memory is what the image held, and zeros.
     pub unsafe fn restored(&self) {
-        self.back.reset();
         self.remote.forget();
         self.back.lock().space.restored();
     }

@@ -148,7 +148,7 @@ pub fn restore(layout: SlotLayout, rank: Rank, file: &Path) -> Slot {
     for (page, bytes) in load(file) {
         slot.place(page, &bytes).unwrap();
     }
-    slot.finish().unwrap()
+    slot.finish(|_| ()).unwrap()
 }
 
 /// A directory for the files of one test, removed at its end.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use libckpt_rank::capture::{Capturer, Observation, Options, REGION_PAGES, RankCut, Saved};
+use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, Resumed, Slot, suspend};
 use protocol::control::{CaptureMode, Tracking};
 use protocol::ids::{Epoch, Rank};
@@ -25,9 +26,10 @@ tests![
     a_few_written_pages_are_all_that_a_tracked_cut_saves,
     pages_given_back_while_they_are_protected_are_saved_before,
     a_system_call_that_writes_into_protected_pages_waits_like_the_rank,
+    a_cut_after_a_restore_builds_on_what_was_restored,
 ];
 
-roles![churned, sparse, given_back, read_into];
+roles![churned, sparse, given_back, read_into, restored];
 
 const SEEDS: u64 = 2;
 
@@ -429,5 +431,62 @@ fn read_into(_: &[String]) {
         slot.resume();
         let saved = collector.images().remove(0);
         assert_same(&compose(&cuts[0], &saved, None), &expected, "read into");
+    }
+}
+
+fn a_cut_after_a_restore_builds_on_what_was_restored() {
+    for seed in 0..SEEDS {
+        print("restored", &["auto", "cow", &seed.to_string()]);
+        print("restored", &["kernel", "copy", &seed.to_string()]);
+    }
+}
+
+/// Restored again and again in one process; what making the heap fit for use writes must count as written.
+fn restored(arguments: &[String]) {
+    prepare();
+    let seed: u64 = arguments[2].parse().unwrap();
+    // With a second one, threads that start allocate nothing in the first, not even before they run.
+    let _other = Slot::create(layout(2), Rank(1)).unwrap();
+    let mut slot = Slot::create(layout(2), Rank(0)).unwrap();
+    slot.set_note(0, seed);
+    slot.start(churn);
+    let mut copy = FullCopy::new();
+    let mut epoch = Epoch(0);
+    for round in 1..6 {
+        for _ in 0..4 {
+            resume_all(std::slice::from_mut(&mut slot));
+        }
+        let image = copy.take(&slot).unwrap();
+        drop(slot);
+        epoch.0 += 1;
+        let mut capturer = Capturer::new(&options(&arguments[0], &arguments[1], 32 << 20));
+        let restoring = RestoringSlot::create(layout(2), Rank(0)).unwrap();
+        for (page, bytes) in &image {
+            restoring.place(*page, bytes).unwrap();
+        }
+        slot = restoring
+            .finish(|slot| capturer.restored(epoch, slot))
+            .unwrap();
+        let mut parent = image;
+        let mut parent_epoch = epoch;
+        for _ in 0..3 {
+            for _ in 0..round % 2 {
+                resume_all(std::slice::from_mut(&mut slot));
+            }
+            let expected = copy.take(&slot).unwrap();
+            epoch.0 += 1;
+            let slots = std::slice::from_ref(&slot);
+            let (collector, cuts) = Collector::cut(&mut capturer, epoch, slots);
+            let saved = collector.images().remove(0);
+            assert_eq!(cuts[0].parent, Some(parent_epoch));
+            let built = compose(&cuts[0], &saved, Some(&parent));
+            assert_same(
+                &built,
+                &expected,
+                &format!("{epoch}, round {round}, seed {seed}"),
+            );
+            capturer.committed(epoch);
+            (parent, parent_epoch) = (built, epoch);
+        }
     }
 }

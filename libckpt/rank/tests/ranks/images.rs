@@ -221,7 +221,7 @@ fn restored_in_parallel(arguments: &[String]) {
             });
         }
     });
-    let mut slot = slot.finish().unwrap();
+    let mut slot = slot.finish(|_| ()).unwrap();
     finish(&mut slot);
     println!("{}", outcome(&slot));
 }

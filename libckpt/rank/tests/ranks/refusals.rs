@@ -168,7 +168,7 @@ fn misfits(arguments: &[String]) {
         for (page, bytes) in load(file).into_iter().skip(skip) {
             slot.place(page, &bytes)?;
         }
-        slot.finish().map(|slot| slot.rank())
+        slot.finish(|_| ()).map(|slot| slot.rank())
     };
     println!("{}", attempt(layout(2), 1, 0).unwrap_err());
     println!("{}", attempt(layout(3), 0, 0).unwrap_err());
@@ -215,7 +215,11 @@ fn flipped(arguments: &[String]) {
             }
             // From suspended to finished is the one flip that leaves a state that exists.
             let finished = byte == 20 && bit == 1;
-            assert_eq!(slot.finish().is_ok(), finished, "byte {byte} bit {bit}");
+            assert_eq!(
+                slot.finish(|_| ()).is_ok(),
+                finished,
+                "byte {byte} bit {bit}"
+            );
         }
     }
 }

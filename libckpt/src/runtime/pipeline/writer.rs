@@ -139,10 +139,8 @@ impl Writer {
                     written.committed = true;
                 }
             }
-            Job::Rebase => {
-                self.ranks.clear();
-                self.written.clear();
-            }
+            // What is written already may still be committed.
+            Job::Rebase => self.ranks.clear(),
             Job::Restored(epoch, maps) => {
                 for map in maps {
                     let lineage = self.ranks.entry(map.rank()).or_default();
