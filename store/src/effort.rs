@@ -24,6 +24,10 @@ const TRIED_CHUNKS: u64 = 4;
 /// Of so many chunks one is packed in another way than the best, in turn, so that what is known of the others stays
 /// true: what a solver computes changes.
 const TRY_EVERY: u64 = 32;
+/// How many times longer it may take until a checkpoint is durable, where that makes it so much smaller and
+/// a processor is free.
+const LONGER: f64 = 1.5;
+const SMALLER: f64 = 0.8;
 /// Bytes after which an earlier measurement counts half: of packing, and of writing.
 const PACKED_WINDOW_BYTES: f64 = (4 << 20) as f64;
 const WRITTEN_WINDOW_BYTES: f64 = (256 << 20) as f64;
@@ -39,6 +43,17 @@ pub struct Situation {
     pub raw_bytes: u64,
     /// How long it may take until the checkpoint is durable. Matters only where no processor is free.
     pub durable_within: Duration,
+}
+
+/// A choice of which enough is known.
+struct Known {
+    effort: Effort,
+    /// Seconds until a byte is durable.
+    durable: f64,
+    /// Processor seconds for it.
+    packing: f64,
+    /// Stored bytes for it.
+    ratio: f64,
 }
 
 /// Time and result for each byte, later ones counting more.
@@ -127,31 +142,47 @@ impl EffortControl {
             return FIRST;
         };
         let threads = situation.threads.max(1) as f64;
-        // (seconds until a byte is durable, processor seconds for it)
-        let costs = self.packing.iter().map(|packed| {
-            let packing = packed.cost()?;
-            let durable = (packing / threads).max(packed.ratio() * writing);
-            Some((durable, packing))
-        });
-        let known: Vec<(Effort, f64, f64)> = CHOICES
+        let known: Vec<Known> = CHOICES
             .into_iter()
-            .zip(costs)
-            .filter_map(|(effort, cost)| cost.map(|(durable, packing)| (effort, durable, packing)))
+            .zip(&self.packing)
+            .filter_map(|(effort, packed)| {
+                let packing = packed.cost()?;
+                let ratio = packed.ratio();
+                Some(Known {
+                    effort,
+                    durable: (packing / threads).max(ratio * writing),
+                    packing,
+                    ratio,
+                })
+            })
             .collect();
         if !situation.processor_is_free {
             let within = situation.durable_within.as_secs_f64();
             let cheapest = known
                 .iter()
-                .filter(|(_, durable, _)| durable * situation.raw_bytes as f64 <= within)
-                .min_by(|a, b| a.2.total_cmp(&b.2));
-            if let Some((effort, _, _)) = cheapest {
-                return *effort;
+                .filter(|known| known.durable * situation.raw_bytes as f64 <= within)
+                .min_by(|a, b| a.packing.total_cmp(&b.packing));
+            if let Some(cheapest) = cheapest {
+                return cheapest.effort;
             }
         }
-        let soonest = known
+        let by_time = |a: &&Known, b: &&Known| {
+            let by_durable = a.durable.total_cmp(&b.durable);
+            by_durable.then(a.packing.total_cmp(&b.packing))
+        };
+        let Some(soonest) = known.iter().min_by(by_time) else {
+            return FIRST;
+        };
+        if !situation.processor_is_free {
+            return soonest.effort;
+        }
+        // Nobody misses the processor, and disks fill up: what is much smaller may take a little longer.
+        known
             .iter()
-            .min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)));
-        soonest.map_or(FIRST, |(effort, _, _)| *effort)
+            .filter(|known| known.durable <= soonest.durable * LONGER)
+            .filter(|known| known.ratio <= soonest.ratio * SMALLER)
+            .min_by(|a, b| a.ratio.total_cmp(&b.ratio))
+            .map_or(soonest.effort, |smallest| smallest.effort)
     }
 
     /// Learns how long packing a chunk took on one thread, and what came of it.
@@ -241,9 +272,22 @@ mod tests {
     #[test]
     fn a_fast_disk_takes_pages_as_they_are_and_a_slow_one_is_spared() {
         assert_eq!(settled(FIELDS, 3e9, FREE), Effort::Stored);
-        assert_eq!(settled(FIELDS, 350e6, FREE), Effort::Zstd(-4));
+        assert_eq!(settled(FIELDS, 600e6, FREE), Effort::Zstd(-4));
+        assert_eq!(settled(FIELDS, 350e6, FREE), Effort::Zstd(1));
         assert_eq!(settled(FIELDS, 150e6, FREE), Effort::Zstd(1));
         assert_eq!(settled(FIELDS, 20e6, FREE), Effort::Zstd(3));
+    }
+
+    #[test]
+    fn what_gets_much_smaller_may_take_a_little_longer_where_a_processor_is_free() {
+        const SMOOTH: [(f64, f64); 4] = [(4e9, 1.0), (1.6e9, 0.05), (1.5e9, 0.03), (400e6, 0.02)];
+        assert_eq!(settled(SMOOTH, 2e9, FREE), Effort::Zstd(1));
+        assert_eq!(settled(SMOOTH, 3e9, FREE), Effort::Stored);
+        let busy = Situation {
+            processor_is_free: false,
+            ..FREE
+        };
+        assert_eq!(settled(SMOOTH, 2e9, busy), Effort::Stored);
     }
 
     #[test]
