@@ -166,15 +166,16 @@ impl Job {
         let (slots, restore_us) = match &assignment.restore {
             None => (fresh_slots(layout, &hosted, solver)?, 0),
             Some(restore) => {
+                let digests = snapshots.as_ref().is_some_and(Snapshots::wants_digests);
                 let as_stored = |slot: &Slot| {
                     if let Some(snapshots) = &mut snapshots {
                         snapshots.track_restored(restore.epoch, slot);
                     }
                 };
-                match restore::restore(&assignment, restore, layout, &hosted, as_stored) {
+                match restore::restore(&assignment, restore, layout, &hosted, digests, as_stored) {
                     Ok(restored) => {
                         if let Some(snapshots) = &snapshots {
-                            snapshots.build_on(restore.epoch, restored.maps);
+                            snapshots.build_on(restore.epoch, restored.bases);
                         }
                         (restored.slots, restored.took_us)
                     }

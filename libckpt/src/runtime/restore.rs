@@ -5,8 +5,8 @@
 //! into the engine.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use libckpt_rank::restore::RestoringSlot;
@@ -14,8 +14,9 @@ use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Restore};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
-use store::{DiskStorage, FileKey, ImageMap, RankImage, Scratch, SectionKind};
+use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 
+use super::pipeline::{Base, Digest};
 use crate::engine::in_engine;
 
 /// Why a rank can't be restored.
@@ -29,47 +30,56 @@ pub(crate) struct Failure {
 pub(crate) struct Restored {
     /// The slots of the hosted ranks.
     pub(crate) slots: Vec<Slot>,
-    /// Where the pages of each are in the store.
-    pub(crate) maps: Vec<Arc<ImageMap>>,
+    /// What the next checkpoint of each builds on.
+    pub(crate) bases: Vec<Base>,
     /// How long it took, in microseconds.
     pub(crate) took_us: u64,
 }
 
 /// Restores all hosted ranks. `as_stored` sees each while its memory is what the checkpoint holds; what comes
-/// afterwards, such as messages under way, changes it.
+/// afterwards, such as messages under way, changes it. With `digests`, those of all pages are taken on the way.
 pub(crate) fn restore(
     assignment: &Assignment,
     restore: &Restore,
     layout: SlotLayout,
     hosted: &[Rank],
+    digests: bool,
     mut as_stored: impl FnMut(&Slot),
 ) -> Result<Restored, Failure> {
     let begin = Instant::now();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (processors / assignment.processes.max(1) as usize).max(1);
     let mut slots = Vec::with_capacity(hosted.len());
-    let mut maps = Vec::with_capacity(hosted.len());
+    let mut bases = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());
     for &rank in hosted {
         let failed = |reason: String| Failure { rank, reason };
-        let image = restore_rank(assignment, restore, layout, rank, threads, &mut as_stored)
-            .map_err(failed)?;
+        let image = restore_rank(
+            assignment,
+            restore,
+            layout,
+            rank,
+            threads,
+            digests,
+            &mut as_stored,
+        )
+        .map_err(failed)?;
         slots.push(image.slot);
-        maps.push(image.map);
+        bases.push(image.base);
         sections.push((image.tables, image.channel));
     }
     in_engine(|engine| engine.restore(sections))
         .map_err(|(rank, reason)| Failure { rank, reason })?;
     Ok(Restored {
         slots,
-        maps,
+        bases,
         took_us: u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
     })
 }
 
 struct RestoredRank {
     slot: Slot,
-    map: Arc<ImageMap>,
+    base: Base,
     tables: Vec<u8>,
     channel: Vec<u8>,
 }
@@ -80,6 +90,7 @@ fn restore_rank(
     layout: SlotLayout,
     rank: Rank,
     threads: usize,
+    digests: bool,
     as_stored: &mut impl FnMut(&Slot),
 ) -> Result<RestoredRank, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
@@ -102,6 +113,7 @@ fn restore_rank(
         file,
         slot,
         next: AtomicUsize::new(0),
+        digests: digests.then(Mutex::default),
     });
 
     let helpers = (1..threads)
@@ -130,7 +142,12 @@ fn restore_rank(
         .section(SectionKind::Channel)
         .map_err(|error| said(&error))?;
     Ok(RestoredRank {
-        map: image.file.map(),
+        base: Base {
+            map: image.file.map(),
+            digests: image.digests.map_or_else(Vec::new, |digests| {
+                digests.into_inner().unwrap_or_else(PoisonError::into_inner)
+            }),
+        },
         slot: image.slot.finish(as_stored).map_err(|error| said(&error))?,
         tables,
         channel,
@@ -143,6 +160,7 @@ struct Image {
     slot: RestoringSlot,
     /// The chunk that nobody has taken.
     next: AtomicUsize,
+    digests: Option<Mutex<Vec<(u64, Digest)>>>,
 }
 
 impl Image {
@@ -153,6 +171,10 @@ impl Image {
             let chunk = self.next.fetch_add(1, Ordering::Relaxed);
             if chunk >= self.file.part_count() {
                 return Ok(());
+            }
+            if let Some(digests) = &self.digests {
+                self.place_with_digests(chunk, &mut scratch, digests)?;
+                continue;
             }
             let mut refused = None;
             let read = self
@@ -168,5 +190,28 @@ impl Image {
                 return Err(error.to_string());
             }
         }
+    }
+
+    /// Puts a chunk into place page by page, and takes the digest of each.
+    fn place_with_digests(
+        &self,
+        chunk: usize,
+        scratch: &mut Scratch,
+        digests: &Mutex<Vec<(u64, Digest)>>,
+    ) -> Result<(), String> {
+        let mut found = Vec::new();
+        let mut placed = Ok(());
+        let read = self.file.read_part(chunk, scratch, |page, bytes| {
+            found.push((page, Digest::of(bytes)));
+            if placed.is_ok() {
+                placed = self.slot.place(page, bytes);
+            }
+        });
+        read.map_err(|error| error.to_string())?;
+        placed.map_err(|error| error.to_string())?;
+        // A list is whole at any moment.
+        let mut all = digests.lock().unwrap_or_else(PoisonError::into_inner);
+        all.append(&mut found);
+        Ok(())
     }
 }

@@ -5,7 +5,6 @@
 //! marker has come, the channel state follows.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::time::Instant;
 
 use libckpt_rank::Slot;
@@ -13,10 +12,10 @@ use libckpt_rank::capture::{Capturer, Options};
 use libckpt_rank::inspect::{Baseline, PointerScan};
 use protocol::control::{Assignment, LinkCount, Report};
 use protocol::ids::Epoch;
-use store::{ImageMap, PAGE_BYTES};
+use store::PAGE_BYTES;
 
 use super::control::Control;
-use super::pipeline::{Pipeline, pool_bytes};
+use super::pipeline::{Base, Pipeline, pool_bytes};
 use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
 
@@ -72,9 +71,14 @@ impl Snapshots {
         self.capturer.restored(epoch, slot);
     }
 
-    /// The next snapshot builds on this checkpoint, whose maps these are.
-    pub(crate) fn build_on(&self, epoch: Epoch, maps: Vec<Arc<ImageMap>>) {
-        self.pipeline.restored(epoch, maps);
+    /// Whether digests are all that tells what has changed since a restore.
+    pub(crate) fn wants_digests(&self) -> bool {
+        self.capturer.compares() && !self.capturer.tracks()
+    }
+
+    /// The next snapshot builds on this checkpoint.
+    pub(crate) fn build_on(&self, epoch: Epoch, bases: Vec<Base>) {
+        self.pipeline.restored(epoch, bases);
     }
 
     /// Has the memory made and touched that a cut would need now, so that the ranks need not wait for it

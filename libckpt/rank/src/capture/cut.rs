@@ -139,6 +139,12 @@ impl Capturer {
         self.tracking != Tracking::Off
     }
 
+    /// Whether the kernel tells what was written, from a restore on.
+    #[must_use]
+    pub fn tracks(&self) -> bool {
+        self.tracker.is_some()
+    }
+
     /// What the next cut of a rank builds on.
     #[must_use]
     pub fn parent(&self, rank: Rank) -> Option<Epoch> {

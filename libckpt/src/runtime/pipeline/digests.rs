@@ -13,10 +13,10 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// The digest of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Digest(u128);
+pub(in crate::runtime) struct Digest(u128);
 
 impl Digest {
-    pub(super) fn of(page: &[u8]) -> Self {
+    pub(in crate::runtime) fn of(page: &[u8]) -> Self {
         debug_assert_eq!(page.len(), PAGE_BYTES);
         Self(xxh3_128(page))
     }

@@ -34,7 +34,8 @@ use protocol::control::{Assignment, LinkCount};
 use protocol::ids::{Epoch, Rank};
 use store::{DiskStorage, ImageMap, PAGE_BYTES, PackedChunk, Packing};
 
-use self::digests::{Digest, Digests};
+pub(super) use self::digests::Digest;
+use self::digests::Digests;
 use self::packer::Task;
 use self::writer::Writer;
 use super::control::Control;
@@ -93,7 +94,7 @@ enum Job {
     /// Nothing that was written can be built on.
     Rebase,
     /// The ranks were restored from this checkpoint.
-    Restored(Epoch, Vec<Arc<ImageMap>>),
+    Restored(Epoch, Vec<Base>),
 }
 
 /// What the writer is told by the packers.
@@ -137,6 +138,14 @@ struct RankRound {
     base: Option<Arc<ImageMap>>,
     digests: Arc<Digests>,
     packed: Mutex<PackedPages>,
+}
+
+/// A rank's image in the checkpoint that it was restored from.
+pub(super) struct Base {
+    /// Where its pages are.
+    pub(super) map: Arc<ImageMap>,
+    /// Digests of them, where they were taken.
+    pub(super) digests: Vec<(u64, Digest)>,
 }
 
 /// What packers found out about the pages of one rank.
@@ -279,9 +288,9 @@ impl Pipeline {
         self.tell(Job::Rebase);
     }
 
-    /// The ranks were restored from this checkpoint, whose maps these are.
-    pub(super) fn restored(&self, epoch: Epoch, maps: Vec<Arc<ImageMap>>) {
-        self.tell(Job::Restored(epoch, maps));
+    /// The ranks were restored from this checkpoint.
+    pub(super) fn restored(&self, epoch: Epoch, bases: Vec<Base>) {
+        self.tell(Job::Restored(epoch, bases));
     }
 
     /// Has somebody make blocks for so many bytes, or give back what is far more.

@@ -141,10 +141,11 @@ impl Writer {
             }
             // What is written already may still be committed.
             Job::Rebase => self.ranks.clear(),
-            Job::Restored(epoch, maps) => {
-                for map in maps {
-                    let lineage = self.ranks.entry(map.rank()).or_default();
-                    lineage.base = Some((epoch, map));
+            Job::Restored(epoch, bases) => {
+                for base in bases {
+                    let lineage = self.ranks.entry(base.map.rank()).or_default();
+                    lineage.digests.update(&base.digests);
+                    lineage.base = Some((epoch, base.map));
                 }
             }
         }
