@@ -87,18 +87,29 @@ pub struct StoppedJob {
 }
 
 impl StoppedJob {
-    /// Runs a solver until it has committed so many checkpoints (two or more), and stops it.
+    /// Runs a solver until it has committed so many checkpoints (two or more), and stops it. All are kept.
     ///
     /// # Errors
     /// When the job does not get there.
     pub fn make(solver: &Solver, checkpoints: usize) -> Result<Self> {
+        Self::after(solver, checkpoints, checkpoints)
+    }
+
+    /// A job that has committed many checkpoints before it was stopped, and keeps the last of them; what they
+    /// refer to in files of those before is kept as well.
+    ///
+    /// # Errors
+    /// When the job does not get there.
+    pub fn chain(solver: &Solver, checkpoints: usize) -> Result<Self> {
+        Self::after(solver, checkpoints + 6, checkpoints)
+    }
+
+    fn after(solver: &Solver, taken: usize, checkpoints: usize) -> Result<Self> {
         let bed = Bed::new()?;
         let options = format!("--every 150ms --keep {checkpoints}");
         let mut job = bed.start(solver, &options)?;
         // The last one is made by the stop.
-        job.wait_events("checkpoints", checkpoints - 1, |event| {
-            event.is("committed")
-        })?;
+        job.wait_events("checkpoints", taken - 1, |event| event.is("committed"))?;
         job.signal(Signal::SIGTERM)?;
         job.wait(PATIENCE)?.expect_code(75)?;
         let listed = bed.json("ls", &[])?;
@@ -132,6 +143,17 @@ impl StoppedJob {
     /// When they can't be listed.
     pub fn files_of(&self, epoch: u64) -> Result<Vec<PathBuf>> {
         files_below(&epoch_folder(self.bed.store(), epoch))
+    }
+
+    /// The files of images of the whole store, also those of checkpoints that are kept only because others need
+    /// them.
+    ///
+    /// # Errors
+    /// When they can't be listed.
+    pub fn images(&self) -> Result<Vec<PathBuf>> {
+        let mut files = files_below(&self.bed.store().join("epochs"))?;
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "img"));
+        Ok(files)
     }
 
     /// Every file of the store.

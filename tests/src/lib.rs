@@ -9,6 +9,7 @@
 //! - [`job`] starts a job and waits for its end within a hard time limit; [`output`] is what it printed.
 //! - [`events`] reads the event log while it grows; [`phase`] tells which phase of a job a moment fell in.
 //! - [`process`] kills, stops and counts processes.
+//! - [`ways`] lists the options that change how checkpoints are made, and nothing else.
 //! - [`disk`] makes a small disk; [`skip`] tells in the open that a test could not be made.
 //! - [`campaign`] is the long way round: seeded kills at aimed and random moments, and the checks after.
 //! - [`damage`] flips and cuts off bytes of stored checkpoints.
@@ -26,6 +27,7 @@ pub mod phase;
 pub mod process;
 pub mod skip;
 pub mod solver;
+pub mod ways;
 
 /// The program in README.md compiles.
 #[cfg(doctest)]

@@ -97,6 +97,50 @@ fn a_damaged_newest_checkpoint_is_told_marked_and_left_for_the_one_before() -> R
     Ok(())
 }
 
+/// A job that changes little, so that its checkpoints need files of those before.
+fn sparse() -> Solver {
+    let mut heat = Solver::heat(2, 64, 1024, 6000);
+    heat.arguments.push("--changing=0.1".to_owned());
+    heat
+}
+
+#[test]
+fn damage_to_a_file_that_later_checkpoints_need_is_found_and_never_restored() -> Result<()> {
+    let expected = Bed::new()?
+        .run(&sparse(), "--every off")?
+        .expect_code(0)?
+        .result()?;
+    let job = StoppedJob::chain(&sparse(), 2)?;
+    job.bed.on_store("verify", &[])?.expect_code(0)?;
+    let own: Vec<_> = job
+        .epochs
+        .iter()
+        .map(|&epoch| epoch_folder(job.bed.store(), epoch))
+        .collect();
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let mut needed = 0;
+    for file in job.images()? {
+        let is_own = own.iter().any(|folder| file.starts_with(folder));
+        needed += usize::from(!is_own);
+        let bytes = usize::try_from(fs::metadata(&file)?.len())?;
+        for damage in Damage::all(bytes, Some(10), &mut random) {
+            job.check_detected(&file, damage)?;
+        }
+        for damage in Damage::all(bytes, Some(1), &mut random) {
+            let outcome = job.restart_damaged(&file, damage)?;
+            let what = format!("{damage:?} of {}: {}", file.display(), outcome.story());
+            match outcome.code() {
+                // From a checkpoint that does not need the file, or not what is damaged of it.
+                Some(0) => assert_eq!(outcome.result()?, expected, "{what}"),
+                Some(69) => assert!(outcome.result().is_err(), "{what}"),
+                _ => panic!("{what}"),
+            }
+        }
+    }
+    assert!(needed > 0, "no file of a checkpoint before was needed");
+    Ok(())
+}
+
 #[test]
 fn random_damage_never_restores_wrongly() -> Result<()> {
     let expected = undisturbed()?;

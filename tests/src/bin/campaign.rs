@@ -58,7 +58,8 @@ fn main() -> Result<ExitCode> {
                     .map(|(kill, phase)| format!("{} in {phase}", kill.target))
                     .collect();
                 println!(
-                    "seed {seed}: {}; killed: {}",
+                    "seed {seed}: {} {}; killed: {}",
+                    plan.ways,
                     plan.solver.shown(),
                     hits.join(", ")
                 );

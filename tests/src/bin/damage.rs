@@ -1,4 +1,5 @@
-//! Changes every byte of a stored checkpoint in turn, and cuts its files off at every length.
+//! Changes every byte of a stored checkpoint in turn, and cuts its files off at every length; the same for the files
+//! of a chain of incremental checkpoints.
 //!
 //! `cargo run --release -p tests --bin damage -- [--samples N]`
 
@@ -12,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use tests::damage::{Damage, StoppedJob};
 use tests::solver::Solver;
 
-/// Damage to each byte of the newest checkpoint of a stopped job, found by `ckpt verify` each time.
+/// Damage to each byte of the newest checkpoint of a stopped job, and of all that an incremental one needs, found by `ckpt verify` each time.
 #[derive(Debug, Parser)]
 struct Options {
     /// So many bytes and lengths of each file, drawn at random, instead of all.
@@ -26,10 +27,19 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
-    let job = StoppedJob::make(&Solver::heat(2, 16, 64, 4000), 2)?;
+    let full = StoppedJob::make(&Solver::heat(2, 16, 64, 4000), 2)?;
+    let mut files = vec![(&full, full.files_of(full.newest())?)];
+    // A fifth of the pages changes, so that the newest checkpoint needs files of others.
+    let mut solver = Solver::heat(2, 16, 512, 100_000);
+    solver.arguments.push("--changing=0.2".to_owned());
+    let chain = StoppedJob::chain(&solver, 2)?;
+    files.push((&chain, chain.images()?));
     let mut failed = 0_usize;
     println!("file                                     bytes    flips  truncations  not found");
-    for file in job.files_of(job.newest())? {
+    for (job, file) in files
+        .into_iter()
+        .flat_map(|(job, files)| files.into_iter().map(move |file| (job, file)))
+    {
         let start = Instant::now();
         let bytes = usize::try_from(std::fs::metadata(&file)?.len())?;
         let (mut flips, mut truncations, mut missed) = (0, 0, 0);

@@ -110,7 +110,11 @@ fn strike_all(plan: &Plan, bed: &Bed) -> Result<Struck> {
     let mut kills = Vec::new();
     let mut orphans_lived = None;
     // Kills in a row without a checkpoint between them are what this is about, not a broken solver.
-    let options = format!("--every {}ms --max-restarts 50", plan.every.as_millis());
+    let options = format!(
+        "--every {}ms --max-restarts 50 {}",
+        plan.every.as_millis(),
+        plan.ways
+    );
     let mut job = bed.start(&plan.solver, &options)?;
     for strike in &plan.strikes {
         if !aim(&mut job, strike)? {

@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::phase::{Phase, Target};
 use crate::solver::Solver;
+use crate::ways::Ways;
 
 /// The plan of one run.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Plan {
     pub solver: Solver,
     /// Time between checkpoints.
     pub every: Duration,
+    /// How checkpoints are made.
+    pub ways: Ways,
     /// The kills, in order.
     pub strikes: Vec<Strike>,
 }
@@ -77,7 +80,8 @@ impl Plan {
         Self {
             seed,
             solver,
-            every: Duration::from_millis(random.random_range(100..=350)),
+            every: Duration::from_millis(random.random_range(60..=350)),
+            ways: Ways::draw(&mut random),
             strikes,
         }
     }
@@ -85,7 +89,14 @@ impl Plan {
 
 fn solver(which: u64, ranks: usize, load: &Load, random: &mut ChaCha8Rng) -> Solver {
     let mut solver = match which {
-        0 => Solver::heat(ranks, 512, 512, load.count(2500)),
+        0 => {
+            let mut heat = Solver::heat(ranks, 512, 512, load.count(2500));
+            // Half of the jobs change little of their memory, so that their checkpoints refer to others.
+            if random.random_ratio(1, 2) {
+                heat.arguments.push("--changing=0.05".to_owned());
+            }
+            heat
+        }
         1 => match load.matrices.choose(random) {
             Some(matrix) => Solver::cg(ranks, matrix, load.count(20)),
             None => Solver::new("cg", ranks, "--poisson 200 --tolerance 1e-10"),
@@ -154,9 +165,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} --every {}ms",
+            "--every {}ms {} {}",
+            self.every.as_millis(),
+            self.ways,
             self.solver.shown(),
-            self.every.as_millis()
         )?;
         for strike in &self.strikes {
             let targets: Vec<_> = strike.targets.iter().map(Target::to_string).collect();
