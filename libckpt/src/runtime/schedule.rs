@@ -163,7 +163,7 @@ impl Scheduler {
             }
             if let Some(snapshots) = &mut self.snapshots {
                 if let Some(epoch) = committed {
-                    snapshots.committed(epoch);
+                    snapshots.committed(epoch, &self.slots);
                 }
                 if rebase {
                     snapshots.rebase();

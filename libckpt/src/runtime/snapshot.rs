@@ -130,6 +130,9 @@ impl Snapshots {
             )));
         }
         self.fit_budget(slots);
+        for (region, differing) in self.pipeline.caught_up() {
+            self.capturer.caught_up(&region, differing);
+        }
         let scan = self.scan && self.baseline.is_some();
         let plans = slots
             .iter()
@@ -173,12 +176,13 @@ impl Snapshots {
         }
     }
 
-    /// The snapshot is a checkpoint.
-    pub(crate) fn committed(&mut self, epoch: Epoch) {
+    /// The snapshot is a checkpoint. The ranks are suspended.
+    pub(crate) fn committed(&mut self, epoch: Epoch, slots: &[Slot]) {
         self.capturer.committed(epoch);
         for (rank, observations) in self.pipeline.committed(epoch) {
             self.capturer.observe(rank, &observations);
         }
+        self.pipeline.catch_up(epoch, self.capturer.catch_up(slots));
     }
 
     /// The snapshot will not be.

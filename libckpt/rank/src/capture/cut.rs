@@ -8,6 +8,7 @@ use protocol::control::{CaptureMode, Felt, Tracking};
 use protocol::dirty::{Dirty, PageSet};
 use protocol::ids::{Epoch, Rank};
 
+use super::catch_up::CatchUp;
 use super::guard::{Guard, UNIT_BYTES, Unit};
 use super::pagemap;
 use super::pool::{Block, Need, Pool};
@@ -18,9 +19,8 @@ use crate::context::in_process;
 use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
 
-/// Bytes that are copied aside at one cut so that their regions can be tracked from then on: the rest has its
-/// turn at the next cuts.
-const TRACKING_STEP_BYTES: u64 = REGION_BYTES as u64;
+/// Regions that begin to be tracked at once: the ranks stand still for about half a millisecond for each.
+const CATCH_UPS: usize = 8;
 
 /// Below this, in pages, copying aside takes less time than what comes with copy on write.
 const COPY_ON_WRITE_PAGES_MIN: u64 = 1024;
@@ -77,6 +77,8 @@ pub struct Capturer {
     /// Cuts that are to be copied aside because that costs the ranks less.
     copied_aside: u32,
     ranks: BTreeMap<Rank, History>,
+    /// Number of the last attempt to catch up.
+    ticket: u64,
     description: String,
 }
 
@@ -88,6 +90,8 @@ struct History {
     /// part of the image.
     live: PageSet,
     regions: BTreeMap<usize, Region>,
+    /// Regions that are catching up: the attempt, and the pages found to differ from the checkpoint once that is known.
+    catching_up: BTreeMap<usize, (u64, Option<PageSet>)>,
 }
 
 impl Capturer {
@@ -121,6 +125,7 @@ impl Capturer {
             lost_rounds: 0,
             copied_aside: 0,
             ranks: BTreeMap::new(),
+            ticket: 0,
             description: format!(
                 "changes are found by {tracked_by}; pages are saved by {saved_by}"
             ),
@@ -203,7 +208,7 @@ impl Capturer {
             let mut history = History {
                 dirty: Dirty::new(Some(epoch)),
                 live: page_set(slot, &heap),
-                regions: BTreeMap::new(),
+                ..History::default()
             };
             if let Some(tracker) = &self.tracker {
                 for (index, live) in by_region(slot, &heap) {
@@ -276,6 +281,75 @@ impl Capturer {
         }
     }
 
+    /// Begins to track regions that have calmed down. To be called with the ranks stopped, when the checkpoint that
+    /// the next cut builds on is known and before that cut. Each region that is returned is to be compared with that checkpoint;
+    /// what differs goes to [`Capturer::caught_up`].
+    pub fn catch_up(&mut self, slots: &[Slot]) -> Vec<CatchUp> {
+        // Without copy on write a region is copied at a cut anyway, and can be tracked from there.
+        let saving = self.guard.as_ref().is_none_or(Guard::is_saving);
+        if saving || self.tracking != Tracking::Auto {
+            return Vec::new();
+        }
+        in_process(|| {
+            let mut begun = Vec::new();
+            for slot in slots {
+                self.catch_up_in(slot, &mut begun);
+            }
+            begun
+        })
+    }
+
+    fn catch_up_in(&mut self, slot: &Slot, begun: &mut Vec<CatchUp>) {
+        let (Some(tracker), Some(guard)) = (&self.tracker, &self.guard) else {
+            return;
+        };
+        let Some(history) = self.ranks.get_mut(&slot.rank()) else {
+            return;
+        };
+        if history.dirty.parent().is_none() || !history.regions.values().any(Region::wants_tracking)
+        {
+            return;
+        }
+        for (index, live) in by_region(slot, &slot.live_ranges().heap) {
+            let Some(region) = history.regions.get_mut(&index) else {
+                continue;
+            };
+            if begun.len() >= CATCH_UPS || !region.wants_tracking() {
+                continue;
+            }
+            untrack(guard.uffd(), slot, index);
+            let mut existing = Vec::new();
+            let tracked = tracker
+                .register(&region_range(slot, index))
+                .and_then(|()| scan_tracked(slot, &live, &mut existing, &mut Vec::new()));
+            if tracked.is_err() {
+                untrack(tracker, slot, index);
+                region.give_up();
+                continue;
+            }
+            region.catch_up();
+            self.ticket += 1;
+            history.catching_up.insert(index, (self.ticket, None));
+            begun.push(CatchUp {
+                rank: slot.rank(),
+                region: index,
+                ticket: self.ticket,
+                slot: slot.base(),
+                pages: existing,
+            });
+        }
+    }
+
+    /// The pages of a region that differ from the checkpoint which the next cut builds on. Ignored where it comes too late.
+    pub fn caught_up(&mut self, region: &CatchUp, differing: PageSet) {
+        if let Some(history) = self.ranks.get_mut(&region.rank)
+            && let Some((ticket, found)) = history.catching_up.get_mut(&region.region)
+            && *ticket == region.ticket
+        {
+            *found = Some(differing);
+        }
+    }
+
     /// Whether copy on write costs the ranks less than copying aside, by what it last did. Without a free processor
     /// it does not: then all that others copy is taken from the ranks, too.
     fn pays_on_write(&mut self) -> bool {
@@ -315,6 +389,20 @@ impl Capturer {
         let live_by_region = by_region(slot, &live.heap);
         for (&index, live) in &live_by_region {
             let region = history.regions.entry(index).or_default();
+            if region.watch == Watch::CatchingUp
+                && let Some(tracker) = &self.tracker
+            {
+                match history.catching_up.remove(&index) {
+                    Some((_, Some(differing))) => {
+                        written.extend(differing.ranges().iter().cloned());
+                        region.track();
+                    }
+                    _ => {
+                        untrack(tracker, slot, index);
+                        region.miss();
+                    }
+                }
+            }
             let tracked = match (region.watch, &self.tracker) {
                 (Watch::Tracked, Some(tracker)) => {
                     match scan_tracked(slot, live, &mut existing, &mut written) {
@@ -335,6 +423,14 @@ impl Capturer {
                 let present = pagemap::present(live);
                 existing.extend(present.iter().map(|range| pages(slot, range)));
                 written.extend(live.iter().map(|range| pages(slot, range)));
+            }
+        }
+        // Regions of which nothing is live any more.
+        for index in std::mem::take(&mut history.catching_up).into_keys() {
+            if let (Some(tracker), Some(region)) = (&self.tracker, history.regions.get_mut(&index))
+            {
+                untrack(tracker, slot, index);
+                region.miss();
             }
         }
         written.extend(
@@ -378,11 +474,6 @@ impl Capturer {
             CaptureMode::Auto => dense >= COPY_ON_WRITE_PAGES_MIN && self.pays_on_write(),
         };
         let guard = self.guard.as_ref().filter(|_| on_write);
-        let mut step_left = match (guard, self.tracking) {
-            (Some(_), Tracking::Auto | Tracking::Hash) => TRACKING_STEP_BYTES,
-            // All is copied anyway, or is to be tracked whatever it costs.
-            _ => u64::MAX,
-        };
         let mut units = Vec::new();
         for (rank, (slot, plan)) in slots.iter().zip(plans).enumerate() {
             let mut aside = Aside::new(&self.pool, sink, rank, slot);
@@ -396,7 +487,6 @@ impl Capturer {
                 let empty = PageSet::new();
                 let saved = plan.saved.get(&index).unwrap_or(&empty);
                 let existing = plan.existing.get(&index).unwrap_or(&empty).pages();
-                let bytes = saved.pages() * PAGE_BYTES as u64;
                 if region.is_too_busy(existing, saved.pages())
                     && self.tracking == Tracking::Auto
                     && let Some(tracker) = &self.tracker
@@ -405,10 +495,10 @@ impl Capturer {
                     region.give_up();
                 } else if region.watch == Watch::Dense
                     && let Some(tracker) = &self.tracker
-                    && (region.wants_tracking() || self.tracking == Tracking::Kernel)
-                    && bytes <= step_left
+                    && (self.tracking == Tracking::Kernel
+                        || (self.guard.is_none() && region.wants_tracking()))
                 {
-                    step_left -= bytes;
+                    // All of it is copied now, whether it is to be tracked or not.
                     if let Some(guard) = &self.guard {
                         untrack(guard.uffd(), slot, index);
                     }

@@ -189,6 +189,11 @@ impl Guard {
         Ok(Self(shared))
     }
 
+    /// Whether pages are still to be saved.
+    pub(super) fn is_saving(&self) -> bool {
+        lock(&self.0.round).is_some()
+    }
+
     /// What the last round cost, if one has ended since this was asked.
     pub(super) fn take_cost(&self) -> Option<Cost> {
         lock(&self.0.cost).take()

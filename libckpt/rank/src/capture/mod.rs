@@ -2,6 +2,7 @@
 //!
 //! - `cut`: the cut of all ranks of a process ([`Capturer`]).
 //! - `regions`: which parts of a heap are tracked, and which are saved whole.
+//! - `catch_up`: how a region comes to be tracked between two cuts.
 //! - `guard`: copy on write, for pages that are saved while the ranks go on.
 //! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
 //! - `pagemap`, `uffd`: the kernel's interfaces.
@@ -9,6 +10,7 @@
 //! An image is the header, the used part of the stack, and what the heap says is live; of these, the
 //! pages that exist and are not all zero. Everything else reads as zeros after a restore.
 
+mod catch_up;
 mod cut;
 pub(crate) mod guard;
 mod pagemap;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use protocol::control::Felt;
 use protocol::ids::Rank;
 
+pub use catch_up::CatchUp;
 pub use cut::{Capturer, Observation, Options, RankCut};
 pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;

@@ -32,6 +32,9 @@ pub(super) enum Watch {
     /// Not at all: every page counts as written.
     #[default]
     Dense,
+    /// By the kernel since a moment after the last checkpoint's cut. What was written in between is being found
+    /// out by comparing with that checkpoint.
+    CatchingUp,
     /// By the kernel.
     Tracked,
 }
@@ -79,6 +82,16 @@ impl Region {
     /// Whether a tracked region with so many pages, of which so many were written, is dense from now on.
     pub(super) fn is_too_busy(&self, existing: u64, written: u64) -> bool {
         self.watch == Watch::Tracked && existing >= PAGES_MIN && written * DENSE_SHARE > existing
+    }
+
+    /// The region will be tracked if what is being found out is there in time.
+    pub(super) fn catch_up(&mut self) {
+        self.watch = Watch::CatchingUp;
+    }
+
+    /// It was not there in time, this once.
+    pub(super) fn miss(&mut self) {
+        self.watch = Watch::Dense;
     }
 
     /// The region is tracked now.

@@ -27,10 +27,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use libckpt_rank::capture::{Observation, Pool, RankCut, Saved, Sink};
+use libckpt_rank::capture::{CatchUp, Observation, Pool, RankCut, Saved, Sink};
 use libckpt_rank::inspect::{Changes, PointerScan};
 use libckpt_rank::library_thread;
 use protocol::control::{Assignment, LinkCount};
+use protocol::dirty::PageSet;
 use protocol::ids::{Epoch, Rank};
 use store::{DiskStorage, ImageMap, PAGE_BYTES, PackedChunk, Packing};
 
@@ -65,6 +66,8 @@ struct Shared {
     busy: AtomicU64,
     /// What checkpoints showed about the ranks' regions, until somebody wants to know.
     observed: Mutex<BTreeMap<Epoch, Vec<Observations>>>,
+    /// Regions that were compared, and the pages that differ.
+    caught_up: Mutex<Vec<(CatchUp, PageSet)>>,
 }
 
 /// What a checkpoint of one rank showed, by region.
@@ -91,6 +94,8 @@ enum Job {
     Discard(Epoch),
     /// The snapshot is a checkpoint.
     Committed(Epoch),
+    /// Regions are to be compared with this checkpoint.
+    CatchUp(Epoch, Vec<CatchUp>),
     /// Nothing that was written can be built on.
     Rebase,
     /// The ranks were restored from this checkpoint.
@@ -177,6 +182,7 @@ impl Pipeline {
             discarded: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             observed: Mutex::default(),
+            caught_up: Mutex::default(),
         });
         let efforts = Arc::new(effort::Efforts::new(assignment));
         for _ in 0..packers(assignment) {
@@ -189,6 +195,7 @@ impl Pipeline {
         }
         let writer = Writer::new(
             assignment,
+            tasks.clone(),
             Arc::new(storage),
             control,
             shared.clone(),
@@ -281,6 +288,18 @@ impl Pipeline {
         let found = observed.remove(&epoch).unwrap_or_default();
         observed.retain(|other, _| *other > epoch);
         found
+    }
+
+    /// Has regions compared with this checkpoint, in the background.
+    pub(super) fn catch_up(&self, epoch: Epoch, regions: Vec<CatchUp>) {
+        if !regions.is_empty() {
+            self.tell(Job::CatchUp(epoch, regions));
+        }
+    }
+
+    /// The regions that were compared since this was asked, and the pages that differ.
+    pub(super) fn caught_up(&self) -> Vec<(CatchUp, PageSet)> {
+        std::mem::take(&mut *lock(&self.shared.caught_up))
     }
 
     /// Nothing that was written can be built on.

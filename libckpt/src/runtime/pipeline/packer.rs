@@ -1,17 +1,19 @@
 //! The packers: what of the saved pages has changed, compressed and verified.
 
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
-use libckpt_rank::capture::{Block, Pool, REGION_PAGES, Saved};
+use libckpt_rank::capture::{Block, CatchUp, Pool, REGION_PAGES, Saved};
 use libckpt_rank::threads::{Urgency, set_urgency};
+use protocol::dirty::PageSet;
 use store::rank_file::PageSource;
 use store::{ImageMap, PAGE_BYTES, Packer};
 
-use super::digests::Digest;
+use super::digests::{Digest, Digests};
 use super::effort::Efforts;
 use super::{Packed, RankPlan, RankRound, Round, Shared, lock};
 
@@ -22,6 +24,12 @@ const CHUNK_PAGES: usize = store::format::layout::CHUNK_RAW_BYTES / PAGE_BYTES;
 pub(super) enum Task {
     /// What a cut handed on.
     Saved(Arc<Round>, Saved),
+    /// Find out which pages of a region differ from a checkpoint.
+    CatchUp {
+        region: CatchUp,
+        base: Arc<ImageMap>,
+        digests: Arc<Digests>,
+    },
     /// Have blocks for so many bytes.
     MakeRoom(Pool, usize),
 }
@@ -40,6 +48,17 @@ pub(super) fn run(
         let (round, saved) = match task {
             Task::MakeRoom(pool, bytes) => {
                 pool.make_room(bytes);
+                continue;
+            }
+            Task::CatchUp {
+                region,
+                base,
+                digests,
+            } => {
+                // Where it can't be read it is not tracked, this once.
+                if let Ok(differing) = differing(&region, &base, &digests) {
+                    lock(&shared.caught_up).push((region, differing));
+                }
                 continue;
             }
             Task::Saved(round, saved) => (round, saved),
@@ -160,6 +179,23 @@ fn leave_out_unchanged(
         }
     }
     block.retain(|index, _| !unchanged[index]);
+}
+
+/// The pages of a region that are not as in the base.
+fn differing(region: &CatchUp, base: &ImageMap, digests: &Digests) -> io::Result<PageSet> {
+    let mut pages = Vec::new();
+    region.read(|page, bytes| {
+        let mut is_same = false;
+        if is_stored(base, page) {
+            digests.compare(&[page], &[Digest::of(bytes)], |_, same| is_same = same);
+        } else if bytes.iter().all(|byte| *byte == 0) {
+            is_same = true;
+        }
+        if !is_same {
+            pages.push(page);
+        }
+    })?;
+    Ok(ranges(pages).into_iter().collect())
 }
 
 fn is_stored(base: &ImageMap, page: u64) -> bool {

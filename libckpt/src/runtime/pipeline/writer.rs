@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
-use libckpt_rank::capture::RankCut;
+use crossbeam_channel::{Receiver, Sender, select};
+use libckpt_rank::capture::{CatchUp, RankCut};
 use libckpt_rank::inspect::{Changes, Finding};
 use protocol::control::{Assignment, LinkCount, NeededFile, Report, StoredFile};
 use protocol::dirty::PageSet;
@@ -16,7 +16,7 @@ use store::{Effort, FileKey, ImageMap, Packer, RankFileWriter, SectionKind, Shar
 
 use super::digests::{Digest, Digests};
 use super::effort::Efforts;
-use super::packer::ranges;
+use super::packer::{Task, ranges};
 use super::{Job, Packed, RankRound, Round, Shared, lock};
 use crate::runtime::control::Control;
 
@@ -26,6 +26,7 @@ pub(super) struct Writer {
     job: JobId,
     incarnation: Incarnation,
     strict: bool,
+    tasks: Sender<Task>,
     control: Control,
     shared: Arc<Shared>,
     efforts: Arc<Efforts>,
@@ -73,6 +74,7 @@ struct Open {
 impl Writer {
     pub(super) fn new(
         assignment: &Assignment,
+        tasks: Sender<Task>,
         storage: SharedStorage,
         control: Control,
         shared: Arc<Shared>,
@@ -83,6 +85,7 @@ impl Writer {
             job: assignment.job,
             incarnation: assignment.incarnation,
             strict: assignment.strict,
+            tasks,
             control,
             shared,
             efforts,
@@ -139,6 +142,7 @@ impl Writer {
                     written.committed = true;
                 }
             }
+            Job::CatchUp(epoch, regions) => self.catch_up(epoch, regions),
             // What is written already may still be committed.
             Job::Rebase => self.ranks.clear(),
             Job::Restored(epoch, bases) => {
@@ -245,6 +249,28 @@ impl Writer {
             files.push(file);
         }
         Ok((files, rounds))
+    }
+
+    /// Hands out regions that are to be compared with a checkpoint, unless a round has begun meanwhile: then it is too
+    /// late.
+    fn catch_up(&mut self, epoch: Epoch, regions: Vec<CatchUp>) {
+        if self.open.is_some() {
+            return;
+        }
+        self.build_on(epoch);
+        for region in regions {
+            let lineage = self.ranks.entry(region.rank()).or_default();
+            if let Some((base_epoch, base)) = &lineage.base
+                && *base_epoch == epoch
+            {
+                let (base, digests) = (base.clone(), lineage.digests.clone());
+                let _ = self.tasks.send(Task::CatchUp {
+                    region,
+                    base,
+                    digests,
+                });
+            }
+        }
     }
 
     /// Takes over what checkpoints up to this one showed. Only between two rounds: a round compares with one
