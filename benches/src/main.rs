@@ -172,6 +172,7 @@ const BENCHMARKS: &[Benchmark] = &[
             "stored_mib",
             "overhead_per_checkpoint_ms",
             "memory_beyond_ranks_mib",
+            "memory_budget_mib",
         ],
     },
     Benchmark {
@@ -188,6 +189,7 @@ const BENCHMARKS: &[Benchmark] = &[
             "changed_to_pages_ratio",
             "stored_mib",
             "memory_beyond_ranks_mib",
+            "memory_budget_mib",
         ],
     },
     Benchmark {

@@ -107,6 +107,15 @@ impl Case {
         Solver::new("heat", self.ranks, &arguments)
     }
 
+    /// Options of the launcher that go with the place: what is kept in memory must leave room for the ranks.
+    #[must_use]
+    pub fn options(&self) -> &'static str {
+        match self.place {
+            Place::Disk => "",
+            Place::Shm => "--keep 1",
+        }
+    }
+
     /// Bytes of the ranks together that change from one checkpoint to the next.
     #[must_use]
     #[allow(

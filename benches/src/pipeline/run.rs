@@ -37,6 +37,8 @@ pub struct Run {
     pub pages: Option<u64>,
     /// The most memory that one of the processes had at a time.
     pub peak_bytes: u64,
+    /// What a process may use for storing checkpoints.
+    pub budget_bytes: u64,
     /// The checkpoints, in order.
     pub checkpoints: Vec<Checkpoint>,
 }
@@ -95,7 +97,11 @@ pub fn run(case: &Case, way: Way, steps: u64, trigger: Trigger, options: &str) -
     let start = Instant::now();
     let mut job = bed.start(
         &solver,
-        &format!("--every {every} {} {options}", way.options()),
+        &format!(
+            "--every {every} {} {} {options}",
+            case.options(),
+            way.options()
+        ),
     )?;
     job.wait_event("the start", |event| event.is("go"))?;
     let sampler = Sampler::start(&job.pids()?);
@@ -111,6 +117,11 @@ pub fn run(case: &Case, way: Way, steps: u64, trigger: Trigger, options: &str) -
             .collect::<Result<_>>()?,
         pages: changing_pages(&outcome),
         peak_bytes: sampler.peak_bytes()?,
+        budget_bytes: outcome
+            .events
+            .iter()
+            .find_map(|event| event.number("memory_bytes"))
+            .context("a budget")?,
         checkpoints: checkpoints_of(&outcome.events)?,
     })
 }
@@ -205,7 +216,10 @@ pub fn estimate(case: &Case, options: &str, image_bytes: usize) -> Result<Estima
     let (bed, _folder) = case.bed()?;
     let mut solver = case.solver(1_000_000_000);
     solver.arguments.push("--progress".to_owned());
-    let mut job = bed.start(&solver, &format!("--every off {options}"))?;
+    let mut job = bed.start(
+        &solver,
+        &format!("--every off {} {options}", case.options()),
+    )?;
     job.wait_lines("the first steps", 3, is_step)?;
     let before = steps_of(&job);
     let start = Instant::now();

@@ -46,7 +46,12 @@ pub fn measure(cases: &[Case], ways: &[Way], effort: &Effort) -> Result<Vec<Reco
 #[allow(clippy::cast_precision_loss)] // bytes and times are far below 2^52
 fn measure_case(case: &Case, ways: &[Way], effort: &Effort) -> Result<Vec<Record>> {
     let count = 1 + effort.samples.unwrap_or(if effort.quick { 2 } else { 5 });
-    let rounds = effort.rounds.unwrap_or(if effort.quick { 1 } else { 2 });
+    let usual_rounds = if effort.quick || case.mib >= 1024 {
+        1
+    } else {
+        2
+    };
+    let rounds = effort.rounds.unwrap_or(usual_rounds);
     let estimate = run::estimate(case, &effort.launcher, SAMPLE)?;
     let Lengths { steps, gap } = Lengths::new(&estimate, count, effort.quick);
     eprintln!(
@@ -156,6 +161,7 @@ fn add_run(figures: &mut Figures, run: &Run, quiet: &Run, usual: Usual) {
         .max();
     let ranks = run.ranks.len() as f64;
     figures.add("memory_mib", run.peak_bytes as f64 / MIB);
+    figures.add("memory_budget_mib", run.budget_bytes as f64 / MIB);
     if let Some(bytes) = image_bytes {
         let beyond = run.peak_bytes as f64 - bytes as f64 / ranks;
         figures.add("memory_beyond_ranks_mib", beyond / MIB);
