@@ -55,8 +55,11 @@ pub(super) fn run(
                 base,
                 digests,
             } => {
-                // Where it can't be read it is not tracked, this once.
-                if let Ok(differing) = differing(&region, &base, &digests) {
+                // Once the next cut has begun it is too late. Where a region can't be read it is not tracked, this
+                // once.
+                if shared.busy.load(Ordering::SeqCst) == 0
+                    && let Ok(differing) = differing(&region, &base, &digests)
+                {
                     lock(&shared.caught_up).push((region, differing));
                 }
                 continue;
