@@ -48,8 +48,11 @@ const PACKED_MAX: usize = 8;
 /// Most packers of a process: more would wait for the writer.
 const PACKERS_MAX: usize = 4;
 
-/// Memory for packing, in bytes: compression contexts and chunks of a packer.
-const PACKER_BYTES: usize = 4 << 20;
+/// Memory for packing, in bytes: compression contexts of every level, and buffers, of a thread that packs.
+const PACKER_BYTES: usize = 6 << 20;
+
+/// The writer packs, too: sections, and pages that it carries over.
+const WRITER_PACKERS: usize = 2;
 
 /// The stages after the capture.
 pub(super) struct Pipeline {
@@ -349,8 +352,8 @@ const PAGE_RECORD_BYTES: usize = 80;
 /// The memory that is left of the budget for copies of pages, in bytes, where images take so much.
 pub(super) fn pool_bytes(assignment: &Assignment, image_bytes: usize) -> usize {
     let budget = usize::try_from(assignment.memory_bytes).unwrap_or(usize::MAX);
-    let packing =
-        packers(assignment) * PACKER_BYTES + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
+    let packing = (packers(assignment) + WRITER_PACKERS) * PACKER_BYTES
+        + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
     let records = image_bytes / PAGE_BYTES * PAGE_RECORD_BYTES;
     budget.saturating_sub(packing + records)
 }
