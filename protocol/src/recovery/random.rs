@@ -70,6 +70,8 @@ struct Run {
     /// A close was asked for and not answered.
     closing: bool,
     in_vain: u32,
+    /// The start before has found its checkpoint bad.
+    found_bad: bool,
     starts: u32,
     ended: Option<End>,
 }
@@ -96,6 +98,7 @@ impl Run {
             verifying: false,
             closing: false,
             in_vain: 0,
+            found_bad: false,
             starts: 0,
             ended: None,
         };
@@ -115,7 +118,8 @@ impl Run {
                 }
                 Output::Start { .. } => {
                     assert!(self.alive.is_empty());
-                    if self.starts > 0 {
+                    // Where a checkpoint turned out bad, another one is tried: that start is free.
+                    if self.starts > 0 && !std::mem::take(&mut self.found_bad) {
                         self.in_vain += 1;
                     }
                     self.starts += 1;
@@ -183,10 +187,7 @@ impl Run {
                 } else {
                     Err("torn".to_owned())
                 };
-                if !sound {
-                    // Another checkpoint is tried: the failure was not in vain.
-                    self.in_vain = self.in_vain.saturating_sub(1);
-                }
+                self.found_bad |= !sound;
                 self.machine.handle_verified(outcome);
             }
             Step::Exited(process, code) if self.alive.remove(&process) => {
