@@ -25,6 +25,10 @@ const CATCH_UPS: usize = 8;
 /// Below this, in pages, copying aside takes less time than what comes with copy on write.
 const COPY_ON_WRITE_PAGES_MIN: u64 = 1024;
 
+/// A round of copy on write has lost that made the ranks wait so many times longer than copying takes: one long wait of
+/// all ranks at once is worse than many short ones, and copying takes longer while all of them do it.
+const LOST_FACTOR: u64 = 2;
+
 /// Rounds of copy on write in a row that cost more than copying aside before that is done instead. In the first,
 /// memory is often new.
 const LOST_ROUNDS_MAX: u32 = 2;
@@ -354,7 +358,7 @@ impl Capturer {
     /// it does not: then all that others copy is taken from the ranks, too.
     fn pays_on_write(&mut self) -> bool {
         if let Some(cost) = self.guard.as_ref().and_then(Guard::take_cost) {
-            let lost = cost.waited_ns > cost.copying_ns;
+            let lost = cost.waited_ns > LOST_FACTOR * cost.copying_ns;
             self.lost_rounds = if lost { self.lost_rounds + 1 } else { 0 };
             if self.lost_rounds >= LOST_ROUNDS_MAX {
                 self.copied_aside = TRY_AGAIN_CUTS;
