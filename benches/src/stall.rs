@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use crate::Effort;
-use crate::pipeline::case::{Case, Place, Way};
+use crate::pipeline::case::{self, Case, Place, Way};
 use crate::pipeline::turns;
 use crate::record::Record;
 
@@ -15,18 +15,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
 }
 
 fn cases(quick: bool) -> Vec<Case> {
-    let sizes: &[(usize, usize)] = if quick {
-        &[(2, 64)]
-    } else {
-        &[
-            (1, 256),
-            (2, 256),
-            (4, 256),
-            (1, 1024),
-            (2, 1024),
-            (4, 1024),
-        ]
-    };
+    let sizes = case::sizes(quick);
     let of_size = |&(ranks, mib): &(usize, usize)| {
         [Place::Disk, Place::Shm].map(|place| Case {
             ranks,

@@ -147,6 +147,13 @@ fn store_of_a_job(dir: &Path) -> PathBuf {
     path
 }
 
+fn flip_in_last_byte(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
 #[test]
 fn the_records_of_the_commands_are_as_documented() {
     let dir = tempfile::tempdir().unwrap();
@@ -241,11 +248,7 @@ fn people_see_logical_changed_and_stored_bytes_and_what_a_checkpoint_needs() {
 fn a_damaged_file_is_told_with_all_checkpoints_that_it_costs() {
     let dir = tempfile::tempdir().unwrap();
     let path = store_of_a_job(dir.path());
-    let file = path.join("epochs/000001/i0001-r00000.img");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    flip_in_last_byte(&path.join("epochs/000001/i0001-r00000.img"));
     let output = ckpt(dir.path(), &["verify", "job.ckpt", "--json"]);
     assert_eq!(code(&output), 65);
     let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -305,11 +308,7 @@ fn the_store_keeps_the_options_and_a_restart_changes_those_it_is_given() {
 fn a_flipped_byte_is_found_named_and_has_an_exit_code_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let path = store_of_a_job(dir.path());
-    let file = path.join("epochs/000002/i0002-r00001.img");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
+    flip_in_last_byte(&path.join("epochs/000002/i0002-r00001.img"));
     let output = ckpt(dir.path(), &["verify", "job.ckpt", "--json"]);
     assert_eq!(code(&output), 65);
     let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

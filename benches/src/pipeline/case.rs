@@ -159,6 +159,22 @@ impl Case {
     }
 }
 
+/// Numbers of ranks and MiB of each.
+pub fn sizes(quick: bool) -> &'static [(usize, usize)] {
+    if quick {
+        &[(2, 64)]
+    } else {
+        &[
+            (1, 256),
+            (2, 256),
+            (4, 256),
+            (1, 1024),
+            (2, 1024),
+            (4, 1024),
+        ]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use protocol::ids::Epoch;
 use store::PAGE_BYTES;
 
 use super::control::Control;
-use super::pipeline::{Base, Pipeline, pool_bytes};
+use super::pipeline::{Base, Pipeline, RankPlan, pool_bytes};
 use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
 
@@ -86,17 +86,20 @@ impl Snapshots {
     pub(crate) fn make_room(&mut self, slots: &[Slot]) {
         if self.pipeline.busy().is_none() {
             // An image can't be longer than what is in memory, however much the rank has allocated.
-            self.fit_budget(slots);
-            let bytes = self.capturer.saved_bytes_max(slots).min(resident_bytes());
+            let resident_bytes = self.fit_budget(slots);
+            let bytes = self.capturer.saved_bytes_max(slots).min(resident_bytes);
             self.pipeline.make_room(self.capturer.pool(), bytes);
         }
     }
 
     /// What is kept about pages takes memory, too: the larger the ranks, the less is left for copies.
-    fn fit_budget(&self, slots: &[Slot]) {
-        let image_bytes = self.capturer.live_bytes(slots).min(resident_bytes());
+    /// Gives the bytes of this process that are in memory.
+    fn fit_budget(&self, slots: &[Slot]) -> usize {
+        let resident_bytes = resident_bytes();
+        let image_bytes = self.capturer.live_bytes(slots).min(resident_bytes);
         let budget = pool_bytes(&self.assignment, image_bytes);
         self.capturer.pool().set_budget(budget);
+        resident_bytes
     }
 
     /// Captures all ranks. They are suspended.
@@ -137,8 +140,12 @@ impl Snapshots {
         let plans = slots
             .iter()
             .map(|slot| {
-                let parent = self.capturer.parent(slot.rank());
-                (slot.rank(), parent, scan.then(|| PointerScan::new(slot)))
+                let rank = slot.rank();
+                RankPlan {
+                    rank,
+                    parent: self.capturer.parent(rank),
+                    scan: scan.then(|| PointerScan::new(slot)),
+                }
             })
             .collect();
         // Before the files of the snapshot are opened, which are none of the program's.

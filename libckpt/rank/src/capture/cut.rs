@@ -8,15 +8,18 @@ use protocol::control::{CaptureMode, Felt, Tracking};
 use protocol::dirty::{Dirty, PageSet};
 use protocol::ids::{Epoch, Rank};
 
+use super::aside::Aside;
 use super::catch_up::CatchUp;
-use super::guard::{Guard, UNIT_BYTES, Unit};
+use super::geometry::{
+    UNWATCHED, by_region, page_set, pages, pages_by_region, region_range, units_of,
+};
+use super::guard::{Guard, Unit};
 use super::pagemap;
-use super::pool::{Block, Need, Pool};
-use super::regions::{REGION_BYTES, Region, Watch};
+use super::pool::Pool;
+use super::regions::{Region, Watch};
 use super::uffd::{self, Uffd};
 use super::{CaptureError, Saved, Sink, check_threads};
 use crate::context::in_process;
-use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
 
 /// Regions that begin to be tracked at once: the ranks stand still for about half a millisecond for each.
@@ -322,15 +325,11 @@ impl Capturer {
                 continue;
             }
             untrack(guard.uffd(), slot, index);
-            let mut existing = Vec::new();
-            let tracked = tracker
-                .register(&region_range(slot, index))
-                .and_then(|()| scan_tracked(slot, &live, &mut existing, &mut Vec::new()));
-            if tracked.is_err() {
+            let Ok(existing) = track(tracker, slot, index, &live) else {
                 untrack(tracker, slot, index);
                 region.give_up();
                 continue;
-            }
+            };
             region.catch_up();
             self.ticket += 1;
             history.catching_up.insert(index, (self.ticket, None));
@@ -567,68 +566,6 @@ impl Plan {
     }
 }
 
-/// Copies pages of one rank into blocks while it stands still.
-struct Aside<'a> {
-    pool: &'a Pool,
-    sink: &'a Sink,
-    rank: usize,
-    slot: &'a Slot,
-    block: Option<Block>,
-}
-
-impl<'a> Aside<'a> {
-    fn new(pool: &'a Pool, sink: &'a Sink, rank: usize, slot: &'a Slot) -> Self {
-        Self {
-            pool,
-            sink,
-            rank,
-            slot,
-            block: None,
-        }
-    }
-
-    fn copy_all(&mut self, saved: &PageSet) -> Result<(), CaptureError> {
-        for range in saved.ranges() {
-            let mut next = range.start;
-            while next < range.end {
-                let block = match &mut self.block {
-                    Some(block) => block,
-                    None => {
-                        let block = self
-                            .pool
-                            .take(Need::Rank)
-                            .map_err(|source| CaptureError::Memory { source })?;
-                        self.block.insert(block)
-                    }
-                };
-                let count = block.room().min((range.end - next) as usize);
-                let address = self.slot.base() + next as usize * PAGE_BYTES;
-                // SAFETY: pages of the slot that exist, whose owner is stopped. (Another thread may link a block
-                // into the list of freed ones, by words that nobody else reads meanwhile.)
-                unsafe {
-                    block.push_pages(next, std::ptr::with_exposed_provenance(address), count);
-                }
-                next += count as u64;
-                if block.is_full() {
-                    self.finish();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) {
-        if let Some(block) = self.block.take()
-            && !block.pages().is_empty()
-        {
-            (self.sink)(Saved::Block {
-                rank: self.rank,
-                block,
-            });
-        }
-    }
-}
-
 /// What the tracking asked for comes to on this kernel, and how that is called.
 fn choose_tracking(asked: Tracking) -> (Tracking, Option<Uffd>, String) {
     let digests = "digests of pages".to_owned();
@@ -660,18 +597,18 @@ fn start_guard(pool: &Pool) -> io::Result<Guard> {
     Guard::start(uffd, pool.clone())
 }
 
-/// The addresses of a region, as far as they are the heap's.
-fn region_range(slot: &Slot, index: usize) -> Range<usize> {
-    let (heap, heap_bytes) = slot.heap_range();
-    let start = slot.base() + index * REGION_BYTES;
-    start.max(heap.addr())..(start + REGION_BYTES).min(heap.addr() + heap_bytes)
-}
-
-/// Has the kernel track writes to a region from now on; all that is live counts as not written.
-fn track(tracker: &Uffd, slot: &Slot, index: usize, live: &[Range<usize>]) -> io::Result<()> {
+/// Has the kernel track writes to a region from now on; all that is live counts as not written. Gives the pages that
+/// exist.
+fn track(
+    tracker: &Uffd,
+    slot: &Slot,
+    index: usize,
+    live: &[Range<usize>],
+) -> io::Result<Vec<Range<u64>>> {
     tracker.register(&region_range(slot, index))?;
-    live.iter()
-        .try_for_each(|range| pagemap::scan_tracked(range.clone(), |_, _| {}))
+    let mut existing = Vec::new();
+    scan_tracked(slot, live, &mut existing, &mut Vec::new())?;
+    Ok(existing)
 }
 
 fn untrack(uffd: &Uffd, slot: &Slot, index: usize) {
@@ -726,88 +663,4 @@ fn protect(uffd: &Uffd, slot: &Slot, index: usize, units: &[Unit]) -> io::Result
         }
     }
     Ok(())
-}
-
-fn units_of(rank: usize, slot: &Slot, saved: &PageSet) -> Vec<Unit> {
-    let (heap, heap_bytes) = slot.heap_range();
-    let heap = heap.addr()..heap.addr() + heap_bytes;
-    let mut by_unit: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
-    for range in saved.ranges() {
-        let range = slot.base() + range.start as usize * PAGE_BYTES
-            ..slot.base() + range.end as usize * PAGE_BYTES;
-        for (unit, piece) in split(range, 0, UNIT_BYTES) {
-            by_unit.entry(unit).or_default().push(piece);
-        }
-    }
-    by_unit
-        .into_iter()
-        .map(|(unit, pages)| {
-            let start = (unit * UNIT_BYTES).max(heap.start);
-            let end = ((unit + 1) * UNIT_BYTES).min(heap.end);
-            Unit::new(rank, slot.base(), start..end, pages)
-        })
-        .collect()
-}
-
-/// The pieces of a range between multiples of `step` from `origin` on, with the number of the multiple.
-fn split(
-    range: Range<usize>,
-    origin: usize,
-    step: usize,
-) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let mut start = range.start;
-    std::iter::from_fn(move || {
-        if start >= range.end {
-            return None;
-        }
-        let number = (start - origin) / step;
-        let end = (origin + (number + 1) * step).min(range.end);
-        let piece = start..end;
-        start = end;
-        Some((number, piece))
-    })
-}
-
-fn by_region(slot: &Slot, ranges: &[Range<usize>]) -> BTreeMap<usize, Vec<Range<usize>>> {
-    let mut regions: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-    for range in ranges {
-        for (index, piece) in split(range.clone(), slot.base(), REGION_BYTES) {
-            regions.entry(index).or_default().push(piece);
-        }
-    }
-    regions
-}
-
-fn pages_by_region(slot: &Slot, set: &PageSet) -> BTreeMap<usize, PageSet> {
-    let heap = slot.heap_pages();
-    let mut regions: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
-    for range in set.ranges() {
-        // Header and stack may share a region's number with the heap's first, but are none of it.
-        let unwatched = range.start..range.end.min(heap.start);
-        if !unwatched.is_empty() {
-            regions.entry(UNWATCHED).or_default().push(unwatched);
-        }
-        let bytes =
-            range.start.max(heap.start) as usize * PAGE_BYTES..range.end as usize * PAGE_BYTES;
-        for (index, piece) in split(bytes, 0, REGION_BYTES) {
-            let pages = (piece.start / PAGE_BYTES) as u64..(piece.end / PAGE_BYTES) as u64;
-            regions.entry(index).or_default().push(pages);
-        }
-    }
-    regions
-        .into_iter()
-        .map(|(index, ranges)| (index, ranges.into_iter().collect()))
-        .collect()
-}
-
-/// The number under which pages are that are in no region.
-const UNWATCHED: usize = usize::MAX;
-
-fn pages(slot: &Slot, range: &Range<usize>) -> Range<u64> {
-    ((range.start - slot.base()) / PAGE_BYTES) as u64
-        ..((range.end - slot.base()) / PAGE_BYTES) as u64
-}
-
-fn page_set(slot: &Slot, ranges: &[Range<usize>]) -> PageSet {
-    ranges.iter().map(|range| pages(slot, range)).collect()
 }

@@ -2,6 +2,8 @@
 //!
 //! - `cut`: the cut of all ranks of a process ([`Capturer`]).
 //! - `regions`: which parts of a heap are tracked, and which are saved whole.
+//! - `aside`: pages that are copied in the cut.
+//! - `geometry`: addresses, pages, regions and units.
 //! - `catch_up`: how a region comes to be tracked between two cuts.
 //! - `guard`: copy on write, for pages that are saved while the ranks go on.
 //! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
@@ -10,8 +12,10 @@
 //! An image is the header, the used part of the stack, and what the heap says is live; of these, the
 //! pages that exist and are not all zero. Everything else reads as zeros after a restore.
 
+mod aside;
 mod catch_up;
 mod cut;
+mod geometry;
 pub(crate) mod guard;
 mod pagemap;
 mod pool;

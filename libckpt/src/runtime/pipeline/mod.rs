@@ -123,6 +123,8 @@ struct Round {
     epoch: Epoch,
     /// The ranks in the order of their slots, and what each builds on.
     ranks: Vec<RankPlan>,
+    /// Whether saved pages are compared with the parents'.
+    compare: bool,
     /// The files, once the writer has made them; `None` if it could not.
     files: OnceLock<Option<Vec<RankRound>>>,
     /// Blocks that are not packed yet, and one for the last word of the capture.
@@ -131,13 +133,11 @@ struct Round {
 }
 
 /// What is decided about a rank before its cut.
-struct RankPlan {
-    rank: Rank,
-    parent: Option<Epoch>,
-    /// Whether saved pages are compared with the parent's.
-    compare: bool,
+pub(super) struct RankPlan {
+    pub(super) rank: Rank,
+    pub(super) parent: Option<Epoch>,
     /// Looks for pointers out of the image, at the first cut of a job.
-    scan: Option<PointerScan>,
+    pub(super) scan: Option<PointerScan>,
 }
 
 /// A rank's file while its pages are being packed.
@@ -221,24 +221,11 @@ impl Pipeline {
 
     /// Begins to write a snapshot; its cut is about to be taken, and what it saves goes into the sink. Each
     /// rank comes with the checkpoint that it builds on.
-    pub(super) fn begin(
-        &self,
-        epoch: Epoch,
-        ranks: Vec<(Rank, Option<Epoch>, Option<PointerScan>)>,
-        compare: bool,
-    ) -> Sink {
-        let ranks = ranks
-            .into_iter()
-            .map(|(rank, parent, scan)| RankPlan {
-                rank,
-                parent,
-                compare,
-                scan,
-            })
-            .collect();
+    pub(super) fn begin(&self, epoch: Epoch, ranks: Vec<RankPlan>, compare: bool) -> Sink {
         let round = Arc::new(Round {
             epoch,
             ranks,
+            compare,
             files: OnceLock::new(),
             open: AtomicI64::new(1),
             felt: OnceLock::new(),

@@ -127,7 +127,7 @@ impl Job<'_> {
         if let Some(scan) = &plan.scan {
             scan.scan(block.pages(), block.bytes());
         }
-        if plan.compare {
+        if self.round.compare {
             leave_out_unchanged(plan, file, &mut block, digests);
         }
         let chunks = block

@@ -296,18 +296,15 @@ impl Writer {
         ranks: Vec<(RankCut, Vec<u8>)>,
         changes: Option<Changes>,
     ) {
-        let strict = self.strict;
         let findings: Vec<_> = changes.iter().flat_map(Changes::findings).collect();
-        if let Some(refusal) = self.tell_findings(findings)
-            && self.open(epoch).is_some()
-        {
-            debug_assert!(strict);
-            self.fail(&refusal);
-            return;
-        }
+        let refusal = self.tell_findings(findings);
         let Some(open) = self.open(epoch) else {
             return;
         };
+        if let Some(refusal) = refusal {
+            self.fail(&refusal);
+            return;
+        }
         let mut cuts = Vec::with_capacity(ranks.len());
         let mut written = Ok(());
         for (file, (cut, tables)) in open.files.iter_mut().zip(ranks) {
