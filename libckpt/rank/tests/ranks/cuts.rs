@@ -36,14 +36,21 @@ roles![churned, sparse, given_back, read_into, restored];
 
 const SEEDS: u64 = 2;
 
+/// What `churned` prints where the system allows no copy on write, instead of a number of regions: what a region holds
+/// is copied at a cut then, and nothing has to be caught up with.
+const COPIES_ASIDE: &str = "no copy on write here";
+
 fn every_cut_is_the_image_of_its_moment_tracked_and_copied_on_write() {
-    let mut caught_up = 0;
+    let mut calmed_down = 0;
     for seed in 0..SEEDS {
         let printed = print("churned", &["auto", "cow", &seed.to_string()]);
-        caught_up += printed.parse::<u32>().unwrap();
+        match printed.as_str() {
+            COPIES_ASIDE => return println!("SKIPPED regions that calm down: {COPIES_ASIDE}"),
+            count => calmed_down += count.parse::<u32>().unwrap(),
+        }
         print("churned", &["kernel", "cow", &seed.to_string()]);
     }
-    assert!(caught_up > 0, "no region calmed down");
+    assert!(calmed_down > 0, "no region calmed down");
 }
 
 fn every_cut_is_the_image_of_its_moment_tracked_and_copied_aside() {
@@ -290,7 +297,11 @@ fn churned(arguments: &[String]) {
         }
     }
     assert!(!checkpoints.is_empty());
-    println!("{caught_up}");
+    if capturer.description().ends_with("copy on write") {
+        println!("{caught_up}");
+    } else {
+        println!("{COPIES_ASIDE}");
+    }
 }
 
 /// The pages of a region that are not as in the base.
