@@ -177,6 +177,14 @@ impl RankFile {
         self.check_raw(number, into)
     }
 
+    /// Tells the medium that these chunks, which follow each other, will be read soon.
+    pub(super) fn will_read(&self, first: u32, last: u32) {
+        let [first, last] = [first, last].map(|chunk| &self.index.chunks[chunk as usize]);
+        let from = first.offset.get();
+        self.file
+            .will_read(from, last.offset.get() + last.whole_bytes() - from);
+    }
+
     /// Reads a chunk as stored, checks it, and tells where in `scratch.stored` its payload starts.
     fn fetch(&self, number: u32, scratch: &mut Scratch) -> Result<usize> {
         let payload = self.fetch_bytes(number, scratch, true)?;
