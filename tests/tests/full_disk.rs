@@ -41,11 +41,14 @@ fn a_job_whose_disk_is_full_goes_on_and_says_so() -> Result<()> {
         .filter(|event| event.is("aborted") && event.text("cause") == "failed")
         .map(|event| event.text("reason").to_owned())
         .collect();
-    assert!(!reasons.is_empty(), "{}", outcome.story());
+    let is_full = |reason: &String| reason.contains("No space left");
+    assert!(reasons.iter().any(is_full), "{}", outcome.story());
+    // When one process has failed, the other may not be done with giving up when the next snapshot comes.
+    let is_late = |reason: &String| reason.contains("was given up, and its files are still");
     assert!(
         reasons
             .iter()
-            .all(|reason| reason.contains("No space left")),
+            .all(|reason| is_full(reason) || is_late(reason)),
         "{reasons:?}"
     );
     assert!(

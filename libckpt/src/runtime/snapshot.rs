@@ -127,8 +127,13 @@ impl Snapshots {
 
     fn capture(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<Result<(), String>, Fatal> {
         if let Some(busy) = self.pipeline.busy() {
+            let what = if self.pipeline.is_discarded(busy) {
+                "was given up, and its files are still being closed"
+            } else {
+                "is still being written"
+            };
             return Ok(Err(format!(
-                "{busy} is still being written; the store's disk is too slow for this interval, choose a longer \
+                "{busy} {what}; the store's disk or the processors are too slow for this interval, choose a longer \
                  --every"
             )));
         }

@@ -219,6 +219,11 @@ impl Pipeline {
         (epoch != 0).then_some(Epoch(epoch))
     }
 
+    /// Whether a snapshot is not to be written any further.
+    pub(super) fn is_discarded(&self, epoch: Epoch) -> bool {
+        self.shared.is_discarded(epoch)
+    }
+
     /// Begins to write a snapshot; its cut is about to be taken, and what it saves goes into the sink. Each
     /// rank comes with the checkpoint that it builds on.
     pub(super) fn begin(&self, epoch: Epoch, ranks: Vec<RankPlan>, compare: bool) -> Sink {
