@@ -114,18 +114,8 @@ impl RankBytes {
     #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        if self.bytes == 0 {
-            return &[];
-        }
-        assert_hosted(self.rank);
-        // SAFETY: the range was checked to lie in the slot, which is mapped, or in the program; it was a
-        // slice, and stays borrowed by the contract above.
-        unsafe {
-            std::slice::from_raw_parts(
-                std::ptr::with_exposed_provenance(self.address as usize),
-                self.bytes as usize,
-            )
-        }
+        // SAFETY: checked when it was made: see `bytes_at`.
+        unsafe { bytes_at(self.rank, self.address, self.bytes) }
     }
 
     /// First address, for a transport that reads it from another process.
@@ -257,6 +247,30 @@ impl RankBytesMut {
         self.as_mut_slice()[offset..][..bytes.len()].copy_from_slice(bytes);
     }
 
+    /// The first `bytes` of the memory once more, for a transport that fills them while `self` stays in the message
+    /// tables. Until the transport is done, and has dropped it, the other is the one that is used.
+    ///
+    /// # Panics
+    /// When there are fewer bytes.
+    #[must_use]
+    pub fn lend(&self, bytes: usize) -> Self {
+        assert!(bytes <= self.len(), "a buffer lends more than it has");
+        Self {
+            bytes: bytes as u64,
+            ..*self
+        }
+    }
+
+    /// The bytes, as they are now. Kept no longer than until the rank runs again.
+    ///
+    /// # Panics
+    /// When the rank is not hosted in this process (any more).
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: checked when it was made: see `bytes_at`.
+        unsafe { bytes_at(self.rank, self.address, self.bytes) }
+    }
+
     /// First address, for a transport that fills it by a system call.
     #[must_use]
     pub fn address(&self) -> u64 {
@@ -273,6 +287,26 @@ impl RankBytesMut {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+}
+
+/// The bytes of a buffer.
+///
+/// # Safety
+/// The range was checked to lie in the rank's slot or in the program; it was a slice, and stays borrowed by the
+/// contract above for longer than `'a`.
+#[inline]
+unsafe fn bytes_at<'a>(rank: Rank, address: u64, bytes: u64) -> &'a [u8] {
+    if bytes == 0 {
+        return &[];
+    }
+    assert_hosted(rank);
+    // SAFETY: by the caller; a slot that is hosted is mapped.
+    unsafe {
+        std::slice::from_raw_parts(
+            std::ptr::with_exposed_provenance(address as usize),
+            bytes as usize,
+        )
     }
 }
 

@@ -6,13 +6,16 @@
 //!
 //! - [`shm`]: processes of one machine, by rings in shared memory. Needs nothing but Linux.
 //! - [`alone`]: a job of one process, which has nobody to talk to.
+//! - `mpi` (with the feature of this name): processes that mpirun or srun started, on one machine or many.
 //!
-//! Both sleep when there is nothing to do, and both have a [`Waker`] by which another thread of the
+//! All sleep when there is nothing to do, and all have a [`Waker`] by which another thread of the
 //! process ends that sleep.
 
 pub mod alone;
 mod bulk;
 mod futex;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod patience;
 pub mod shm;
 #[cfg(test)]
@@ -20,5 +23,7 @@ mod stepped;
 mod transport;
 mod waker;
 
-pub use transport::{BulkError, BulkSource, Transport, TransportError, Wakeup};
+pub use transport::{
+    BulkDone, BulkError, BulkFrom, BulkInto, BulkSource, Transport, TransportError, Wakeup,
+};
 pub use waker::Waker;

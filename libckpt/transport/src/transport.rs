@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use protocol::ids::Process;
 
 use crate::Waker;
@@ -9,7 +10,11 @@ use crate::Waker;
 /// The links of one process to all others of its job.
 ///
 /// One thread uses it; other threads only hold its [`Waker`].
-pub trait Transport: Send {
+///
+/// Large buffers move beside the packets, in one of two ways. Either the receiver reads them where they lie
+/// ([`bulk_read`](Self::bulk_read)), or, where [`sends_bulk`](Self::sends_bulk) says so, the sender sends them under a
+/// number that both ends know from a packet ([`bulk_send`](Self::bulk_send), [`bulk_receive`](Self::bulk_receive)).
+pub trait Transport {
     /// The process whose links these are.
     fn me(&self) -> Process;
 
@@ -46,6 +51,58 @@ pub trait Transport: Send {
     /// [`BulkError::Forbidden`]: this machine does not let us; send the bytes as packets instead.
     fn bulk_read(&mut self, from: BulkSource, into: &mut [u8]) -> Result<(), BulkError>;
 
+    /// Whether large buffers are sent by number; [`bulk_read`](Self::bulk_read) is no use then.
+    fn sends_bulk(&self) -> bool {
+        false
+    }
+
+    /// Begins to send a buffer under a number that no other buffer to this peer has while it is under way. It is to
+    /// be left unchanged until [`bulk_done`](Self::bulk_done) names it. What has been sent is received some time,
+    /// whatever becomes of this process: when it is done, it may be in no memory of ours any more.
+    ///
+    /// # Errors
+    /// It can never be sent: there is no such peer, or the transport does not do this.
+    fn bulk_send(
+        &mut self,
+        peer: Process,
+        number: u64,
+        _from: BulkFrom,
+    ) -> Result<(), TransportError> {
+        Err(TransportError::NoBulk { peer, number })
+    }
+
+    /// Begins to receive the buffer that `peer` sends or will send under a number, and which has exactly the length of
+    /// `into`. It is filled at any time until [`bulk_done`](Self::bulk_done) names it.
+    ///
+    /// # Errors
+    /// As [`bulk_send`](Self::bulk_send).
+    fn bulk_receive(
+        &mut self,
+        peer: Process,
+        number: u64,
+        _into: BulkInto,
+    ) -> Result<(), TransportError> {
+        Err(TransportError::NoBulk { peer, number })
+    }
+
+    /// The next buffer that has been moved by number, each once. [`poll`](Self::poll) and [`idle`](Self::idle) find
+    /// them; this only tells.
+    fn bulk_done(&mut self) -> Option<BulkDone> {
+        None
+    }
+
+    /// How many of the job's processes run on this machine, this one included.
+    fn neighbours(&self) -> u32 {
+        self.processes()
+    }
+
+    /// Ends the links of a job whose ranks have all ended well. Packets that still come are dropped. Every
+    /// process of the job has to call it, within about `longest`; `false` says that not all did, or that the links
+    /// could not be ended in order for another reason. Nothing may be called afterwards.
+    fn close(&mut self, _longest: Duration) -> bool {
+        true
+    }
+
     /// Waits until there is something to do, at most about `longest`.
     ///
     /// Call it when [`poll`](Self::poll) found nothing and no rank can go on. It spins briefly, then
@@ -64,6 +121,8 @@ pub enum Wakeup {
     Packet,
     /// A link that had no room may have some now.
     Room,
+    /// A buffer has been moved by number: see [`bulk_done`](Transport::bulk_done).
+    Bulk,
     /// The [`Waker`] was used.
     Waker,
     /// Nothing came within the time given.
@@ -77,6 +136,45 @@ pub struct BulkSource {
     pub process: Process,
     /// Their address there.
     pub address: u64,
+}
+
+/// What is sent by number.
+#[derive(Debug)]
+pub enum BulkFrom {
+    /// Memory of a rank.
+    Rank(RankBytes),
+    /// Memory of the transport's own from now on.
+    Own(Vec<u8>),
+}
+
+/// Where something that is sent by number goes.
+#[derive(Debug)]
+pub enum BulkInto {
+    /// Memory of a rank.
+    Rank(RankBytesMut),
+    /// Memory of the transport's own until it is done.
+    Own(Vec<u8>),
+}
+
+/// A buffer that has been moved by number.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BulkDone {
+    /// It was sent.
+    Sent {
+        /// Where it went.
+        peer: Process,
+        /// Its number.
+        number: u64,
+    },
+    /// It was received.
+    Received {
+        /// Where it came from.
+        peer: Process,
+        /// Its number.
+        number: u64,
+        /// It, if it was received by [`BulkInto::Own`].
+        own: Option<Vec<u8>>,
+    },
 }
 
 /// Why a packet could not be sent or taken.
@@ -106,6 +204,28 @@ pub enum TransportError {
         peer: Process,
         /// How many processes the job has.
         processes: u32,
+    },
+    /// This transport does not send buffers by number.
+    #[error(
+        "buffer {number} to or from {peer} can't be sent by number on these links; read it where it lies"
+    )]
+    NoBulk {
+        /// The other end.
+        peer: Process,
+        /// The buffer's number.
+        number: u64,
+    },
+    /// The MPI library reports an error.
+    #[error("{call} on the link between {me} and {peer} failed: {reason}")]
+    Mpi {
+        /// The process that saw it.
+        me: Process,
+        /// The process at the other end.
+        peer: Process,
+        /// The MPI function.
+        call: &'static str,
+        /// What the MPI library says.
+        reason: String,
     },
     /// What the peer wrote into the link is impossible.
     #[error(

@@ -1,0 +1,428 @@
+//! All links of a process together.
+//!
+//! A process waits for packets of those peers that have said hello: an empty message on a communicator of its own,
+//! which a peer sends once, before its first packet. So what a link costs is paid only for links that are used.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use protocol::ids::Process;
+
+use super::bulk::{Bulk, to_rank};
+use super::call::{self, Failed, MPI_Request, MPI_Status, Outcome};
+use super::incoming::Incoming;
+use super::outgoing::{Buffers, Outgoing};
+use super::world::World;
+use crate::patience::Patience;
+use crate::{
+    BulkDone, BulkError, BulkFrom, BulkInto, BulkSource, Transport, TransportError, Waker, Wakeup,
+};
+
+/// The longest packet in bytes.
+pub const PACKET_BYTES_MAX: usize = 16 << 10;
+
+/// Looks at the links between two looks for a peer that says hello.
+const LOOKS_PER_HELLO: u32 = 16;
+
+/// How long a process that waits offers its core before it sleeps.
+const OFFER: Duration = Duration::from_micros(200);
+
+/// The first sleep, and the longest. Each is half as long again as the one before. MPI has no wait that anything
+/// but a message ends, so this is the price of a waker: a packet waits half a sleep on average, but only where
+/// nothing has come for long.
+const SLEEP_FIRST: Duration = Duration::from_micros(20);
+const SLEEP_LONGEST: Duration = Duration::from_micros(500);
+
+/// The links of one process to all others of an MPI world.
+#[derive(Debug)]
+pub struct MpiTransport {
+    world: World,
+    outgoing: Vec<Outgoing>,
+    /// Of the peers that have said hello, in the order in which they did.
+    incoming: Vec<Incoming>,
+    /// For each of them, the request of the next packet; none while that waits in `ready`.
+    heads: Vec<MPI_Request>,
+    indices: Vec<c_int>,
+    statuses: Vec<MPI_Status>,
+    /// Packets that have come: index into `incoming`, length.
+    ready: VecDeque<(usize, usize)>,
+    /// Receives the next hello.
+    hello: MPI_Request,
+    /// Looks until the next look for a hello.
+    hello_in: u32,
+    /// Hellos of ours.
+    hellos: Vec<MPI_Request>,
+    buffers: Buffers,
+    bulk: Bulk,
+    /// Peers to whom a packet found no room.
+    blocked: Vec<usize>,
+    waker: Waker,
+    patience: Patience,
+    /// What went wrong while waiting, to be told by the next poll.
+    failure: Option<Failed>,
+    closed: bool,
+}
+
+impl MpiTransport {
+    pub(super) fn new(world: World) -> Outcome<Self> {
+        let peers = world.processes() as usize;
+        let patience = Patience::of_job(world.neighbours());
+        let mut transport = Self {
+            outgoing: (0..peers).map(|_| Outgoing::default()).collect(),
+            incoming: Vec::new(),
+            heads: Vec::new(),
+            indices: Vec::new(),
+            statuses: Vec::new(),
+            ready: VecDeque::new(),
+            hello: call::no_request(),
+            hello_in: 0,
+            hellos: Vec::new(),
+            buffers: Buffers::default(),
+            bulk: Bulk::default(),
+            blocked: Vec::new(),
+            waker: Waker::local(),
+            patience,
+            failure: None,
+            closed: false,
+            world,
+        };
+        transport.await_hello()?;
+        Ok(transport)
+    }
+
+    /// Posts the receive of the next hello, if there is a peer that has not said it.
+    fn await_hello(&mut self) -> Outcome {
+        if self.incoming.len() + 1 < self.outgoing.len() {
+            // SAFETY: an empty message writes nothing.
+            self.hello = unsafe {
+                call::receive(
+                    std::ptr::null_mut(),
+                    0,
+                    call::any_source(),
+                    call::any_tag(),
+                    self.world.hello,
+                )?
+            };
+        }
+        Ok(())
+    }
+
+    /// Begins to wait for packets of peers that say hello.
+    #[cold]
+    fn look_for_hellos(&mut self) -> Outcome {
+        self.hello_in = LOOKS_PER_HELLO;
+        while !call::is_no_request(self.hello) {
+            let Some(status) = call::test(&mut self.hello)? else {
+                return Ok(());
+            };
+            let mut incoming =
+                Incoming::open(status.MPI_SOURCE, PACKET_BYTES_MAX, self.world.packets)?;
+            self.heads.push(incoming.take_head());
+            self.incoming.push(incoming);
+            self.indices.push(0);
+            self.statuses.push(call::empty_status());
+            self.await_hello()?;
+        }
+        Ok(())
+    }
+
+    /// Looks for packets, and tells whether there is one.
+    #[inline]
+    fn look_for_packets(&mut self) -> Outcome<bool> {
+        if self.hello_in == 0 {
+            self.look_for_hellos()?;
+        } else if !call::is_no_request(self.hello) {
+            self.hello_in -= 1;
+        }
+        if !self.ready.is_empty() {
+            return Ok(true);
+        }
+        match self.heads.as_mut_slice() {
+            [] => {}
+            [head] => {
+                if let Some(status) = call::test(head)? {
+                    self.ready.push_back((0, call::count(&status)?));
+                }
+            }
+            heads => {
+                let complete = call::test_some(heads, &mut self.indices, &mut self.statuses)?;
+                for at in 0..complete {
+                    let index = usize::try_from(self.indices[at]).unwrap_or(usize::MAX);
+                    let bytes = call::count(&self.statuses[at])?;
+                    self.ready.push_back((index, bytes));
+                }
+            }
+        }
+        Ok(!self.ready.is_empty())
+    }
+
+    /// What there is to do.
+    fn look(&mut self) -> Outcome<Option<Wakeup>> {
+        if self.waker.take() {
+            return Ok(Some(Wakeup::Waker));
+        }
+        if self.look_for_packets()? {
+            return Ok(Some(Wakeup::Packet));
+        }
+        if self.bulk.look()? {
+            return Ok(Some(Wakeup::Bulk));
+        }
+        for index in 0..self.blocked.len() {
+            let peer = self.blocked[index];
+            if self.outgoing[peer].has_room(&mut self.buffers)? {
+                self.blocked.swap_remove(index);
+                return Ok(Some(Wakeup::Room));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits awake for a while, then sleeps and looks in turn.
+    fn wait(&mut self, longest: Duration) -> Outcome<Wakeup> {
+        let start = Instant::now();
+        let patience = self.patience;
+        if let Some(found) = patience.look(|| self.look().transpose()) {
+            return found;
+        }
+        while start.elapsed() < OFFER.min(longest) {
+            thread::yield_now();
+            if let Some(found) = self.look()? {
+                return Ok(found);
+            }
+        }
+        let mut sleep = SLEEP_FIRST;
+        loop {
+            let rest = longest.saturating_sub(start.elapsed());
+            if rest.is_zero() {
+                return Ok(Wakeup::Timeout);
+            }
+            let waker = self.waker.clone();
+            let look = || waker.take().then_some(Wakeup::Waker);
+            if let Some(found) = waker.bell().sleep(sleep.min(rest), look) {
+                return Ok(found);
+            }
+            if let Some(found) = self.look()? {
+                return Ok(found);
+            }
+            sleep = (sleep + sleep / 2).min(SLEEP_LONGEST);
+        }
+    }
+
+    #[cold]
+    fn failed(&self, peer: Process, failed: Failed) -> TransportError {
+        TransportError::Mpi {
+            me: self.world.me(),
+            peer,
+            call: failed.call,
+            reason: failed.reason,
+        }
+    }
+
+    fn check_peer(&self, peer: Process) -> Result<(), TransportError> {
+        if peer.0 >= self.world.processes() || peer == self.world.me() {
+            return Err(TransportError::NoLink {
+                me: self.world.me(),
+                peer,
+                processes: self.world.processes(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells a peer that packets of ours will come.
+    #[cold]
+    fn say_hello(&mut self, peer: Process) -> Outcome {
+        // SAFETY: an empty message.
+        let request = unsafe { call::send(&[], to_rank(peer), 0, self.world.hello)? };
+        self.hellos.push(request);
+        self.outgoing[peer.index()].said_hello = true;
+        Ok(())
+    }
+
+    fn try_to_send(&mut self, peer: Process, parts: &[&[u8]]) -> Outcome<bool> {
+        if !self.outgoing[peer.index()].said_hello {
+            self.say_hello(peer)?;
+        }
+        let to = to_rank(peer);
+        self.outgoing[peer.index()].send(parts, to, self.world.packets, &mut self.buffers)
+    }
+
+    fn take_packet(&mut self, take: &mut dyn FnMut(Process, &[u8])) -> Outcome<bool> {
+        if self.bulk.is_busy() {
+            self.bulk.look()?;
+        }
+        if !self.look_for_packets()? {
+            return Ok(false);
+        }
+        let Some((index, bytes)) = self.ready.pop_front() else {
+            return Ok(false);
+        };
+        let incoming = &mut self.incoming[index];
+        // Lossless: ranks of MPI are not negative.
+        take(Process(incoming.from as u32), incoming.packet(bytes));
+        incoming.advance(self.world.packets)?;
+        self.heads[index] = incoming.take_head();
+        Ok(true)
+    }
+
+    /// The tag of a numbered buffer. Far fewer are under way at a time than there are tags.
+    fn tag_of(&self, number: u64) -> c_int {
+        // Lossless: a remainder by a positive int.
+        (number % (self.world.tag_max as u64 + 1)) as c_int
+    }
+
+    /// Looks until `done` says so or it is too late, dropping packets.
+    fn drain(
+        &mut self,
+        end: Instant,
+        mut done: impl FnMut(&mut Self) -> Outcome<bool>,
+    ) -> Outcome<bool> {
+        loop {
+            while self.take_packet(&mut |_, _| {})? {}
+            while self.bulk.take_done().is_some() {}
+            if done(self)? {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// Ends the links: all that was sent is sent, everybody else is as far, and nothing waits for messages any more.
+    fn end_links(&mut self, end: Instant) -> Outcome<bool> {
+        let sent = self.drain(end, |transport| {
+            let mut done = !transport.bulk.is_busy();
+            for outgoing in &mut transport.outgoing {
+                done &= outgoing.is_done(&mut transport.buffers)?;
+            }
+            for hello in &mut transport.hellos {
+                done &= call::is_no_request(*hello) || call::test(hello)?.is_some();
+            }
+            Ok(done)
+        })?;
+        if !sent {
+            return Ok(false);
+        }
+        // Twice: when the first is over, nobody sends any more, and what was sent is on its way.
+        for _ in 0..2 {
+            let mut barrier = call::barrier(self.world.hello)?;
+            if !self.drain(end, |_| Ok(call::test(&mut barrier)?.is_some()))? {
+                return Ok(false);
+            }
+        }
+        call::cancel(&mut self.hello)?;
+        for (incoming, head) in self.incoming.iter_mut().zip(&mut self.heads) {
+            call::cancel(head)?;
+            incoming.cancel()?;
+        }
+        Ok(true)
+    }
+}
+
+impl Transport for MpiTransport {
+    fn me(&self) -> Process {
+        self.world.me()
+    }
+
+    fn processes(&self) -> u32 {
+        self.world.processes()
+    }
+
+    fn packet_bytes_max(&self) -> usize {
+        PACKET_BYTES_MAX
+    }
+
+    fn try_send(&mut self, peer: Process, parts: &[&[u8]]) -> Result<bool, TransportError> {
+        self.check_peer(peer)?;
+        let packet_bytes = parts.iter().map(|part| part.len()).sum();
+        if packet_bytes > PACKET_BYTES_MAX {
+            return Err(TransportError::PacketTooLarge {
+                peer,
+                packet_bytes,
+                packet_bytes_max: PACKET_BYTES_MAX,
+            });
+        }
+        let sent = self
+            .try_to_send(peer, parts)
+            .map_err(|failed| self.failed(peer, failed))?;
+        if !sent && !self.blocked.contains(&peer.index()) {
+            self.blocked.push(peer.index());
+        }
+        Ok(sent)
+    }
+
+    fn poll(&mut self, take: &mut dyn FnMut(Process, &[u8])) -> Result<bool, TransportError> {
+        self.failure
+            .take()
+            .map_or_else(|| self.take_packet(take), Err)
+            .map_err(|failed| self.failed(self.world.me(), failed))
+    }
+
+    fn bulk_read(&mut self, from: BulkSource, _into: &mut [u8]) -> Result<(), BulkError> {
+        Err(BulkError::Forbidden {
+            process: from.process,
+            source: std::io::ErrorKind::Unsupported.into(),
+        })
+    }
+
+    fn sends_bulk(&self) -> bool {
+        true
+    }
+
+    fn bulk_send(
+        &mut self,
+        peer: Process,
+        number: u64,
+        from: BulkFrom,
+    ) -> Result<(), TransportError> {
+        self.check_peer(peer)?;
+        let tag = self.tag_of(number);
+        self.bulk
+            .send(peer, number, from, tag, self.world.bulk)
+            .map_err(|failed| self.failed(peer, failed))
+    }
+
+    fn bulk_receive(
+        &mut self,
+        peer: Process,
+        number: u64,
+        into: BulkInto,
+    ) -> Result<(), TransportError> {
+        self.check_peer(peer)?;
+        let tag = self.tag_of(number);
+        self.bulk
+            .receive(peer, number, into, tag, self.world.bulk)
+            .map_err(|failed| self.failed(peer, failed))
+    }
+
+    fn bulk_done(&mut self) -> Option<BulkDone> {
+        self.bulk.take_done()
+    }
+
+    fn neighbours(&self) -> u32 {
+        self.world.neighbours()
+    }
+
+    fn idle(&mut self, longest: Duration) -> Wakeup {
+        self.wait(longest).unwrap_or_else(|failed| {
+            self.failure = Some(failed);
+            Wakeup::Packet
+        })
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn close(&mut self, longest: Duration) -> bool {
+        if std::mem::replace(&mut self.closed, true) {
+            return true;
+        }
+        let end = Instant::now() + longest;
+        matches!(self.end_links(end), Ok(true)) && self.world.finalise().is_ok()
+    }
+}
