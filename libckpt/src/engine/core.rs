@@ -12,6 +12,7 @@ use protocol::participant::{Arrival, Gate, LinkControl, Participant};
 use zerocopy::IntoBytes;
 
 use super::Fatal;
+use super::numbered::{Numbered, Owed};
 use super::packet::{HEADER_BYTES, Header, Kind, Label, Place, Stamp};
 use super::request::{Envelope, Outcome, RequestId};
 use super::tables::{Arrived, Body, Posted, Rebound, Recorded, Tables, Transfer, Unacked};
@@ -57,6 +58,8 @@ impl Outbound {
 pub(crate) struct Recording {
     pub(crate) epoch: Epoch,
     pub(crate) packets: Vec<(Rank, Recorded)>,
+    /// Payloads that belong to it and have not come.
+    pub(crate) owed: Owed,
 }
 
 /// See the module.
@@ -75,6 +78,8 @@ pub(crate) struct Core {
     /// Transfers whose bytes can be read now: index into `hosted`, key in `transfers`.
     pub(crate) reads: Vec<(usize, (Rank, u64))>,
     pub(crate) recording: Option<Recording>,
+    /// Large messages that are sent by number.
+    pub(crate) numbered: Numbered,
     /// Indices into `hosted` that the scheduler is to run.
     pub(crate) ready: VecDeque<usize>,
     /// A message of at most so many bytes is sent eagerly.
@@ -114,6 +119,7 @@ impl Core {
             waiting: Vec::new(),
             reads: Vec::new(),
             recording: None,
+            numbered: Numbered::default(),
             ready: VecDeque::new(),
             eager_bytes_max,
         }
@@ -148,7 +154,7 @@ impl Core {
     }
 
     #[inline]
-    fn complete(&mut self, index: usize, request: RequestId, outcome: Outcome) {
+    pub(crate) fn complete(&mut self, index: usize, request: RequestId, outcome: Outcome) {
         self.hosted[index]
             .tables
             .requests
@@ -218,6 +224,13 @@ impl Core {
         );
     }
 
+    /// A message that this process's rank has announced, or will announce.
+    pub(crate) fn unacked(&self, label: &Label) -> Option<&Unacked> {
+        let index = self.index_of(label.source)?;
+        let unacked = &self.hosted[index].tables.unacked;
+        unacked.get(&(label.destination, label.sequence))
+    }
+
     // ---- arriving -----------------------------------------------------------------------------
 
     /// Takes one packet of a link.
@@ -271,6 +284,7 @@ impl Core {
                 body.len()
             )));
         }
+        let recorded = matches!(arrival, Arrival::Record { .. });
         if let Arrival::Record { epoch } = arrival {
             let (rank, packet) = match kind {
                 Kind::Eager => (label.destination, Recorded::Eager(*label, body.to_vec())),
@@ -289,7 +303,14 @@ impl Core {
         }
         match kind {
             Kind::Eager => self.deliver_whole(label, body),
-            Kind::Announce => self.deliver_announced(label, Some(Place::parse(body)?)),
+            Kind::Announce => {
+                let known = recorded && self.is_complete(label);
+                self.deliver_announced(label, Some(Place::parse(body)?))?;
+                if recorded && !known {
+                    self.owe(label);
+                }
+                Ok(())
+            }
             _ => self.deliver_ack(label),
         }
     }
@@ -312,7 +333,11 @@ impl Core {
             self.match_whole(index, label, payload);
             return self.release_held(index, label.source);
         }
-        // Early or a duplicate; a duplicate of a whole message needs no answer.
+        if label.sequence < channel.received() || channel.held_mut(label.sequence).is_some() {
+            // The payload of a message that was announced before; a duplicate of a whole one needs no answer.
+            self.bind_payload(index, label, payload.to_vec());
+            return Ok(());
+        }
         channel
             .accept(label.sequence, Recorded::Eager(*label, payload.to_vec()))
             .map_err(Fatal::new)?;
@@ -335,14 +360,15 @@ impl Core {
             channel
                 .accept(label.sequence, Recorded::Announce(*label))
                 .map_err(Fatal::new)?;
-            // Held without its place: told when the gap closes, by asking the sender for fragments or,
-            // in the sender's own process, from its tables.
+            if let Some(place) = place {
+                self.numbered.hold_place(index, label, place);
+            }
             return Ok(());
         }
         match self.hosted[index].tables.rebind(label, place) {
             Rebound::Waiting => {}
             Rebound::Transfer => self.reads.push((index, (label.source, label.sequence))),
-            Rebound::Complete => self.acknowledge(label),
+            Rebound::Complete => self.let_go(index, label, place),
         }
         Ok(())
     }
@@ -351,6 +377,10 @@ impl Core {
     pub(crate) fn deliver_ack(&mut self, label: &Label) -> Result<(), Fatal> {
         let index = self.index_for(label.source, "an acknowledgment")?;
         let key = (label.destination, label.sequence);
+        if self.numbered.is_sending(label) {
+            // Acknowledged before a restart, and announced again after: it is read until it has been sent.
+            return Ok(());
+        }
         // An acknowledgment may come again after a restart; the second tells nothing new.
         if let Some(unacked) = self.hosted[index].tables.unacked.remove(&key) {
             let envelope = Envelope {
@@ -367,7 +397,10 @@ impl Core {
         while let Some(held) = self.hosted[index].tables.incoming(source).next_held() {
             match held {
                 Recorded::Eager(label, payload) => self.match_whole(index, &label, &payload),
-                Recorded::Announce(label) => self.match_announced(index, &label, None),
+                Recorded::Announce(label) => {
+                    let place = self.numbered.take_place(index, &label);
+                    self.match_announced(index, &label, place);
+                }
                 Recorded::Ack(_) => return Err(Fatal::new("an acknowledgment held in a channel")),
             }
         }
@@ -437,7 +470,7 @@ impl Core {
                 posted.request,
                 Outcome::Truncated(envelope, posted.into.len()),
             );
-            self.acknowledge(label);
+            self.let_go(index, label, place);
             return;
         }
         let key = (label.source, label.sequence);
@@ -465,7 +498,10 @@ impl Core {
             bytes,
         };
         self.complete(index, transfer.request, Outcome::Done(envelope));
-        self.acknowledge(&transfer.label);
+        // A message that was sent by number is its sender's no more.
+        if !self.numbered.on || self.placement[transfer.label.source.index()] == self.me {
+            self.acknowledge(&transfer.label);
+        }
     }
 
     fn handle_fragment(&mut self, label: &Label, offset: u64, piece: &[u8]) -> Result<(), Fatal> {
@@ -495,7 +531,7 @@ impl Core {
     }
 
     /// Tells the sender that its message has been received.
-    fn acknowledge(&mut self, label: &Label) {
+    pub(crate) fn acknowledge(&mut self, label: &Label) {
         let peer = self.placement[label.source.index()];
         if peer == self.me {
             // The sender is one of ours: its entry is there, or it was told before.

@@ -72,9 +72,11 @@ impl Engine {
 
     /// Begins to record channel state: the cut was taken. Queues the markers.
     pub(crate) fn begin_recording(&mut self, epoch: Epoch) -> Result<(), Fatal> {
+        let owed = self.core.owed_at_cut();
         self.core.recording = Some(Recording {
             epoch,
             packets: Vec::new(),
+            owed,
         });
         self.core.participant.cut_taken(epoch).map_err(Fatal::new)?;
         self.settle()

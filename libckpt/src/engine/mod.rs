@@ -9,11 +9,13 @@
 //! - `tables`, `request`: a rank's message tables, kept with its image.
 //! - `core`: matching, sequencing, queues, recording; no transport.
 //! - `progress`: links in, queues out, bulk reads.
+//! - `numbered`: large messages where links can't read another process's memory.
 //! - `ops`: what a rank may ask.
 //! - `cut`: capturing and restoring what the engine holds of a rank.
 
 pub(crate) mod core;
 pub(crate) mod cut;
+pub(crate) mod numbered;
 pub(crate) mod ops;
 pub(crate) mod packet;
 pub(crate) mod progress;
@@ -82,7 +84,7 @@ pub(crate) struct Engine {
     pub(crate) ended: Vec<(usize, crate::runtime::Ending)>,
     /// What the protocol has decided about a snapshot, for the scheduler to act on.
     pub(crate) snapshot_events: Vec<SnapshotEvent>,
-    /// More processes than processors.
+    /// More processes on this machine than processors.
     pub(crate) crowded: bool,
     visits: u64,
 }
@@ -105,13 +107,14 @@ thread_local! {
 
 impl Engine {
     pub(crate) fn new(
-        core: Core,
+        mut core: Core,
         transport: Box<dyn Transport>,
         attention: Arc<Attention>,
     ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        core.numbered.on = transport.sends_bulk();
         Self {
-            crowded: core.outbound.len() > processors,
+            crowded: transport.neighbours() as usize > processors,
             core,
             transport,
             attention,

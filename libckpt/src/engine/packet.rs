@@ -183,7 +183,8 @@ impl Header {
     }
 }
 
-/// Where an announced message lies: memory of a process that this process may read.
+/// Where an announced message is: its address in memory of a process that this process may read, or the number under
+/// which that process sends it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Place {

@@ -35,6 +35,9 @@ impl Engine {
             }
             moved = true;
         }
+        if self.core.numbered.is_busy() {
+            moved |= self.take_numbered()?;
+        }
         self.settle()?;
         Ok(moved)
     }
@@ -57,6 +60,9 @@ impl Engine {
         while let Some((index, key)) = self.core.reads.pop() {
             self.read(index, key)?;
         }
+        if self.core.numbered.has_wanted() {
+            self.receive_wanted()?;
+        }
         self.pump_protocol();
         if !self.core.waiting.is_empty() {
             self.flush()?;
@@ -74,8 +80,8 @@ impl Engine {
                 }
                 Output::LinkOpened { peer } => self.core.list(peer),
                 Output::ChannelsComplete { epoch, links } => {
-                    self.snapshot_events
-                        .push(super::SnapshotEvent::ChannelsComplete { epoch, links });
+                    let event = self.core.markers_in(epoch, links);
+                    self.snapshot_events.extend(event);
                 }
                 Output::Discard { epoch } => {
                     self.snapshot_events
@@ -116,6 +122,9 @@ impl Engine {
             }
             self.core.finish_transfer(index, key);
             return Ok(());
+        }
+        if self.core.numbered.on {
+            return self.receive_numbered(index, key);
         }
         let Some(place) = place else {
             self.pull(home, label);
@@ -175,6 +184,10 @@ impl Engine {
             self.core.outbound[peer.index()].control.pop_front();
         }
         while let Some(packet) = self.core.outbound[peer.index()].data.pop_front() {
+            if self.core.is_void(&packet) {
+                self.core.outbound[peer.index()].data_bytes -= packet_bytes(&packet);
+                continue;
+            }
             let sent = match self.core.participant.send_gate(peer) {
                 Gate::Open => self.put(peer, &packet)?,
                 Gate::Wait => false,
@@ -203,6 +216,11 @@ impl Engine {
 
     /// Puts a packet of a rank on its link, if there is room.
     fn put(&mut self, peer: Process, packet: &Recorded) -> Result<bool, Fatal> {
+        if let Recorded::Announce(label) = packet
+            && self.core.numbered.on
+        {
+            return self.announce_numbered(peer, label);
+        }
         let Self {
             core, transport, ..
         } = self;
@@ -211,6 +229,19 @@ impl Engine {
             transport.try_send(peer, parts)
         })
         .map_err(Fatal::new)
+    }
+
+    /// Puts an announcement on its link, if there is room.
+    pub(crate) fn put_announcement(
+        &mut self,
+        peer: Process,
+        label: &Label,
+        place: Place,
+    ) -> Result<bool, Fatal> {
+        let header = Header::new(Kind::Announce, label, self.core.stamp());
+        self.transport
+            .try_send(peer, &[header.as_bytes(), place.as_bytes()])
+            .map_err(Fatal::new)
     }
 
     /// Sends pieces of the messages that a process has asked for.
@@ -256,16 +287,19 @@ impl Engine {
 }
 
 impl super::Core {
+    /// An announcement whose message was acknowledged while it was queued, by an acknowledgment of before a restart: the
+    /// receiver has the message.
+    fn is_void(&self, packet: &Recorded) -> bool {
+        match packet {
+            Recorded::Announce(label) if self.numbered.on => self.unacked(label).is_none(),
+            _ => false,
+        }
+    }
+
     /// Where an announced message of a rank of this process lies.
     pub(crate) fn place_of(&self, label: &Label) -> Place {
         let address = self
-            .index_of(label.source)
-            .and_then(|index| {
-                self.hosted[index]
-                    .tables
-                    .unacked
-                    .get(&(label.destination, label.sequence))
-            })
+            .unacked(label)
             .map_or(0, |unacked| unacked.from.address());
         Place::new(self.me, address)
     }
