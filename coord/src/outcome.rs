@@ -38,6 +38,8 @@ impl Outcome {
             End::RestartsUsedUp { .. } | End::NoCheckpoint { .. } | End::StoreFailed { .. } => {
                 "unrecoverable"
             }
+            End::NodesUsedUp { .. } => "nodes_lost",
+            End::Superseded { .. } => "superseded",
             End::Broken { .. } => "internal",
         }
     }
@@ -52,11 +54,12 @@ impl Outcome {
                 0 => 1,
                 code => code,
             },
-            End::Stopped { .. } => code::RESUMABLE,
+            End::Stopped { .. } | End::NodesUsedUp { .. } => code::RESUMABLE,
             End::CannotStart { .. } => code::USAGE,
-            End::RestartsUsedUp { .. } | End::NoCheckpoint { .. } | End::StoreFailed { .. } => {
-                code::UNRECOVERABLE
-            }
+            End::RestartsUsedUp { .. }
+            | End::NoCheckpoint { .. }
+            | End::StoreFailed { .. }
+            | End::Superseded { .. } => code::UNRECOVERABLE,
             End::Broken { .. } => code::INTERNAL,
         }
     }
@@ -85,7 +88,10 @@ impl Outcome {
             End::Stopped {
                 without_last: Some(reason),
             } => format!("stopped without a last checkpoint ({reason}); {go_on}"),
-            End::CannotStart { reason } | End::Broken { reason } => reason.clone(),
+            End::CannotStart { reason } | End::Broken { reason } | End::Superseded { reason } => {
+                reason.clone()
+            }
+            End::NodesUsedUp { reason } => format!("{reason}. Once there are nodes, {go_on}"),
             End::RestartsUsedUp { restarts, last } => format!(
                 "given up after {restarts} restarts without a new checkpoint; the last failure: {last}. {go_on}, --max-restarts allows more"
             ),

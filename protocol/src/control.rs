@@ -9,22 +9,29 @@ use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
 use crate::interval::Ground;
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Environment variables by which the coordinator hands a process its place in the job.
 pub mod environment {
-    /// Address of the control socket: `unix:@NAME` (abstract) or `unix:PATH`.
+    /// Address of the control socket: `unix:@NAME` (abstract), `unix:PATH` or `tcp:HOST:PORT`.
     pub const CONTROL: &str = "CKPT_CONTROL";
-    /// The job's token, 64 hexadecimal digits.
+    /// The token of this start of the job, 64 hexadecimal digits. Each start has another, so that a straggler of an earlier
+    /// one is turned away.
     pub const TOKEN: &str = "CKPT_TOKEN";
-    /// This process's number.
+    /// What links go over: [`TRANSPORT_SHM`], also where it is not set, or [`TRANSPORT_MPI`].
+    pub const TRANSPORT: &str = "CKPT_TRANSPORT";
+    /// Rings in shared memory.
+    pub const TRANSPORT_SHM: &str = "shm";
+    /// MPI: the process's number is its rank in `MPI_COMM_WORLD`, and the number of processes is that one's size.
+    pub const TRANSPORT_MPI: &str = "mpi";
+    /// With shared memory, this process's number.
     pub const PROCESS: &str = "CKPT_PROCESS";
-    /// How many processes the job has.
+    /// With shared memory, how many processes the job has.
     pub const PROCESSES: &str = "CKPT_PROCESSES";
-    /// Number of the inherited file descriptor of the shared memory that holds the rings.
+    /// Number of the inherited file descriptor of the shared memory that holds the rings; with shared memory only.
     pub const SHM_FD: &str = "CKPT_SHM_FD";
     /// With `--label`: inherited descriptors for the output of each hosted rank, `RANK:OUT:ERR`
     /// separated by commas. Absent otherwise.
@@ -58,12 +65,16 @@ pub struct Hello {
 /// Who opens a control connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Caller {
-    /// A process of the job: its number, its pid, what program it runs.
+    /// A process of the job: its number, where it is, what program it runs.
     Process {
         /// Its number in the job.
         process: Process,
+        /// How many processes there are by what it knows.
+        processes: u32,
         /// Its process id.
         pid: u32,
+        /// The name of its host, as `gethostname(2)` tells.
+        host: String,
         /// The program, as mapped.
         identity: ProgramIdentity,
     },
@@ -129,7 +140,11 @@ pub enum Directive {
     /// Exit at once with [`exit::STOPPED`].
     Stop,
     /// Are you there? Answered by [`Report::Alive`] from the control thread.
-    Ping,
+    Ping {
+        /// The number of the newest [`Report::Alive`] that the coordinator has heard, 0 for the Hello. What it acknowledges
+        /// extends the process's lease ([`crate::recovery::lease`]).
+        heard: u64,
+    },
 }
 
 /// A process's part of the job.
@@ -165,6 +180,9 @@ pub struct Assignment {
     pub tracking: Tracking,
     /// How pages are saved at a cut.
     pub capture: CaptureMode,
+    /// How long the process may go on after it sent the newest sign of life that was acknowledged, in microseconds; `None`
+    /// where its end is certain without that (a child of the coordinator). See [`crate::recovery::lease`].
+    pub lease_us: Option<u64>,
 }
 
 /// How it is found out which pages have changed since the checkpoint before.
@@ -278,6 +296,8 @@ pub enum Report {
     },
     /// The answer to [`Directive::Ping`].
     Alive {
+        /// Counts these reports of a process, from 1.
+        number: u64,
         /// The hosted ranks that have not entered the engine for long, with the milliseconds since.
         computing: Vec<(Rank, u64)>,
     },
@@ -339,6 +359,11 @@ pub enum Report {
     Note {
         /// The text, complete.
         text: String,
+    },
+    /// The process does not see the job's store under the path of its assignment; the job can't run like this.
+    StoreUnseen {
+        /// What is there instead, or why it can't be read.
+        reason: String,
     },
 }
 
@@ -414,6 +439,8 @@ pub struct JobStatus {
     pub finished: u32,
     /// The process id of each process.
     pub pids: Vec<u32>,
+    /// The host of each process, by what it told; empty where it has not connected.
+    pub hosts: Vec<String>,
     /// The process of each rank.
     pub placement: Vec<Process>,
     /// Restarts so far.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::control::{Directive, IntervalStatus, JobStatus, Response};
 use protocol::coordinator::{self, Coordinator, RequestId};
-use protocol::ids::{Epoch, JobId, Rank};
+use protocol::ids::{Epoch, JobId, Process, Rank};
 use protocol::interval::{Estimate, Estimator, Ground};
 use protocol::recovery::{End, Output, Phase, Recovery};
 
@@ -180,7 +180,13 @@ impl Job<'_> {
             Output::Choose => self.store.choose(),
             Output::Start { from } => self.begin_start(from),
             Output::Go => self.go(),
-            Output::Ping => self.peers.tell_all(&Directive::Ping, &self.poller),
+            Output::Ping => {
+                for process in (0..self.plan.processes).map(Process) {
+                    let heard = self.recovery.heard_of(process);
+                    self.peers
+                        .tell(process, &Directive::Ping { heard }, &self.poller);
+                }
+            }
             Output::Verify { epoch } => self.store.verify(epoch),
             Output::MarkBad { epoch, reason } => {
                 self.teller.tell(&Event::Bad {
@@ -336,6 +342,7 @@ impl Job<'_> {
             ranks: self.plan.ranks,
             finished: snapshots.as_ref().map_or(0, |status| status.finished),
             pids: self.start.pids().to_vec(),
+            hosts: Vec::new(),
             placement: self.start.placement().to_vec(),
             restarts: self.recovery.restarts(),
             committed: self.committed,

@@ -16,7 +16,7 @@ mod start;
 mod teller;
 
 use protocol::interval::Estimator;
-use protocol::recovery::{Config, Recovery};
+use protocol::recovery::{Config, Proof, Recovery};
 use store::{ControlFile, JobStore};
 
 use crate::address::Address;
@@ -70,7 +70,8 @@ pub fn run(plan: &Plan, store: JobStore, observer: &mut dyn Observer) -> Result<
     let poller = Poller::new().map_err(Error::system("watch descriptors"))?;
     let now = clock::now();
     let config = Config {
-        processes: plan.processes,
+        proof: Proof::Child,
+        not_before: now,
         max_restarts: plan.max_restarts,
         ping_every: plan.heartbeat_timeout / PINGS_PER_TIMEOUT,
         heartbeat_timeout: plan.heartbeat_timeout,

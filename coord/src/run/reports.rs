@@ -128,7 +128,9 @@ impl Job<'_> {
             }
             Caller::Process {
                 process,
+                processes: _,
                 pid,
+                host: _,
                 identity,
             } => self.handle_joining(number, process, pid, identity),
         }
@@ -180,7 +182,7 @@ impl Job<'_> {
 
     fn handle_report(&mut self, process: Process, report: Report) {
         let now = clock::now();
-        self.recovery.handle_alive(now, process);
+        self.recovery.handle_heard(now, process);
         let epoch_us = |cost: &super::job::Cost| now.saturating_sub(cost.announced);
         match report {
             Report::Ready { restore_us } => {
@@ -198,7 +200,10 @@ impl Job<'_> {
                 let reason = format!("{rank} of {epoch}: {reason}");
                 self.recovery.handle_restore_failed(process, &reason);
             }
-            Report::Alive { computing } => self.start.set_computing(process, computing),
+            Report::Alive { number, computing } => {
+                self.recovery.handle_alive(now, process, number);
+                self.start.set_computing(process, computing);
+            }
             Report::Cut { epoch, stall_us } => {
                 self.teller.tell(&Event::Cut {
                     epoch: epoch.0,
@@ -261,6 +266,13 @@ impl Job<'_> {
             } => self
                 .recovery
                 .handle_rank_failed(process, rank, code, message),
+            Report::StoreUnseen { reason } => {
+                let reason = format!("{process} does not see the store: {reason}");
+                let end = End::CannotStart {
+                    reason: reason.clone(),
+                };
+                self.recovery.handle_hopeless(&reason, end);
+            }
             Report::Warning { text } => self.teller.warn(text),
             Report::Note { text } => {
                 tracing::info!(%process, %text, "note");

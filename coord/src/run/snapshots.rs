@@ -250,7 +250,7 @@ impl Job<'_> {
                     pids: self.start.pids().to_vec(),
                     memory_bytes: self.start.memory_bytes(),
                 });
-                self.recovery.handle_started(now);
+                self.recovery.handle_started(now, self.plan.processes);
             }
             Err(error) => {
                 let reason = error.to_string();

@@ -91,6 +91,10 @@ impl Start {
             let mut environment = vec![
                 (environment::CONTROL, address.to_string()),
                 (environment::TOKEN, token.to_hex()),
+                (
+                    environment::TRANSPORT,
+                    environment::TRANSPORT_SHM.to_owned(),
+                ),
                 (environment::PROCESS, process.0.to_string()),
                 (environment::PROCESSES, plan.processes.to_string()),
                 (environment::SHM_FD, number(&shared)),
@@ -158,6 +162,7 @@ impl Start {
             memory_bytes: self.memory_bytes,
             tracking: plan.tracking,
             capture: plan.capture,
+            lease_us: None,
         }
     }
 

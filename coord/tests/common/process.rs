@@ -221,7 +221,9 @@ impl Member {
             token,
             caller: Caller::Process {
                 process,
+                processes: variable(environment::PROCESSES).parse().unwrap(),
                 pid: std::process::id(),
+                host: String::new(),
                 identity,
             },
         };
@@ -294,13 +296,14 @@ impl Member {
                 }
                 Some(Directive::End) => return 0,
                 Some(Directive::Stop) => return exit::STOPPED,
-                Some(Directive::Ping) => {
+                Some(Directive::Ping { .. }) => {
                     let mute = self.behaviour == Behaviour::Mute
                         && self.process == Process(0)
                         && self.assignment.incarnation.0 == 1
                         && step > 20;
                     if !mute {
                         self.report(&Report::Alive {
+                            number: 1,
                             computing: Vec::new(),
                         });
                     }

@@ -21,6 +21,12 @@ use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, in_engine};
 /// occasion.
 const MAKE_ROOM_EVERY: Duration = Duration::from_millis(250);
 
+/// How long the processes of a job wait for each other to end their links, once all ranks have ended well.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a process without a coordinator whose ranks have ended looks whether all have.
+const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_millis(1);
+
 /// The ranks of this process and what drives them.
 pub(crate) struct Scheduler {
     /// In the order of the engine's `hosted`.
@@ -132,6 +138,9 @@ impl Scheduler {
             None => Vec::new(),
         };
         for directive in directives {
+            if directive == Directive::End {
+                end_well();
+            }
             let (committed, rebase) = match &directive {
                 Directive::Committed { epoch } => (Some(*epoch), false),
                 Directive::Abort { rebase, .. } => (None, *rebase),
@@ -145,10 +154,10 @@ impl Scheduler {
                     Directive::Committed { epoch } => {
                         participant.handle_committed(epoch).map_err(Fatal::new)?;
                     }
-                    Directive::End => end(0),
                     Directive::Go
+                    | Directive::End
                     | Directive::Stop
-                    | Directive::Ping
+                    | Directive::Ping { .. }
                     | Directive::Assignment(_)
                     | Directive::Refused { .. } => {
                         return Err(Fatal::new(format!(
@@ -201,12 +210,33 @@ impl Scheduler {
                         .all(|hosted| hosted.tables.finished)
                 });
                 if all {
-                    end(0);
+                    self.await_others();
                 }
             }
             (None, Ending::Failed { code, message }) => {
                 say_why(rank, &message);
-                end(code);
+                end_now(code);
+            }
+        }
+    }
+
+    /// Serves the ranks of other processes until all of the job have ended, and ends the process. For a process
+    /// without a coordinator.
+    fn await_others(&self) -> ! {
+        loop {
+            let (done, fatal) = in_engine(|engine| {
+                let moved = engine.progress();
+                let done = engine.is_quiet() && engine.transport.all_done();
+                if !done && !moved {
+                    engine.transport.idle(LOOK_FOR_OTHERS_EVERY);
+                }
+                (done, engine.fatal.take())
+            });
+            if let Some(fatal) = fatal {
+                self.die(&fatal);
+            }
+            if done {
+                end_well();
             }
         }
     }
@@ -220,7 +250,7 @@ impl Scheduler {
             });
             control.flush();
         }
-        end(exit::LIBRARY)
+        end_now(exit::LIBRARY)
     }
 }
 
@@ -230,10 +260,20 @@ fn say_why(rank: Rank, message: &str) {
     }
 }
 
-/// Ends the process, with all output written.
-fn end(code: i32) -> ! {
+/// Ends a process whose ranks have ended well, as all others of the job have, with all output written.
+fn end_well() -> ! {
     ENDING.store(true, Ordering::SeqCst);
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().flush();
-    std::process::exit(code)
+    if !in_engine(|engine| engine.transport.close(CLOSE_WITHIN)) {
+        // Others are gone already, for whatever reason: an exit in order might wait for them.
+        end_now(0);
+    }
+    std::process::exit(0)
+}
+
+/// Ends a process because of a failure, with all output written. It waits for nobody.
+fn end_now(code: i32) -> ! {
+    ENDING.store(true, Ordering::SeqCst);
+    let _ = std::io::stdout().flush();
+    libckpt_rank::process::end_now(code)
 }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use super::watch::Loss;
+use super::watch::{Loss, Proof};
 use crate::ids::{Epoch, Process, Rank};
 
 /// The rules of a job's life.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    /// Number of processes per start.
-    pub processes: u32,
+    /// How it becomes certain that a process has ended.
+    pub proof: Proof,
+    /// Nothing is started before this time: processes of an earlier coordinator may still hold their leases.
+    pub not_before: Duration,
     /// Restarts allowed without a new checkpoint in between.
     pub max_restarts: u32,
     /// Time from one ping to the next.
@@ -78,6 +80,16 @@ pub enum End {
         /// What failed, where, why.
         reason: String,
     },
+    /// Too few nodes are left; with others, `ckpt restart` goes on.
+    NodesUsedUp {
+        /// What was lost, and what would be needed.
+        reason: String,
+    },
+    /// Another coordinator has taken the job over, or the store was taken away.
+    Superseded {
+        /// By what it was noticed.
+        reason: String,
+    },
     /// The library failed in a way that a restart does not mend.
     Broken {
         /// What failed, where, why.
@@ -98,7 +110,8 @@ pub enum Output {
     },
     /// Let the ranks run: tell every process `Go`, begin with snapshots.
     Go,
-    /// Ask every connected process for a sign of life.
+    /// Ask every connected process for a sign of life, and acknowledge what was heard of it
+    /// ([`super::Recovery::heard_of`]).
     Ping,
     /// A file of this checkpoint could not be restored: verify it and call [`super::Recovery::handle_verified`].
     Verify {
@@ -125,7 +138,8 @@ pub enum Output {
         /// Why.
         reason: String,
     },
-    /// Kill every process that lives. Each end is reported by [`super::Recovery::handle_exited`].
+    /// Kill every process that lives. Each end is reported by [`super::Recovery::handle_exited`], or
+    /// [`super::Recovery::handle_disconnected`] where processes are no children; then also that of their launcher.
     Kill,
     /// Begin the last snapshot; [`super::Recovery::handle_last_snapshot`] when it is done.
     LastSnapshot,

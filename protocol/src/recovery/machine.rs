@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::interface::{Choice, Config, End, Output, Phase};
-use super::watch::{Exit, Loss, Watch};
+use super::watch::{Exit, Fate, Loss, Watch};
 use crate::control::exit;
 use crate::ids::{Epoch, Process, Rank};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Choosing,
+    /// What to start from is known, but processes of an earlier coordinator may still hold their leases.
+    Waiting(Option<Epoch>),
     /// The caller starts processes.
     Launching,
     /// Processes connect and restore.
@@ -85,8 +87,13 @@ impl Recovery {
                     .next_deadline(self.config.start_timeout, self.config.heartbeat_timeout);
                 Some(overdue.map_or(self.next_ping, |at| at.min(self.next_ping)))
             }
-            State::Leaving { deadline, .. } => Some(*deadline),
-            State::Choosing | State::Launching | State::Clearing { .. } | State::Ended => None,
+            State::Waiting(_) => Some(self.config.not_before),
+            State::Leaving { deadline, .. } => {
+                let certain = self.watch.next_certain();
+                Some(certain.map_or(*deadline, |at| at.min(*deadline)))
+            }
+            State::Clearing { .. } => self.watch.next_certain(),
+            State::Choosing | State::Launching | State::Ended => None,
         }
     }
 
@@ -94,7 +101,7 @@ impl Recovery {
     #[must_use]
     pub fn phase(&self) -> Phase {
         match &self.state {
-            State::Choosing => Phase::Choosing,
+            State::Choosing | State::Waiting(_) => Phase::Choosing,
             State::Launching | State::Starting => Phase::Starting,
             State::Running => Phase::Running,
             State::LastSnapshot => Phase::Stopping,
@@ -125,17 +132,17 @@ impl Recovery {
             return;
         }
         match choice {
-            Choice::Checkpoint(epoch) => self.launch(Some(epoch)),
-            Choice::Beginning => self.launch(None),
+            Choice::Checkpoint(epoch) => self.launch(self.last_now, Some(epoch)),
+            Choice::Beginning => self.launch(self.last_now, None),
             Choice::Nothing(reason) => self.ended(End::NoCheckpoint { reason }),
             Choice::Unreadable(reason) => self.ended(End::StoreFailed { reason }),
         }
     }
 
-    /// All processes of [`Output::Start`] are started.
-    pub fn handle_started(&mut self, now: Duration) {
+    /// All processes of [`Output::Start`] are started, so many, or their launcher is.
+    pub fn handle_started(&mut self, now: Duration, processes: u32) {
         if self.state == State::Launching {
-            self.watch = Watch::new(self.config.processes, now);
+            self.watch = Watch::new(processes, self.config.proof, now);
             self.next_ping = now + self.config.ping_every;
             self.last_now = now;
             self.state = State::Starting;
@@ -148,7 +155,7 @@ impl Recovery {
     /// [`Output::Start`] failed after this many processes were started; no later start can go better.
     pub fn handle_start_failed(&mut self, now: Duration, started: u32, end: End) {
         if self.state == State::Launching {
-            self.watch = Watch::new(started, now);
+            self.watch = Watch::new(started, self.config.proof, now);
             self.clear("the job can't be started", Some(end), false);
         }
     }
@@ -167,14 +174,51 @@ impl Recovery {
         self.watch.heard(process, now);
     }
 
-    /// A process gave a sign of life.
-    pub fn handle_alive(&mut self, now: Duration, process: Process) {
+    /// Something was heard of a process.
+    pub fn handle_heard(&mut self, now: Duration, process: Process) {
         self.watch.heard(process, now);
     }
 
-    /// A process's control connection has closed.
+    /// A process gave the sign of life with this number.
+    pub fn handle_alive(&mut self, now: Duration, process: Process, number: u64) {
+        self.watch.heard(process, now);
+        self.watch.alive(process, number);
+    }
+
+    /// The number of the newest sign of life of a process, which the next ping acknowledges.
+    #[must_use]
+    pub fn heard_of(&self, process: Process) -> u64 {
+        self.watch.number(process)
+    }
+
+    /// A process's control connection was closed from its end.
     pub fn handle_disconnected(&mut self, now: Duration, process: Process) {
         self.watch.closed(process, now);
+        self.go_on_when_clear();
+    }
+
+    /// A process's control connection broke, and does not tell whether the process lives.
+    pub fn handle_unreachable(&mut self, process: Process, reason: &str) {
+        self.watch.broken(process, reason);
+    }
+
+    /// The launcher of the processes has ended; `words` tell how, and what it said. Once all have connected, this proves
+    /// nothing: neither that they have ended, nor that they did what they should.
+    pub fn handle_launcher_exited(&mut self, words: &str) {
+        if !self.watch.launcher_exited() {
+            return;
+        }
+        if self.is_up()
+            && let Some((process, _)) = self.watch.awaited()
+        {
+            self.lose(process, Loss::NotLaunched(words.to_owned()));
+        }
+        self.go_on_when_clear();
+    }
+
+    /// What became of each process of the present start, or the one before if that is over.
+    pub fn fates(&self) -> impl Iterator<Item = Fate> {
+        self.watch.fates()
     }
 
     /// A process has mapped its slots and restored its ranks.
@@ -296,7 +340,7 @@ impl Recovery {
                     self.stop_at_once(Some("told to end at once".to_owned()));
                 }
             }
-            State::Choosing => self.ended(End::Stopped { without_last: None }),
+            State::Choosing | State::Waiting(_) => self.ended(End::Stopped { without_last: None }),
             State::Clearing { end, .. } if end.is_none() => {
                 *end = Some(End::Stopped { without_last: None });
             }
@@ -318,6 +362,14 @@ impl Recovery {
             State::Leaving { end, deadline } if now >= *deadline => {
                 let end = end.clone();
                 self.clear("did not end in time when told to", Some(end), false);
+            }
+            State::Waiting(from) => {
+                let from = *from;
+                self.launch(now, from);
+            }
+            State::Leaving { .. } | State::Clearing { .. } => {
+                self.watch.expire(now);
+                self.go_on_when_clear();
             }
             _ => {}
         }
@@ -409,6 +461,9 @@ impl Recovery {
     fn lose(&mut self, process: Process, loss: Loss) {
         let reason = format!("{process} {loss}");
         let end = match (&loss, &self.state) {
+            (Loss::NotLaunched(_), State::Starting) if self.starts == 1 => Some(End::CannotStart {
+                reason: reason.clone(),
+            }),
             (Loss::NeverConnected(_), State::Starting) if self.starts == 1 => {
                 Some(End::CannotStart {
                     reason: format!(
@@ -437,7 +492,11 @@ impl Recovery {
         None
     }
 
-    fn launch(&mut self, from: Option<Epoch>) {
+    fn launch(&mut self, now: Duration, from: Option<Epoch>) {
+        if now < self.config.not_before {
+            self.state = State::Waiting(from);
+            return;
+        }
         self.from = from;
         self.starts += 1;
         self.state = State::Launching;

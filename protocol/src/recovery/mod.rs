@@ -18,16 +18,21 @@
 //!                         └─────── all gone ── stopping (Stop) ◀── termination ───────────┘
 //! ```
 //!
-//! A restart needs two things first: no process of the old start lives (two incarnations must never
-//! compute side by side on one machine), and no snapshot is undecided (the newest checkpoint must be
-//! final). A job may be restarted [`Config::max_restarts`] times without a new checkpoint in between.
+//! A restart needs two things first: no process of the old start does anything any more (two incarnations must never
+//! compute side by side), and no snapshot is undecided (the newest checkpoint must be
+//! final). Of its children the coordinator learns the end from the system. Elsewhere it shows by the end of the
+//! connection; and a process that is cut off ends itself when its lease is over ([`lease`]). A job may be restarted [`Config::max_restarts`] times without a new checkpoint in between.
 //!
-//! [`interface`] is what goes in and comes out, [`machine`] holds the states, [`watch`] who of the processes lives and when it was last heard.
+//! [`interface`] is what goes in and comes out, [`machine`] holds the states, [`watch`] who of the processes lives and
+//! when it was last heard, [`lease`] the process's side of that.
 
 pub mod interface;
+pub mod lease;
 pub mod machine;
 pub mod watch;
 
+#[cfg(test)]
+mod leases;
 #[cfg(test)]
 mod random;
 #[cfg(test)]
@@ -35,4 +40,4 @@ mod tests;
 
 pub use interface::{Choice, Config, End, Output, Phase};
 pub use machine::Recovery;
-pub use watch::{Exit, Loss};
+pub use watch::{Exit, Fate, Loss, Proof};

@@ -81,7 +81,8 @@ const MAX_RESTARTS: u32 = 2;
 impl Run {
     fn new() -> Self {
         let config = Config {
-            processes: PROCESSES,
+            proof: Proof::Child,
+            not_before: Duration::ZERO,
             max_restarts: MAX_RESTARTS,
             ping_every: Duration::from_millis(50),
             heartbeat_timeout: Duration::from_millis(250),
@@ -160,7 +161,7 @@ impl Run {
                 self.ready.clear();
                 self.alive = (0..outcome.unwrap_or(PROCESSES)).collect();
                 match outcome {
-                    None => self.machine.handle_started(now),
+                    None => self.machine.handle_started(now, PROCESSES),
                     Some(started) => {
                         let end = End::CannotStart {
                             reason: "no such file".to_owned(),

@@ -12,7 +12,8 @@ fn ms(milliseconds: u64) -> Duration {
 
 fn config() -> Config {
     Config {
-        processes: 2,
+        proof: Proof::Child,
+        not_before: ms(0),
         max_restarts: 2,
         ping_every: ms(100),
         heartbeat_timeout: ms(500),
@@ -37,7 +38,7 @@ fn running(choice: Choice) -> Recovery {
 fn bring_up(job: &mut Recovery, choice: Choice, now: Duration) {
     job.handle_chosen(choice);
     assert!(matches!(outputs(job)[..], [Output::Start { .. }]));
-    job.handle_started(now);
+    job.handle_started(now, 2);
     for process in [Process(0), Process(1)] {
         job.handle_connected(now, process);
         assert_eq!(outputs(job), []);
@@ -117,7 +118,7 @@ fn a_process_that_answers_no_ping_is_lost_after_the_heartbeat_timeout() {
         assert_eq!(job.poll_timeout(), Some(now));
         job.handle_timeout(now);
         assert_eq!(outputs(&mut job), [Output::Ping]);
-        job.handle_alive(now, Process(0));
+        job.handle_heard(now, Process(0));
     }
     job.handle_timeout(ms(500));
     let told = outputs(&mut job);
@@ -148,7 +149,7 @@ fn a_closed_connection_is_a_loss_unless_the_end_of_the_process_tells_more() {
     assert_eq!(outputs(&mut job), []);
     let deadline = job.poll_timeout().unwrap();
     for tick in 1..=6 {
-        job.handle_alive(ms(tick * 100), Process(1));
+        job.handle_heard(ms(tick * 100), Process(1));
         job.handle_timeout(ms(tick * 100));
     }
     assert!(deadline <= ms(600));
@@ -204,7 +205,7 @@ fn a_checkpoint_that_does_not_verify_is_marked_and_the_one_before_is_taken() {
     let mut job = Recovery::new(config(), ms(0));
     outputs(&mut job);
     job.handle_chosen(Choice::Checkpoint(Epoch(9)));
-    job.handle_started(ms(0));
+    job.handle_started(ms(0), 2);
     outputs(&mut job);
     job.handle_restore_failed(Process(1), "chunk 3: checksum differs");
     let told = outputs(&mut job);
@@ -236,7 +237,7 @@ fn a_sound_checkpoint_is_never_marked_for_a_restore_that_failed_otherwise() {
     for attempt in 0..3 {
         assert_eq!(outputs(&mut job).pop(), Some(Output::Choose));
         job.handle_chosen(Choice::Checkpoint(Epoch(9)));
-        job.handle_started(ms(0));
+        job.handle_started(ms(0), 2);
         job.handle_restore_failed(Process(1), "no memory");
         outputs(&mut job);
         job.handle_verified(Ok(()));
@@ -309,7 +310,7 @@ fn a_program_without_the_library_is_an_end_with_advice() {
     for silent in [false, true] {
         let mut job = Recovery::new(config(), ms(0));
         job.handle_chosen(Choice::Beginning);
-        job.handle_started(ms(0));
+        job.handle_started(ms(0), 2);
         outputs(&mut job);
         if silent {
             for tick in 1..=10 {
@@ -416,7 +417,7 @@ fn a_stop_while_processes_start_or_are_cleared_away_is_a_stop() {
     let mut starting = Recovery::new(config(), ms(0));
     starting.handle_chosen(Choice::Beginning);
     starting.handle_termination();
-    starting.handle_started(ms(0));
+    starting.handle_started(ms(0), 2);
     clear_away(&mut starting);
     assert!(matches!(ended(&mut starting), End::Stopped { .. }));
 

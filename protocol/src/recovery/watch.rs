@@ -34,6 +34,10 @@ pub enum Loss {
     Silent(Duration),
     /// It lives, but has not called the library this long after its start.
     NeverConnected(Duration),
+    /// Its control connection broke without telling whether it lives: why.
+    Unreachable(String),
+    /// Its launcher ended before it had connected: how, and what it said.
+    NotLaunched(String),
     /// It could not restore its ranks, though their files verify.
     CannotRestore(String),
 }
@@ -51,9 +55,39 @@ impl fmt::Display for Loss {
                 "has not connected {:.1} s after its start",
                 time.as_secs_f64()
             ),
+            Self::Unreachable(reason) => write!(f, "can't be reached any more: {reason}"),
+            Self::NotLaunched(words) => write!(f, "was not started: {words}"),
             Self::CannotRestore(reason) => write!(f, "can't restore: {reason}"),
         }
     }
+}
+
+/// How it becomes certain that a process does nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// It is a child of the coordinator: the operating system tells its end.
+    Child,
+    /// It runs anywhere, started by a launcher: its connection tells its end, or its lease is over
+    /// ([`super::lease`]).
+    Lease {
+        /// How long a lease is.
+        length: Duration,
+        /// How much longer than that is waited, for clocks that differ and for the time that ending takes.
+        margin: Duration,
+    },
+}
+
+/// What became of a process of a start that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It never connected.
+    Absent,
+    /// It is there, as far as is known.
+    There,
+    /// Its end showed at this time.
+    Ended(Duration),
+    /// It fell silent or out of reach; that it has ended is known by its lease at most.
+    Silent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,44 +96,62 @@ enum Voice {
     Awaited,
     /// Connected, last heard then.
     Heard(Duration),
-    /// Its connection closed then; its end is expected to follow.
+    /// Its connection closed then; of a child, the end is expected to follow.
     Closed(Duration),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Member {
-    lives: bool,
+    /// It does nothing more, for certain.
+    ended: bool,
     ready: bool,
     voice: Voice,
+    /// It was silent for too long, or its connection broke: why, if that.
+    silent: bool,
+    broken: Option<String>,
+    /// The newest of its signs of life.
+    number: u64,
 }
 
 /// The processes of one start.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Watch {
     started: Duration,
+    proof: Proof,
     members: Vec<Member>,
+    /// The launcher that started them has not ended.
+    launcher: bool,
 }
 
-/// How long a process may outlive its connection before it counts as lost. Its end, which says more,
+/// How long a child may outlive its connection before it counts as lost. Its end, which says more,
 /// usually follows at once.
 const CLOSED_GRACE: Duration = Duration::from_millis(500);
 
+/// How long after the end of a first process is waited for what else ends by itself: which processes went at once tells
+/// whether a node was lost ([`crate::nodes`]).
+const GATHER: Duration = Duration::from_millis(100);
+
 impl Watch {
-    pub(super) fn new(processes: u32, started: Duration) -> Self {
+    pub(super) fn new(processes: u32, proof: Proof, started: Duration) -> Self {
         let member = Member {
-            lives: true,
+            ended: false,
             ready: false,
             voice: Voice::Awaited,
+            silent: false,
+            broken: None,
+            number: 0,
         };
         Self {
             started,
+            proof,
             members: vec![member; processes as usize],
+            launcher: proof != Proof::Child && processes > 0,
         }
     }
 
     /// Nobody.
     pub(super) fn none() -> Self {
-        Self::new(0, Duration::ZERO)
+        Self::new(0, Proof::Child, Duration::ZERO)
     }
 
     fn member(&mut self, process: Process) -> Option<&mut Member> {
@@ -114,22 +166,76 @@ impl Watch {
         }
     }
 
+    pub(super) fn alive(&mut self, process: Process, number: u64) {
+        if let Some(member) = self.member(process) {
+            member.number = member.number.max(number);
+        }
+    }
+
+    /// The newest of a process's signs of life.
+    pub(super) fn number(&self, process: Process) -> u64 {
+        let member = self.members.get(process.index());
+        member.map_or(0, |member| member.number)
+    }
+
     pub(super) fn ready(&mut self, process: Process) {
         if let Some(member) = self.member(process) {
             member.ready = true;
         }
     }
 
+    /// A connection was closed by the process's end of it, which the system does when the process has ended.
     pub(super) fn closed(&mut self, process: Process, now: Duration) {
+        let certain = self.proof != Proof::Child;
         if let Some(member) = self.member(process) {
             member.voice = Voice::Closed(now);
+            member.ended |= certain;
+        }
+    }
+
+    /// A connection broke; what became of the process is not known.
+    pub(super) fn broken(&mut self, process: Process, reason: &str) {
+        if let Some(member) = self.member(process) {
+            member.silent = true;
+            member.broken = Some(reason.to_owned());
         }
     }
 
     /// Takes note that a process has ended; false if that was known, or it was never one of these.
     pub(super) fn exited(&mut self, process: Process) -> bool {
         self.member(process)
-            .is_some_and(|member| std::mem::replace(&mut member.lives, false))
+            .is_some_and(|member| !std::mem::replace(&mut member.ended, true))
+    }
+
+    /// Takes note that the launcher has ended; false if that was known.
+    pub(super) fn launcher_exited(&mut self) -> bool {
+        std::mem::replace(&mut self.launcher, false)
+    }
+
+    /// Takes note of the processes whose leases are over.
+    pub(super) fn expire(&mut self, now: Duration) {
+        for index in 0..self.members.len() {
+            let over = self.certain_at(&self.members[index]);
+            let member = &mut self.members[index];
+            if !member.ended && over.is_some_and(|over| now >= over) {
+                member.ended = true;
+                member.silent = true;
+            }
+        }
+    }
+
+    /// When the end of a process that is not heard any more becomes certain by itself.
+    fn certain_at(&self, member: &Member) -> Option<Duration> {
+        match (self.proof, member.voice) {
+            (Proof::Lease { length, margin }, Voice::Heard(at)) => Some(at + length + margin),
+            _ => None,
+        }
+    }
+
+    /// When the next end becomes certain by itself.
+    pub(super) fn next_certain(&self) -> Option<Duration> {
+        let members = self.members.iter().filter(|member| !member.ended);
+        members.filter_map(|member| self.certain_at(member)).min()
     }
 
     pub(super) fn all_ready(&self) -> bool {
@@ -137,13 +243,40 @@ impl Watch {
     }
 
     pub(super) fn any_lives(&self) -> bool {
-        self.members.iter().any(|member| member.lives)
+        self.launcher || self.members.iter().any(|member| self.lives(member))
+    }
+
+    /// Whether a process may do anything. One that is no child and never connected has been told nothing, and is told
+    /// nothing once its start is over.
+    fn lives(&self, member: &Member) -> bool {
+        match (self.proof, member.voice) {
+            (Proof::Lease { .. }, Voice::Awaited) => false,
+            _ => !member.ended,
+        }
     }
 
     pub(super) fn connected(&self, process: Process) -> bool {
         self.members
             .get(process.index())
             .is_some_and(|member| !matches!(member.voice, Voice::Awaited))
+    }
+
+    /// The first process that has not connected, and how many there are.
+    pub(super) fn awaited(&self) -> Option<(Process, usize)> {
+        let awaited = |member: &Member| member.voice == Voice::Awaited;
+        let first = self.members.iter().position(awaited)?;
+        let count = self.members.iter().filter(|member| awaited(member)).count();
+        Some((Process(u32::try_from(first).ok()?), count))
+    }
+
+    /// What became of each process.
+    pub(super) fn fates(&self) -> impl Iterator<Item = Fate> {
+        self.members.iter().map(|member| match member.voice {
+            Voice::Awaited => Fate::Absent,
+            _ if member.silent => Fate::Silent,
+            Voice::Heard(_) => Fate::There,
+            Voice::Closed(at) => Fate::Ended(at),
+        })
     }
 
     /// Gives everybody the whole time again: the watcher itself was asleep, so silence proves nothing.
@@ -157,37 +290,51 @@ impl Watch {
         }
     }
 
-    fn deadline(&self, member: Member, start: Duration, heartbeat: Duration) -> Option<Duration> {
-        member.lives.then(|| match member.voice {
-            Voice::Awaited => self.started + start,
-            Voice::Heard(at) => at + heartbeat,
-            Voice::Closed(at) => at + CLOSED_GRACE,
-        })
+    fn deadline(&self, member: &Member, start: Duration, heartbeat: Duration) -> Option<Duration> {
+        match (self.proof, member.voice) {
+            (Proof::Lease { .. }, Voice::Closed(at)) => Some(at + GATHER),
+            _ if member.ended => None,
+            (_, Voice::Heard(at)) if member.broken.is_some() => Some(at),
+            (_, Voice::Awaited) => Some(self.started + start),
+            (_, Voice::Heard(at)) => Some(at + heartbeat),
+            (_, Voice::Closed(at)) => Some(at + CLOSED_GRACE),
+        }
     }
 
     /// When somebody will be overdue if nothing is heard until then.
     pub(super) fn next_deadline(&self, start: Duration, heartbeat: Duration) -> Option<Duration> {
         self.members
             .iter()
-            .filter_map(|&member| self.deadline(member, start, heartbeat))
+            .filter_map(|member| self.deadline(member, start, heartbeat))
             .min()
     }
 
-    /// The first process that is overdue, and why.
+    /// The first process that is overdue, and why. All that are silent are noted as such.
     pub(super) fn overdue(
-        &self,
+        &mut self,
         now: Duration,
         start: Duration,
         heartbeat: Duration,
     ) -> Option<(Process, Loss)> {
-        (0..).zip(&self.members).find_map(|(number, &member)| {
-            let deadline = self.deadline(member, start, heartbeat)?;
-            let loss = match member.voice {
-                Voice::Awaited => Loss::NeverConnected(now.saturating_sub(self.started)),
-                Voice::Heard(at) => Loss::Silent(now.saturating_sub(at)),
-                Voice::Closed(_) => Loss::Disconnected,
+        let mut first = None;
+        for index in 0..self.members.len() {
+            let deadline = self.deadline(&self.members[index], start, heartbeat);
+            if deadline.is_none_or(|deadline| now < deadline) {
+                continue;
+            }
+            let started = self.started;
+            let member = &mut self.members[index];
+            let loss = match (member.voice, &member.broken) {
+                (Voice::Awaited, _) => Loss::NeverConnected(now.saturating_sub(started)),
+                (Voice::Closed(_), _) => Loss::Disconnected,
+                (Voice::Heard(_), Some(reason)) => Loss::Unreachable(reason.clone()),
+                (Voice::Heard(at), None) => {
+                    member.silent = true;
+                    Loss::Silent(now.saturating_sub(at))
+                }
             };
-            (now >= deadline).then_some((Process(number), loss))
-        })
+            first = first.or_else(|| Some((Process(u32::try_from(index).ok()?), loss)));
+        }
+        first
     }
 }

@@ -84,7 +84,8 @@ impl Command {
     pub fn new(now: Duration, processes: u32, every: Duration, auto: Option<Bounds>) -> Self {
         let ms = Duration::from_millis;
         let rules = recovery::Config {
-            processes,
+            proof: recovery::Proof::Child,
+            not_before: Duration::ZERO,
             max_restarts: 100,
             ping_every: ms(20),
             heartbeat_timeout: ms(100),
@@ -135,7 +136,7 @@ impl Command {
     }
 
     fn take(&mut self, now: Duration, process: Process, report: Report) {
-        self.recovery.handle_alive(now, process);
+        self.recovery.handle_heard(now, process);
         match report {
             Report::Ready { .. } => self.recovery.handle_ready(now, process),
             Report::RestoreFailed { reason, .. } => {
@@ -207,7 +208,7 @@ impl Command {
             Done::Chosen(choice) => self.recovery.handle_chosen(choice),
             Done::Started(incarnation) => {
                 self.incarnation = Some(incarnation);
-                self.recovery.handle_started(now);
+                self.recovery.handle_started(now, self.processes);
             }
             Done::Verified(outcome) => self.recovery.handle_verified(outcome),
             done => {
@@ -291,7 +292,7 @@ impl Command {
                 self.coordinator = Some(Coordinator::new(rules, now));
                 self.tell_all(&Directive::Go);
             }
-            To::Ping => self.tell_all(&Directive::Ping),
+            To::Ping => self.tell_all(&Directive::Ping { heard: 0 }),
             To::Verify { epoch } => self.deeds.push(Deed::Begin(Task::Verify(epoch))),
             To::MarkBad { epoch, reason } => self.deeds.push(Deed::MarkBad(epoch, reason)),
             To::Lost { .. } => {

@@ -397,8 +397,11 @@ impl World {
         decoder.feed(bytes);
         while let Some(directive) = decoder.next().expect("the coordinator sends whole frames") {
             match directive {
-                Directive::Ping => {
-                    let alive = Word::Alive { computing: vec![] };
+                Directive::Ping { .. } => {
+                    let alive = Word::Alive {
+                        number: 0,
+                        computing: vec![],
+                    };
                     self.say(incarnation, process, &alive);
                     return Ok(());
                 }

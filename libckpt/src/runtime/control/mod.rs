@@ -2,12 +2,14 @@
 //!
 //! Two library threads: one reads directives, answers pings itself and hands the rest to the ranks'
 //! thread; one writes reports, so that no rank ever waits for the socket. A coordinator that is gone ends
-//! the process at once: its ranks must not go on unobserved.
+//! the process at once: its ranks must not go on unobserved. Where that can't be seen at once, on another node, the
+//! process has a lease, and a third thread watches it ([`watchdog`]). [`wire`] is the socket.
+
+mod watchdog;
+mod wire;
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,12 +17,17 @@ use std::time::{Duration, Instant};
 
 use libckpt_rank::library_thread;
 use libckpt_transport::Waker;
+use nix::sys::signal::{SigSet, Signal};
 use protocol::control::{
-    Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, exit,
+    Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, environment,
+    exit,
 };
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Process, Rank};
+use store::JobStore;
 
+use self::watchdog::{KernelTimer, Watchdog};
+use self::wire::Wire;
 use crate::engine::Attention;
 use crate::error::StartError;
 
@@ -32,37 +39,59 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// A control connection on which this process was accepted.
 pub(crate) struct Joined {
-    stream: UnixStream,
+    stream: Wire,
     decoder: Decoder,
+    /// When the Hello was sent.
+    hello_sent: Instant,
     pub(crate) assignment: Assignment,
 }
 
-/// Connects to the coordinator and says hello.
+/// Keeps signals by which batch systems announce the end of an allocation to all its processes from ending this one: its
+/// coordinator is on another node, gets them too, and takes a last checkpoint. Without a coordinator elsewhere it does
+/// nothing. To be called before there is any other thread, and so before `MPI_Init`.
 ///
 /// # Errors
-/// When nobody answers at the address, or the coordinator refuses this process.
+/// When the system refuses.
+pub(crate) fn hold_signals_of_allocations() -> std::io::Result<()> {
+    if !std::env::var(environment::CONTROL).is_ok_and(|address| address.starts_with("tcp:")) {
+        return Ok(());
+    }
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGUSR1);
+    Ok(set.thread_block()?)
+}
+
+/// Connects to the coordinator and says hello. `processes` is how many processes there are by what this one knows.
+///
+/// # Errors
+/// When nobody answers at the address, the coordinator refuses this process, or the process does not see the store.
 pub(crate) fn join(
     address: &str,
     token: [u8; 32],
     process: Process,
+    processes: u32,
     identity: ProgramIdentity,
 ) -> Result<Joined, StartError> {
     let failed = |what: &str, reason: &dyn std::fmt::Display| StartError::Control {
         address: address.to_owned(),
         reason: format!("{what}: {reason}; is the coordinator (`ckpt run`) still there?"),
     };
-    let mut stream = connect(address).map_err(|error| failed("cannot connect", &error))?;
+    let mut stream = Wire::connect(address).map_err(|error| failed("cannot connect", &error))?;
     let hello = Hello {
         version: CONTROL_VERSION,
         token,
         caller: Caller::Process {
             process,
+            processes,
             pid: std::process::id(),
+            host: host(),
             identity,
         },
     };
     let mut bytes = Vec::new();
     frame::encode(&hello, &mut bytes).map_err(|error| failed("cannot say hello", &error))?;
+    let hello_sent = Instant::now();
     stream
         .write_all(&bytes)
         .map_err(|error| failed("cannot say hello", &error))?;
@@ -87,29 +116,55 @@ pub(crate) fn join(
     stream
         .set_read_timeout(None)
         .map_err(|error| failed("cannot wait", &error))?;
-    match directive {
-        Directive::Assignment(assignment) => Ok(Joined {
-            stream,
-            decoder,
-            assignment: *assignment,
-        }),
-        Directive::Refused { reason } => Err(StartError::Refused { reason }),
+    let assignment = match directive {
+        Directive::Assignment(assignment) => *assignment,
+        Directive::Refused { reason } => return Err(StartError::Refused { reason }),
         // The job ended while this process was starting.
         Directive::Stop | Directive::End => std::process::exit(exit::STOPPED),
-        other => Err(failed("an unexpected answer", &format!("{other:?}"))),
+        other => return Err(failed("an unexpected answer", &format!("{other:?}"))),
+    };
+    // A child of the coordinator sees what that one sees.
+    if matches!(stream, Wire::Tcp(_))
+        && let Err(reason) = see_store(&assignment)
+    {
+        bytes.clear();
+        let report = Report::StoreUnseen {
+            reason: reason.clone(),
+        };
+        frame::encode(&report, &mut bytes).map_err(|error| failed("cannot report", &error))?;
+        stream
+            .write_all(&bytes)
+            .map_err(|error| failed("cannot report", &error))?;
+        return Err(StartError::Refused {
+            reason: format!("{}: {reason}", host()),
+        });
     }
+    Ok(Joined {
+        stream,
+        decoder,
+        hello_sent,
+        assignment,
+    })
 }
 
-fn connect(address: &str) -> std::io::Result<UnixStream> {
-    let malformed = || {
-        let text = format!("address {address:?} is neither `unix:@NAME` nor `unix:PATH`");
-        std::io::Error::new(std::io::ErrorKind::InvalidInput, text)
-    };
-    let name = address.strip_prefix("unix:").ok_or_else(malformed)?;
-    match name.strip_prefix('@') {
-        Some(name) => UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?),
-        None => UnixStream::connect(name),
+/// Whether the store of the assignment is there, under the same path.
+fn see_store(assignment: &Assignment) -> Result<(), String> {
+    let store = JobStore::open(Path::new(&assignment.store)).map_err(|error| error.to_string())?;
+    let found = store.job().job;
+    if found == assignment.job {
+        return Ok(());
     }
+    Err(format!(
+        "{}: the store of another job ({found}, and this one is {})",
+        assignment.store, assignment.job
+    ))
+}
+
+/// The name of this host, as `gethostname(2)` tells it.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// The control connection, with its threads running.
@@ -143,6 +198,13 @@ impl Control {
         let (directives, inbox) = channel();
         let writing = joined.stream.try_clone().map_err(|error| failed(&error))?;
         let control = Self { outgoing };
+        let watchdog = match joined.assignment.lease_us {
+            None => None,
+            Some(lease_us) => {
+                let lease = Duration::from_micros(lease_us);
+                Some(Watchdog::start(lease, joined.hello_sent).map_err(|error| failed(&error))?)
+            }
+        };
         library_thread("ckpt-report", move || write_reports(writing, &reports))
             .map_err(|error| failed(&error))?;
         let reader = Reader {
@@ -152,6 +214,8 @@ impl Control {
             attention,
             waker,
             control: control.clone(),
+            watchdog,
+            alive: 0,
             visits: 0,
             visited: Instant::now(),
         };
@@ -174,7 +238,7 @@ impl Control {
     }
 }
 
-fn write_reports(mut stream: UnixStream, reports: &Receiver<Outgoing>) {
+fn write_reports(mut stream: Wire, reports: &Receiver<Outgoing>) {
     let mut bytes = Vec::new();
     while let Ok(outgoing) = reports.recv() {
         match outgoing {
@@ -186,7 +250,7 @@ fn write_reports(mut stream: UnixStream, reports: &Receiver<Outgoing>) {
                 }
                 if stream.write_all(&bytes).is_err() {
                     // The reader sees the end of the connection and ends the process.
-                    let _ = stream.shutdown(Shutdown::Both);
+                    stream.shut_down();
                     return;
                 }
             }
@@ -201,12 +265,15 @@ fn write_reports(mut stream: UnixStream, reports: &Receiver<Outgoing>) {
 pub(crate) static ENDING: AtomicBool = AtomicBool::new(false);
 
 struct Reader {
-    stream: UnixStream,
+    stream: Wire,
     decoder: Decoder,
     directives: Sender<Directive>,
     attention: Arc<Attention>,
     waker: Waker,
     control: Control,
+    watchdog: Option<Watchdog>,
+    /// Signs of life given, where no lease counts them.
+    alive: u64,
     /// Visits to the engine at the last ping, and when they last changed.
     visits: u64,
     visited: Instant,
@@ -214,7 +281,15 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) {
-        let reason = self.read_until_the_end();
+        let mut timer = None;
+        if let Some(watchdog) = &self.watchdog {
+            match KernelTimer::start(watchdog) {
+                Ok(started) => timer = Some(started),
+                // The watchdog's thread is there still.
+                Err(error) => eprintln!("libckpt: no timer for the process's lease: {error}"),
+            }
+        }
+        let reason = self.read_until_the_end(&mut timer);
         if ENDING.load(Ordering::SeqCst) {
             return;
         }
@@ -225,12 +300,12 @@ impl Reader {
         libckpt_rank::process::end_now(exit::STOPPED);
     }
 
-    fn read_until_the_end(&mut self) -> String {
+    fn read_until_the_end(&mut self, timer: &mut Option<KernelTimer>) -> String {
         let mut piece = vec![0; 64 << 10];
         loop {
             loop {
                 match self.decoder.next::<Directive>() {
-                    Ok(Some(directive)) => self.handle(directive),
+                    Ok(Some(directive)) => self.handle(directive, timer),
                     Ok(None) => break,
                     Err(error) => return error.to_string(),
                 }
@@ -244,11 +319,23 @@ impl Reader {
         }
     }
 
-    fn handle(&mut self, directive: Directive) {
+    fn handle(&mut self, directive: Directive, timer: &mut Option<KernelTimer>) {
         match directive {
-            Directive::Ping => {
+            Directive::Ping { heard } => {
                 let computing = self.computing();
-                self.control.report(Report::Alive { computing });
+                let number = match &self.watchdog {
+                    Some(watchdog) => {
+                        if watchdog.heard(heard)
+                            && let Some(timer) = timer
+                        {
+                            timer.set(watchdog);
+                        }
+                        watchdog.alive()
+                    }
+                    None => self.alive + 1,
+                };
+                self.alive = number;
+                self.control.report(Report::Alive { number, computing });
                 // An occasion for the ranks' thread to see to what needs doing now and then.
                 self.attention.directive.store(true, Ordering::SeqCst);
                 self.waker.wake();
