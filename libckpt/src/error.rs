@@ -145,6 +145,10 @@ pub enum StartError {
     /// The shared memory of the links can't be used.
     #[error(transparent)]
     Shm(#[from] libckpt_transport::shm::ShmError),
+    /// MPI can't be used.
+    #[cfg(feature = "mpi")]
+    #[error("MPI: {0}")]
+    Mpi(#[from] libckpt_transport::mpi::MpiError),
     /// The store can't be opened.
     #[error("store {path}: {reason}")]
     Store {

@@ -46,4 +46,4 @@ pub use header::NOTES;
 pub use layout::PAGE_BYTES;
 pub use rank_local::RankLocal;
 pub use slot::{Slot, SlotError, note, set_note};
-pub use threads::library_thread;
+pub use threads::{adopt_threads, library_thread};

@@ -73,6 +73,20 @@ pub fn register_library_thread() -> LibraryThread {
     LibraryThread { tid }
 }
 
+/// Makes all threads that this process has now the library's own: those that a communication library has started for
+/// itself. To be called before any rank runs.
+///
+/// # Errors
+/// When the threads can't be listed.
+pub fn adopt_threads() -> io::Result<()> {
+    let threads = fs::read_dir("/proc/self/task")?;
+    for thread in threads {
+        let name = thread?.file_name();
+        registered().extend(name.to_str().and_then(|tid| tid.parse::<i32>().ok()));
+    }
+    Ok(())
+}
+
 /// See [`register_library_thread`].
 #[derive(Debug)]
 pub struct LibraryThread {
@@ -145,6 +159,30 @@ fn name_and_exiting(stat: &str) -> (String, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_are_there_when_adopted_are_the_librarys() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let name = "not-a-rank's";
+        let waits = || wait.recv().is_err();
+        thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .name(name.to_owned())
+                .spawn_scoped(scope, waits)
+                .unwrap();
+            let is_foreign = || {
+                let foreign = list_foreign_threads().unwrap();
+                foreign.iter().any(|found| found == name)
+            };
+            while !is_foreign() {
+                thread::yield_now();
+            }
+            adopt_threads().unwrap();
+            assert!(!is_foreign());
+            drop(go);
+            assert!(thread.join().unwrap());
+        });
+    }
 
     #[test]
     fn a_name_may_hold_anything_and_flags_tell_who_is_leaving() {

@@ -140,6 +140,11 @@ impl Engine {
         self.attention.idle.store(false, Ordering::Relaxed);
     }
 
+    /// True where nothing of ours waits for another process.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.core.waiting.is_empty() && !self.core.numbered.is_busy()
+    }
+
     /// True where the ranks' thread has something to do that only the scheduler can: a directive, a cut,
     /// the end. A rank that waits suspends itself then.
     #[inline]

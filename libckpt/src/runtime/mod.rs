@@ -1,6 +1,7 @@
 //! The life of a process of the job: start, join, restore, run, end.
 //!
 //! - `control`: the connection to the coordinator.
+//! - `links`: the links to the other processes of the job.
 //! - `restore`: images and tables out of a checkpoint.
 //! - `schedule`: the loop that runs the ranks.
 //! - `snapshot`: the cut, and storing what it captured.
@@ -9,6 +10,7 @@
 
 mod control;
 mod ending;
+mod links;
 mod output;
 mod pipeline;
 mod restore;
@@ -22,13 +24,14 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use libckpt_rank::{Slot, current_rank, identity, process, startup};
-use libckpt_transport::{Transport, alone::Alone, shm};
+use libckpt_transport::{Transport, alone::Alone};
 use protocol::control::{Assignment, Directive, Report, environment, exit};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 
 use self::control::Control;
 pub use self::ending::{Ending, ExitStatus, Termination};
+use self::links::Links;
 use self::output::Output;
 use self::schedule::Scheduler;
 use self::snapshot::Snapshots;
@@ -37,7 +40,7 @@ use crate::engine::packet::HEADER_BYTES;
 use crate::engine::{Attention, Core, Engine, in_engine, visit};
 use crate::error::StartError;
 
-/// How many ranks a program that runs alone has; for trying things out.
+/// How many ranks a program that runs without `ckpt run` has; for trying things out. Otherwise one for each process.
 const STANDALONE_RANKS: &str = "CKPT_STANDALONE_RANKS";
 
 /// Messages of at most so many bytes are sent eagerly: copied into the ring and out of it. Longer ones
@@ -57,14 +60,17 @@ pub fn run<T: Termination + 'static>(solver: fn(World) -> T) -> ExitCode {
         Err(error) => StartError::from(error),
     };
     eprintln!("libckpt: {error}");
-    ExitCode::from(u8::try_from(exit::LIBRARY).expect("an exit code fits a byte"))
+    // Not by returning: a communication library that was initialised might wait for others at the exit.
+    process::end_now(exit::LIBRARY)
 }
 
 fn start<T: Termination + 'static>(solver: fn(World) -> T) -> Result<Scheduler, StartError> {
     name_ranks_in_panics();
+    control::hold_signals_of_allocations()
+        .map_err(|error| malformed(environment::CONTROL, &error.to_string()))?;
     let job = match std::env::var(environment::CONTROL) {
         Ok(address) => Job::join(&address)?,
-        Err(_) => Job::alone()?,
+        Err(_) => Job::unattended()?,
     };
     job.start(solver)
 }
@@ -83,19 +89,13 @@ impl Job {
     fn join(address: &str) -> Result<Self, StartError> {
         let token = hexadecimal(&variable(environment::TOKEN)?)
             .ok_or_else(|| malformed(environment::TOKEN, "not 64 hexadecimal digits"))?;
-        let me = Process(number(environment::PROCESS)?);
-        let processes: u32 = number(environment::PROCESSES)?;
         let identity = identity::program_identity()
             .map_err(|error| StartError::Identity(error.to_string()))?;
-        let joined = control::join(address, token, me, identity)?;
+        let links = Links::of_job()?;
+        let me = links.me();
+        let joined = control::join(address, token, me, links.processes(), identity)?;
         let assignment = joined.assignment.clone();
-        let transport: Box<dyn Transport> = if processes == 1 {
-            Box::new(Alone::new())
-        } else {
-            let descriptor = process::inherited_descriptor(number(environment::SHM_FD)?)
-                .map_err(|error| malformed(environment::SHM_FD, &error.to_string()))?;
-            Box::new(shm::attach(descriptor, me, processes)?)
-        };
+        let transport = links.join()?;
         let attention = Arc::new(Attention::default());
         let (control, inbox) = Control::start(joined, attention.clone(), transport.waker())?;
         Ok(Self {
@@ -107,18 +107,32 @@ impl Job {
         })
     }
 
-    /// A job of this process alone, without checkpoints.
-    fn alone() -> Result<Self, StartError> {
+    /// A job without coordinator and checkpoints: of the processes that an MPI launcher started, each a rank, or of
+    /// this process alone.
+    fn unattended() -> Result<Self, StartError> {
+        let links = Links::of_launcher()?;
+        let (process, processes) = match &links {
+            Some(links) => (links.me(), links.processes()),
+            None => (Process(0), 1),
+        };
         let ranks = match std::env::var(STANDALONE_RANKS) {
             Ok(_) => number(STANDALONE_RANKS)?,
-            Err(_) => 1,
+            Err(_) => processes,
         };
-        eprintln!("libckpt: started without `ckpt run`: no checkpoints are taken");
-        let process = Process(0);
+        if ranks < processes {
+            let reason = format!("{ranks} ranks do not fill {processes} processes");
+            return Err(malformed(STANDALONE_RANKS, &reason));
+        }
+        if process == Process(0) {
+            eprintln!("libckpt: started without `ckpt run`: no checkpoints are taken");
+        }
+        let home = |rank| u64::from(rank) * u64::from(processes) / u64::from(ranks);
         let assignment = Assignment {
             incarnation: Incarnation(1),
-            placement: vec![process; usize::try_from(ranks).unwrap_or(usize::MAX)],
-            processes: 1,
+            placement: (0..ranks)
+                .map(|rank| Process(u32::try_from(home(rank)).expect("less than processes")))
+                .collect(),
+            processes,
             slot_bytes: SlotLayout::fitting_slot_bytes(ranks),
             stack_bytes: STACK_BYTES_DEFAULT,
             ..Assignment::default()
@@ -126,7 +140,10 @@ impl Job {
         Ok(Self {
             process,
             assignment,
-            transport: Box::new(Alone::new()),
+            transport: match links {
+                Some(links) => links.join()?,
+                None => Box::new(Alone::new()),
+            },
             attention: Arc::new(Attention::default()),
             control: None,
         })
@@ -264,13 +281,13 @@ fn give_up(
         });
         control.flush();
     }
-    std::process::exit(exit::LIBRARY)
+    process::end_now(exit::LIBRARY)
 }
 
 fn wait_for_go(inbox: &Receiver<Directive>) -> Result<(), StartError> {
     match inbox.recv() {
         Ok(Directive::Go) => Ok(()),
-        Ok(Directive::End) => std::process::exit(0),
+        Ok(Directive::End) => process::end_now(0),
         Ok(other) => Err(StartError::Internal(format!(
             "expected to be told to go, not {other:?}"
         ))),

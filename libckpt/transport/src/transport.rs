@@ -96,6 +96,12 @@ pub trait Transport {
         self.processes()
     }
 
+    /// Tells the others that the ranks of this process have ended, and whether those of all have. To be called until it
+    /// says so, by processes that nobody else tells; packets are served meanwhile.
+    fn all_done(&mut self) -> bool {
+        true
+    }
+
     /// Ends the links of a job whose ranks have all ended well. Packets that still come are dropped. Every
     /// process of the job has to call it, within about `longest`; `false` says that not all did, or that the links
     /// could not be ended in order for another reason. Nothing may be called afterwards.

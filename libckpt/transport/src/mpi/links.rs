@@ -62,6 +62,8 @@ pub struct MpiTransport {
     patience: Patience,
     /// What went wrong while waiting, to be told by the next poll.
     failure: Option<Failed>,
+    /// Of the barrier that tells when the ranks of all processes have ended, once it has begun.
+    all_done: Option<MPI_Request>,
     closed: bool,
 }
 
@@ -85,6 +87,7 @@ impl MpiTransport {
             waker: Waker::local(),
             patience,
             failure: None,
+            all_done: None,
             closed: false,
             world,
         };
@@ -292,6 +295,14 @@ impl MpiTransport {
         }
     }
 
+    fn look_whether_all_done(&mut self) -> Outcome<bool> {
+        let request = match &mut self.all_done {
+            Some(request) => request,
+            None => self.all_done.insert(call::barrier(self.world.bulk)?),
+        };
+        Ok(call::is_no_request(*request) || call::test(request)?.is_some())
+    }
+
     /// Ends the links: all that was sent is sent, everybody else is as far, and nothing waits for messages any more.
     fn end_links(&mut self, end: Instant) -> Outcome<bool> {
         let sent = self.drain(end, |transport| {
@@ -416,6 +427,13 @@ impl Transport for MpiTransport {
 
     fn waker(&self) -> Waker {
         self.waker.clone()
+    }
+
+    fn all_done(&mut self) -> bool {
+        self.look_whether_all_done().unwrap_or_else(|failed| {
+            self.failure = Some(failed);
+            false
+        })
     }
 
     fn close(&mut self, longest: Duration) -> bool {
