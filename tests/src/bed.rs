@@ -30,6 +30,8 @@ pub struct Bed {
     binaries: Binaries,
     mark: String,
     user: Option<u32>,
+    /// Words in front of every command, which run it on a node.
+    entering: Vec<String>,
 }
 
 impl Bed {
@@ -52,6 +54,7 @@ impl Bed {
                 NUMBER.fetch_add(1, Ordering::Relaxed)
             ),
             user: None,
+            entering: Vec::new(),
             folder,
         })
     }
@@ -81,6 +84,13 @@ impl Bed {
         self
     }
 
+    /// The same with words in front of every command, such as those of [`crate::nodes::node::Node::enter`].
+    #[must_use]
+    pub fn entering(mut self, words: Vec<String>) -> Self {
+        self.entering = words;
+        self
+    }
+
     /// The job's store.
     #[must_use]
     pub fn store(&self) -> &Path {
@@ -103,6 +113,12 @@ impl Bed {
     #[must_use]
     pub fn binaries(&self) -> &Binaries {
         &self.binaries
+    }
+
+    /// Whether its commands run on a node.
+    #[must_use]
+    pub fn is_entering(&self) -> bool {
+        !self.entering.is_empty()
     }
 
     /// The mark that every process of its jobs carries.
@@ -209,7 +225,14 @@ impl Bed {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binaries.ckpt);
+        let mut command = match self.entering.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binaries.ckpt);
+                command
+            }
+            None => Command::new(&self.binaries.ckpt),
+        };
         command
             .env(MARK, &self.mark)
             .current_dir(self.folder.path())

@@ -85,7 +85,7 @@ fn locate() -> Result<Binaries> {
 }
 
 /// `target/debug` or `target/release`: above the running program, which may be in `deps` or `examples`.
-fn profile_folder() -> Result<PathBuf> {
+pub(crate) fn profile_folder() -> Result<PathBuf> {
     let program = env::current_exe().context("where is this program?")?;
     let mut folder = program.parent().context("a program lies in a folder")?;
     if folder.ends_with("deps") || folder.ends_with("examples") {

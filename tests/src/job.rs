@@ -56,7 +56,16 @@ impl<'a> Job<'a> {
     /// The process id of `ckpt`.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        let started = self.child.id();
+        if self.bed.is_entering() {
+            // What enters the node waits there for its only child.
+            process::children(started)
+                .first()
+                .copied()
+                .unwrap_or(started)
+        } else {
+            started
+        }
     }
 
     /// The events so far.

@@ -11,6 +11,7 @@
 //! - [`process`] kills, stops and counts processes.
 //! - [`ways`] lists the options that change how checkpoints are made, and nothing else.
 //! - [`disk`] makes a small disk; [`skip`] tells in the open that a test could not be made.
+//! - [`nodes`] makes separate nodes out of namespaces, with a network to be cut.
 //! - [`campaign`] is the long way round: seeded kills at aimed and random moments, and the checks after.
 //! - [`damage`] flips and cuts off bytes of stored checkpoints.
 
@@ -22,10 +23,12 @@ pub mod disk;
 pub mod events;
 pub mod job;
 pub mod matrix;
+pub mod nodes;
 pub mod output;
 pub mod phase;
 pub mod process;
 pub mod skip;
+
 pub mod solver;
 pub mod ways;
 

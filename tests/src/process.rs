@@ -100,6 +100,31 @@ pub fn wait_until_gone(mark: &str, patience: Duration) -> Result<Duration> {
     }
 }
 
+/// The words of a process's command line; none if it is gone or a thread of the kernel.
+#[must_use]
+pub fn command(pid: u32) -> Option<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let words: Vec<_> = text
+        .trim_end_matches('\0')
+        .split('\0')
+        .map(str::to_owned)
+        .collect();
+    (!bytes.is_empty()).then_some(words)
+}
+
+/// The living children of a process.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&child| stat(child).is_some_and(|stat| stat.parent == pid && stat.state != 'Z'))
+        .collect()
+}
+
 /// A process in words: its id, state and command.
 #[must_use]
 pub fn describe(pid: u32) -> String {
