@@ -1,130 +1,16 @@
 //! Packets between processes: whole, in order, once, whatever their sizes and however full the rings.
 
 mod common;
+#[path = "common/talk.rs"]
+mod talking;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
-use common::{FOREVER, Job, Role, random};
-use libckpt_transport::shm::ShmTransport;
+use common::{FOREVER, Job, Role};
 use libckpt_transport::{Transport, TransportError, Wakeup};
 use protocol::ids::Process;
-use rand::{Rng, RngExt};
-use rand_chacha::ChaCha8Rng;
-
-const PACKETS: usize = 3000;
-
-/// The packets of one link, one after the other: both ends can draw them.
-struct Stream {
-    random: ChaCha8Rng,
-    longest: usize,
-}
-
-impl Stream {
-    fn of_link(seed: u64, from: Process, to: Process, longest: usize) -> Self {
-        Self {
-            random: random(seed, u64::from(from.0) << 32 | u64::from(to.0)),
-            longest,
-        }
-    }
-
-    /// Mostly short, often long, sometimes as long as can be, sometimes empty.
-    fn next(&mut self) -> Vec<u8> {
-        let bytes = match self.random.random_range(0..10) {
-            0 => 0,
-            1..=5 => self.random.random_range(1..=200),
-            6..=8 => self.random.random_range(0..=self.longest),
-            _ => self.longest,
-        };
-        let mut packet = vec![0; bytes];
-        self.random.fill_bytes(&mut packet);
-        packet
-    }
-}
-
-/// The packet in up to four parts of random lengths.
-fn in_parts<'a>(packet: &'a [u8], random: &mut ChaCha8Rng) -> Vec<&'a [u8]> {
-    let mut parts = Vec::new();
-    let mut rest = packet;
-    for _ in 0..random.random_range(0..=3) {
-        let (part, after) = rest.split_at(random.random_range(0..=rest.len()));
-        parts.push(part);
-        rest = after;
-    }
-    parts.push(rest);
-    parts
-}
-
-struct Outgoing {
-    peer: Process,
-    stream: Stream,
-    next: Vec<u8>,
-    left: usize,
-}
-
-/// Sends to all peers and receives from all of them, at once, and checks every byte.
-fn talk_to_all(mut transport: ShmTransport, seed: u64) {
-    let me = transport.me();
-    let longest = transport.packet_bytes_max();
-    let peers = || {
-        (0..transport.processes())
-            .map(Process)
-            .filter(|&peer| peer != me)
-    };
-    let mut outgoing: Vec<Outgoing> = peers()
-        .map(|peer| {
-            let mut stream = Stream::of_link(seed, me, peer, longest);
-            let next = stream.next();
-            Outgoing {
-                peer,
-                stream,
-                next,
-                left: PACKETS,
-            }
-        })
-        .collect();
-    let mut incoming: HashMap<Process, (Stream, usize)> = peers()
-        .map(|peer| (peer, (Stream::of_link(seed, peer, me, longest), PACKETS)))
-        .collect();
-    let mut random = random(seed, u64::MAX - u64::from(me.0));
-
-    while outgoing.iter().any(|to| to.left > 0) || incoming.values().any(|from| from.1 > 0) {
-        let mut stuck = true;
-        for to in &mut outgoing {
-            if to.left > 0 {
-                let parts = in_parts(&to.next, &mut random);
-                if transport.try_send(to.peer, &parts).unwrap() {
-                    to.next = to.stream.next();
-                    to.left -= 1;
-                    stuck = false;
-                }
-            }
-        }
-        for _ in 0..random.random_range(0..4) {
-            let taken = transport
-                .poll(&mut |from, packet| {
-                    let (stream, left) = incoming.get_mut(&from).unwrap();
-                    assert!(*left > 0, "a packet too many from {from}");
-                    *left -= 1;
-                    assert!(
-                        packet == stream.next(),
-                        "{me} got a wrong packet from {from}, {left} before the last"
-                    );
-                    assert_eq!(packet.as_ptr() as usize % 8, 0);
-                })
-                .unwrap();
-            stuck &= !taken;
-        }
-        if stuck {
-            transport.idle(FOREVER);
-        }
-    }
-    assert!(
-        !transport.poll(&mut |_, _| {}).unwrap(),
-        "{me} got a packet that nobody sent"
-    );
-}
+use talking::talk_to_all;
 
 #[test]
 fn peer() {
@@ -132,14 +18,14 @@ fn peer() {
         return;
     };
     assert_eq!(role.name, "talk");
-    talk_to_all(role.join(), role.seed);
+    talk_to_all(&mut role.join(), role.seed);
 }
 
 fn talk(processes: u32, seed: u64) {
     println!("seed {seed}");
     let job = Job::new(processes, seed);
     let peers: Vec<_> = (1..processes).map(|me| job.start("talk", me)).collect();
-    talk_to_all(job.join(0), seed);
+    talk_to_all(&mut job.join(0), seed);
     for peer in peers {
         peer.must_succeed();
     }
