@@ -11,7 +11,7 @@
 //! - [`process`] kills, stops and counts processes.
 //! - [`ways`] lists the options that change how checkpoints are made, and nothing else.
 //! - [`disk`] makes a small disk; [`skip`] tells in the open that a test could not be made.
-//! - [`nodes`] makes separate nodes out of namespaces, with a network to be cut.
+//! - [`nodes`] makes separate nodes out of namespaces, with a network to be cut, and [`slurm`] runs on them.
 //! - [`campaign`] is the long way round: seeded kills at aimed and random moments, and the checks after.
 //! - [`damage`] flips and cuts off bytes of stored checkpoints.
 
@@ -28,6 +28,7 @@ pub mod output;
 pub mod phase;
 pub mod process;
 pub mod skip;
+pub mod slurm;
 
 pub mod solver;
 pub mod ways;
