@@ -51,6 +51,9 @@ const PACKERS_MAX: usize = 4;
 /// Memory for packing, in bytes: compression contexts of every level, and buffers, of a thread that packs.
 const PACKER_BYTES: usize = 6 << 20;
 
+/// Memory beside all that, in bytes: stacks of threads, queues, what the allocator holds back.
+const PROCESS_BYTES: usize = 4 << 20;
+
 /// The writer packs, too: sections, and pages that it carries over.
 const WRITER_PACKERS: usize = 2;
 
@@ -347,7 +350,7 @@ pub(super) fn pool_bytes(assignment: &Assignment, image_bytes: usize) -> usize {
     let packing = (packers(assignment) + WRITER_PACKERS) * PACKER_BYTES
         + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
     let records = image_bytes / PAGE_BYTES * PAGE_RECORD_BYTES;
-    budget.saturating_sub(packing + records)
+    budget.saturating_sub(PROCESS_BYTES + packing + records)
 }
 
 /// How many packers this process has: its share of the processors.
