@@ -115,6 +115,13 @@ impl Bed {
         &self.binaries
     }
 
+    /// The same with other programs.
+    #[must_use]
+    pub fn with_binaries(mut self, binaries: Binaries) -> Self {
+        self.binaries = binaries;
+        self
+    }
+
     /// Whether its commands run on a node.
     #[must_use]
     pub fn is_entering(&self) -> bool {
@@ -132,6 +139,15 @@ impl Bed {
     /// # Errors
     /// When it can't be started.
     pub fn start(&self, solver: &Solver, options: &str) -> Result<Job<'_>> {
+        let options: Vec<_> = options.split_whitespace().collect();
+        self.start_with(solver, &options)
+    }
+
+    /// The same with options that may hold blanks.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_with(&self, solver: &Solver, options: &[&str]) -> Result<Job<'_>> {
         let mut command = self.command();
         command.arg("run").args(["-n", &solver.ranks.to_string()]);
         if let Some(processes) = solver.processes {
@@ -142,7 +158,7 @@ impl Bed {
             .arg(&self.store)
             .arg("--events")
             .arg(self.events());
-        command.args(options.split_whitespace());
+        command.args(options);
         command
             .arg("--")
             .arg(solver.program(&self.binaries))

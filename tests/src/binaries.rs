@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::nodes::mpi::Mpi;
+
 /// With this variable set (to anything), nothing is built: what lies in the target directory is used. For
 /// runs as a user who has no toolchain.
 pub const NO_BUILD: &str = "CKPT_TESTS_NO_BUILD";
@@ -29,6 +31,22 @@ impl Binaries {
         static FOUND: OnceLock<Result<Binaries, String>> = OnceLock::new();
         FOUND
             .get_or_init(|| locate().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// The same with example solvers built for an MPI. The first call of a process builds them.
+    ///
+    /// # Errors
+    /// As [`Binaries::find`].
+    pub fn of_mpi(mpi: Mpi) -> Result<&'static Self> {
+        static FOUND: [OnceLock<Result<Binaries, String>>; 2] = [OnceLock::new(), OnceLock::new()];
+        let index = match mpi {
+            Mpi::OpenMpi => 0,
+            Mpi::Mpich => 1,
+        };
+        FOUND[index]
+            .get_or_init(|| locate_mpi(mpi).map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(|error| anyhow::anyhow!("{error}"))
     }
@@ -94,20 +112,55 @@ pub(crate) fn profile_folder() -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
+/// The examples with links by MPI lie in a target directory of their own below the usual one.
+fn locate_mpi(mpi: Mpi) -> Result<Binaries> {
+    let folder = profile_folder()?;
+    let profile = folder.file_name().context("a profile has a name")?;
+    let target = folder.parent().context("a profile lies in a folder")?;
+    let own = target.join(mpi.target()).join(profile);
+    if env::var_os(NO_BUILD).is_none() {
+        cargo(
+            &own,
+            &["-p", "examples", "--examples", "--features", "mpi"],
+            &[("MPICC", mpi.mpicc())],
+        )?;
+    }
+    let found = Binaries {
+        ckpt: Binaries::find()?.ckpt.clone(),
+        examples: own.join("examples"),
+    };
+    if !found.example("heat").exists() {
+        bail!(
+            "{} is missing: build it with `MPICC={} cargo build -p examples --examples --features mpi --target-dir {}`",
+            found.example("heat").display(),
+            mpi.mpicc(),
+            own.parent().unwrap_or(&own).display()
+        );
+    }
+    Ok(found)
+}
+
 fn build(folder: &Path) -> Result<()> {
+    let packages = [
+        "-p",
+        "ckpt-launcher",
+        "-p",
+        "examples",
+        "--bins",
+        "--examples",
+    ];
+    cargo(folder, &packages, &[])
+}
+
+/// Builds into a folder `TARGET/PROFILE`.
+fn cargo(folder: &Path, what: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let mut command = Command::new(cargo);
     command
         .args(["build", "--quiet", "--manifest-path", manifest])
-        .args([
-            "-p",
-            "ckpt-launcher",
-            "-p",
-            "examples",
-            "--bins",
-            "--examples",
-        ]);
+        .args(what)
+        .envs(environment.iter().copied());
     if let Some(target) = folder.parent() {
         command.arg("--target-dir").arg(target);
     }
@@ -120,7 +173,7 @@ fn build(folder: &Path) -> Result<()> {
     }
     let status = command.status().context("start cargo")?;
     if !status.success() {
-        bail!("the launcher and the examples do not build");
+        bail!("the programs of a job do not build ({})", what.join(" "));
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ fn each_node_has_a_name_processes_shared_memory_and_a_local_folder_of_its_own() 
 #[test]
 fn a_node_that_is_cut_off_is_out_of_reach_until_it_is_healed_and_its_processes_live() -> Result<()>
 {
-    let Some((_folder, mut nodes)) = up("nodes cut and healed", 3)? else {
+    let Some((_folder, nodes)) = up("nodes cut and healed", 3)? else {
         return Ok(());
     };
     assert_eq!(nodes.node(1).tell("ssh node2 hostname")?, "node2\n");
@@ -122,7 +122,7 @@ fn mpirun_starts_processes_across_nodes() -> Result<()> {
             skip(&test, &why);
             continue;
         }
-        let cluster = Cluster::up(3)?.with_mpi(mpi)?;
+        let cluster = Cluster::up(3)?.with_mpirun(mpi)?;
         let hosts = cluster.nodes().hostfile(&[1, 2, 3], 2)?;
         let hosts = mpi.hostfile(&hosts)?;
         let told = cluster.nodes().head().tell(&format!(

@@ -3,13 +3,17 @@
 use std::fs;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use super::mpi::Mpi;
 use super::{Nodes, find_program};
 use crate::bed::Bed;
+use crate::binaries::Binaries;
+use crate::job::Job;
+use crate::process;
+use crate::solver::Solver;
 
 /// Jobs whose `ckpt` runs on the head, and may use the nodes.
 #[derive(Debug)]
@@ -40,16 +44,24 @@ impl Cluster {
         &self.nodes
     }
 
-    /// The nodes, to bring one up again.
-    pub fn nodes_mut(&mut self) -> &mut Nodes {
-        &mut self.nodes
+    /// Makes an MPI the one that users of the cluster find: `mpirun` is its own, and so are the solvers' links.
+    ///
+    /// # Errors
+    /// When it is not installed, or the solvers do not build with it.
+    pub fn with_mpi(self, mpi: Mpi) -> Result<Self> {
+        let binaries = Binaries::of_mpi(mpi)?.clone();
+        Self {
+            bed: self.bed.with_binaries(binaries),
+            nodes: self.nodes,
+        }
+        .with_mpirun(mpi)
     }
 
-    /// Makes an MPI the one that users of the cluster find: `mpirun` and its companions are its own.
+    /// Makes an MPI's launcher the one that users of the cluster find.
     ///
     /// # Errors
     /// When it is not installed.
-    pub fn with_mpi(self, mpi: Mpi) -> Result<Self> {
+    pub fn with_mpirun(self, mpi: Mpi) -> Result<Self> {
         for name in ["mpirun", "mpiexec"] {
             let program = find_program(&mpi.mpirun().replace("mpirun", name))
                 .with_context(|| format!("{mpi} is not installed"))?;
@@ -63,6 +75,54 @@ impl Cluster {
             fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
         }
         Ok(self)
+    }
+
+    /// The same with another store, such as one in the node-local folder.
+    #[must_use]
+    pub fn with_store(self, store: PathBuf) -> Self {
+        Self {
+            bed: self.bed.with_store(store),
+            nodes: self.nodes,
+        }
+    }
+
+    /// The same with a variable in the environment of every `ckpt`, as `NAME=VALUE`.
+    #[must_use]
+    pub fn with_variable(self, variable: &str) -> Self {
+        let mut words = self.nodes.head().enter(&self.bed.join(""));
+        words.push(variable.to_owned());
+        Self {
+            bed: self.bed.entering(words),
+            nodes: self.nodes,
+        }
+    }
+
+    /// Starts a job with a hostfile of so many slots on each of some nodes, and options of the launcher (words).
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_on(
+        &self,
+        nodes: &[usize],
+        slots: usize,
+        solver: &Solver,
+        options: &str,
+    ) -> Result<Job<'_>> {
+        let hosts = self.nodes.hostfile(nodes, slots)?;
+        self.bed
+            .start(solver, &format!("--hostfile {} {options}", hosts.display()))
+    }
+
+    /// The living processes of its jobs that run a solver, wherever they are.
+    #[must_use]
+    pub fn solvers(&self, solver: &Solver) -> Vec<u32> {
+        process::marked(self.bed.mark())
+            .into_iter()
+            .filter(|&pid| {
+                process::command(pid)
+                    .is_some_and(|words| Path::new(&words[0]).ends_with(&solver.name))
+            })
+            .collect()
     }
 
     /// A path in the node-local folder.

@@ -151,11 +151,11 @@ impl Nodes {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn revive(&mut self, number: usize) -> Result<()> {
-        self.kill(number)?;
+    pub fn revive(&self, number: usize) -> Result<()> {
+        let node = self.node(number);
+        node.restart()?;
         self.network.unplug(number)?;
-        self.nodes[number - 1] = self.start_node(number)?;
-        Ok(())
+        self.network.plug(number, node.init())
     }
 
     /// Network failure: the node's link goes down; its processes go on.

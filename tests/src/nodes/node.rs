@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -36,6 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Node {
     name: String,
     folder: PathBuf,
+    shell: PathBuf,
+    state: Mutex<Running>,
+}
+
+/// What there is of a node that is up, or was.
+#[derive(Debug)]
+struct Running {
     unshare: Child,
     init: u32,
     /// Holds the network namespace, so that connections of killed processes are closed before it goes, as a
@@ -49,42 +57,28 @@ impl Node {
     /// # Errors
     /// When the system refuses.
     pub fn start(name: &str, folder: &Path, shell: &Path) -> Result<Self> {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .args(["unshare", "--fork", "--kill-child"])
-            .args(["--pid", "--mount", "--uts", "--ipc", "--net"])
-            .args(["sh", "-c", INIT])
-            .env("NODE_NAME", name)
-            .env("NODE_FOLDER", folder)
-            .env("NODE_SHELL", shell)
-            .env("TMPDIR", folder.join("local/tmp"))
-            .env("PATH", path(folder))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        for (variable, value) in VARIABLES {
-            command.env(variable, value);
-        }
-        let mut unshare = command.spawn().context("start unshare")?;
-        match wait_ready(&mut unshare) {
-            Ok((init, network)) => Ok(Self {
-                name: name.to_owned(),
-                folder: folder.to_owned(),
-                unshare,
-                init,
-                _network: network,
-            }),
-            Err(error) => {
-                let _ = unshare.kill();
-                let output = unshare.wait_with_output().context("wait for unshare")?;
-                Err(error.context(format!(
-                    "{name} does not start: {}",
-                    String::from_utf8_lossy(&output.stderr).trim()
-                )))
-            }
-        }
+        Ok(Self {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            shell: shell.to_owned(),
+            state: Mutex::new(Running::start(name, folder, shell)?),
+        })
+    }
+
+    /// Starts it anew after it was killed; its network has no interface then.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn restart(&self) -> Result<()> {
+        self.kill()?;
+        let new = Running::start(&self.name, &self.folder, &self.shell)?;
+        let mut old = std::mem::replace(&mut *self.state(), new);
+        old.end_processes();
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, Running> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its host name.
@@ -96,7 +90,7 @@ impl Node {
     /// Its first process, by its id outside.
     #[must_use]
     pub fn init(&self) -> u32 {
-        self.init
+        self.state().init
     }
 
     /// The words in front of a command that run it on the node, in a folder.
@@ -105,7 +99,7 @@ impl Node {
         let mut words: Vec<String> = [
             "nsenter",
             "--target",
-            &self.init.to_string(),
+            &self.init().to_string(),
             "--pid",
             "--mount",
             "--uts",
@@ -168,9 +162,10 @@ impl Node {
     /// The living processes on the node, by their ids outside, without its first one and its remote shell.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
+        let init = self.init();
         self.all_processes()
             .into_iter()
-            .filter(|&pid| pid != self.init)
+            .filter(|&pid| pid != init)
             .filter(|&pid| {
                 !process::command(pid).is_some_and(|words| {
                     words.last().is_some_and(|word| word == "serve")
@@ -200,11 +195,12 @@ impl Node {
     /// # Errors
     /// When some live on.
     pub fn kill(&self) -> Result<()> {
-        if process::alive(self.init) {
-            process::send(self.init, Signal::SIGKILL)?;
+        let init = self.init();
+        if process::alive(init) {
+            process::send(init, Signal::SIGKILL)?;
         }
         let start = Instant::now();
-        while process::alive(self.init) || !self.all_processes().is_empty() {
+        while process::alive(init) || !self.all_processes().is_empty() {
             if start.elapsed() > PATIENCE {
                 bail!("processes on {} outlive SIGKILL", self.name);
             }
@@ -215,7 +211,7 @@ impl Node {
 
     fn all_processes(&self) -> Vec<u32> {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let Some(mine) = namespace(self.init) else {
+        let Some(mine) = namespace(self.init()) else {
             return Vec::new();
         };
         let Ok(entries) = fs::read_dir("/proc") else {
@@ -229,11 +225,55 @@ impl Node {
     }
 }
 
+impl Running {
+    fn start(name: &str, folder: &Path, shell: &Path) -> Result<Self> {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL"])
+            .args(["unshare", "--fork", "--kill-child"])
+            .args(["--pid", "--mount", "--uts", "--ipc", "--net"])
+            .args(["sh", "-c", INIT])
+            .env("NODE_NAME", name)
+            .env("NODE_FOLDER", folder)
+            .env("NODE_SHELL", shell)
+            .env("TMPDIR", folder.join("local/tmp"))
+            .env("PATH", path(folder))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for (variable, value) in VARIABLES {
+            command.env(variable, value);
+        }
+        let mut unshare = command.spawn().context("start unshare")?;
+        match wait_ready(&mut unshare) {
+            Ok((init, network)) => Ok(Self {
+                unshare,
+                init,
+                _network: network,
+            }),
+            Err(error) => {
+                let _ = unshare.kill();
+                let output = unshare.wait_with_output().context("wait for unshare")?;
+                Err(error.context(format!(
+                    "{name} does not start: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                )))
+            }
+        }
+    }
+
+    fn end_processes(&mut self) {
+        // The kernel kills the rest with the first process, which dies with the one that it was forked from.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.kill();
-        let _ = self.unshare.kill();
-        let _ = self.unshare.wait();
+        self.state().end_processes();
     }
 }
 

@@ -10,7 +10,7 @@ pub mod job;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -100,16 +100,7 @@ impl<'a> Slurm<'a> {
     /// When it fails.
     pub fn tell(&self, words: &str) -> Result<String> {
         let words: Vec<_> = words.split_whitespace().collect();
-        let output = self.output(&words)?;
-        if !output.status.success() {
-            bail!(
-                "`{}` failed: {}\n{}",
-                words.join(" "),
-                String::from_utf8_lossy(&output.stderr).trim(),
-                self.logs()
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.checked(&words, &[])
     }
 
     /// Submits a batch script with options of `sbatch` (words). Its output is appended to one file, also
@@ -120,11 +111,29 @@ impl<'a> Slurm<'a> {
     pub fn submit(&self, options: &str, script: &str) -> Result<BatchJob<'_>> {
         let path = self.folder.join("batch.sh");
         fs::write(&path, script).context("write the batch script")?;
+        self.submit_file(&format!("--open-mode=append {options}"), &path, &[], &[])
+    }
+
+    /// Submits a file with arguments, in an environment with further variables.
+    ///
+    /// # Errors
+    /// When Slurm does not take it.
+    pub fn submit_file(
+        &self,
+        options: &str,
+        script: &Path,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<BatchJob<'_>> {
         let output = self.folder.join("slurm-%j.out");
-        let (path, output) = (path.display(), output.display());
-        let told = self.tell(&format!(
-            "sbatch --parsable --open-mode=append --output={output} {options} {path}"
-        ))?;
+        let output = format!("--output={}", output.display());
+        let script = script.display().to_string();
+        let folder = format!("--chdir={}", self.cluster.join("").display());
+        let mut words = vec!["sbatch", "--parsable", &output, &folder];
+        words.extend(options.split_whitespace());
+        words.push(&script);
+        words.extend(arguments.iter().map(String::as_str));
+        let told = self.checked(&words, environment)?;
         let id = told.trim().parse().context("a job's number")?;
         Ok(BatchJob::new(self, id))
     }
@@ -161,13 +170,24 @@ impl<'a> Slurm<'a> {
         self.folder.join(format!("slurm-{job}.out"))
     }
 
-    fn output(&self, words: &[&str]) -> Result<Output> {
-        self.on(self.cluster.nodes().head(), "timeout")
+    fn checked(&self, words: &[&str], environment: &[(&str, &str)]) -> Result<String> {
+        let output = self
+            .on(self.cluster.nodes().head(), "timeout")
             .args(["--kill-after=5", "60"])
             .args(words)
             .env(MARK, self.cluster.mark())
+            .envs(environment.iter().copied())
             .output()
-            .with_context(|| format!("start {}", words.join(" ")))
+            .with_context(|| format!("start {}", words.join(" ")))?;
+        if !output.status.success() {
+            bail!(
+                "`{}` failed: {}\n{}",
+                words.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim(),
+                self.logs()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn on(&self, node: &Node, program: &str) -> Command {
