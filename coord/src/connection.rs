@@ -2,29 +2,32 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use protocol::frame::{Decoder, FrameError, encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::address::Stream;
+
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
 
 /// What became of reading all that has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flow {
     /// More may come.
     Open,
-    /// The peer closed its end, or is gone.
+    /// The peer closed its end, as its system does when it has ended.
     Closed,
+    /// The connection broke, and whether the peer is there is not known: why.
+    Broken(String),
 }
 
 /// One end of a control connection.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Stream,
     decoder: Decoder,
     /// Bytes that the socket did not take yet.
     unsent: Vec<u8>,
@@ -35,7 +38,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the stream can't be made non-blocking.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: Stream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -44,12 +47,22 @@ impl Connection {
         })
     }
 
-    /// The user id of the peer, as the kernel tells it.
+    /// The user id of the peer, as the kernel tells it of those on this machine; `None` where the connection may come from
+    /// another.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn peer_uid(&self) -> io::Result<u32> {
-        Ok(getsockopt(&self.stream, PeerCredentials)?.uid())
+    pub fn peer_uid(&self) -> io::Result<Option<u32>> {
+        match &self.stream {
+            Stream::Unix(stream) => Ok(Some(getsockopt(stream, PeerCredentials)?.uid())),
+            Stream::Tcp(_) => Ok(None),
+        }
+    }
+
+    /// Lets the peer read to an end. What it sends can still be read, and its own end be seen.
+    pub fn end_sending(&mut self) {
+        self.unsent.clear();
+        self.stream.end_sending();
     }
 
     /// Takes in what has come. Frames are then given by [`Self::next_message`], also after [`Flow::Closed`].
@@ -61,7 +74,11 @@ impl Connection {
                 Ok(count) => self.decoder.feed(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flow::Open,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Flow::Closed,
+                // A process that ends with bytes unread resets its connection; so does a machine that was started anew.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Flow::Closed;
+                }
+                Err(error) => return Flow::Broken(error.to_string()),
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::address::Address;
 use crate::child::spawn::ProgramError;
 
 /// An error before or beside the job.
@@ -14,6 +15,14 @@ pub enum Error {
     /// The program can't be run.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The control socket can't be opened.
+    #[error("can't listen at {address}: {source}; --control-address names an address of this host")]
+    Listen {
+        /// Where.
+        address: Address,
+        /// Why not.
+        source: io::Error,
+    },
     /// The file for events can't be written.
     #[error("{}: can't be written: {source}; choose another file for --events", path.display())]
     Events {

@@ -12,6 +12,25 @@ use protocol::control::JobStatus;
 use protocol::interval::Ground;
 use serde::Serialize;
 
+/// Processes on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeShare {
+    /// The node's name.
+    pub node: String,
+    /// How many processes of the start are there, numbered after those of the nodes before.
+    pub processes: u32,
+}
+
+/// Whether a node is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Not any more.
+    Excluded,
+    /// It was excluded, and may be used again.
+    UsedAgain,
+}
+
 /// Something that happened. Numbers of ranks, processes, epochs and incarnations are plain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -40,8 +59,12 @@ pub enum Event {
         incarnation: u64,
         /// The checkpoint it starts from, or null for the beginning.
         epoch: Option<u64>,
-        /// Their process ids, by process number.
+        /// Their process ids, by process number; empty where a launcher starts them.
         pids: Vec<u32>,
+        /// Process id of the launcher, or null where the processes are children.
+        launcher: Option<u32>,
+        /// The nodes that they are on, where a launcher starts them.
+        nodes: Vec<NodeShare>,
         /// Memory that each of them may use for storing checkpoints, in bytes.
         memory_bytes: u64,
     },
@@ -51,6 +74,17 @@ pub enum Event {
         process: u32,
         /// Its process id.
         pid: u32,
+        /// The name of its host.
+        host: String,
+    },
+    /// Whether a node is used has changed.
+    Node {
+        /// Its name.
+        node: String,
+        /// `excluded`, or `used_again`.
+        state: NodeState,
+        /// Why, if it is excluded.
+        reason: Option<String>,
     },
     /// A process is ready for its ranks to run.
     Ready {
@@ -362,9 +396,20 @@ mod tests {
                 incarnation: 1,
                 epoch: None,
                 pids: Vec::new(),
+                launcher: None,
+                nodes: Vec::new(),
                 memory_bytes: 0,
             },
-            Event::Connected { process: 0, pid: 1 },
+            Event::Connected {
+                process: 0,
+                pid: 1,
+                host: "node1".to_owned(),
+            },
+            Event::Node {
+                node: text(),
+                state: NodeState::Excluded,
+                reason: None,
+            },
             Event::Ready {
                 process: 0,
                 restore_us: 0,

@@ -7,6 +7,7 @@ use protocol::control::{CaptureMode, Compression, Tracking};
 use protocol::interval::Bounds;
 
 use crate::child::spawn::Program;
+use crate::launch::{Launch, Request};
 
 /// A job to run, all questions decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +47,14 @@ pub struct Plan {
     pub label: bool,
     /// File to which events are appended.
     pub events: Option<PathBuf>,
+    /// How processes are to be launched, as the user says; remembered for restarts.
+    pub request: Request,
+    /// What that comes to now: the launcher that starts the processes, or `None` where they are children.
+    pub launch: Option<Launch>,
+    /// The store was taken over from a coordinator that hangs.
+    pub took_over: bool,
+    /// The job is stopped in time when the allocation that it runs in ends.
+    pub walltime: bool,
 }
 
 /// When snapshots are taken.
@@ -81,8 +90,30 @@ impl Plan {
     /// at once.
     #[must_use]
     pub fn start_timeout(&self) -> Duration {
-        Duration::from_secs(10) + Duration::from_millis(50) * self.processes
+        let launching = match self.launch {
+            Some(_) => Duration::from_secs(60),
+            None => Duration::ZERO,
+        };
+        launching + Duration::from_secs(10) + Duration::from_millis(50) * self.processes
     }
+
+    /// How long a process that can't be seen to end may go on after it was last heard.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.heartbeat_timeout
+    }
+
+    /// Time from one ping to the next.
+    #[must_use]
+    pub fn ping_every(&self) -> Duration {
+        self.heartbeat_timeout / PINGS_PER_TIMEOUT
+    }
+}
+
+/// How much longer than a lease is waited: the process's own end takes some time, and clocks may differ by a hundredth.
+#[must_use]
+pub fn lease_margin(lease: Duration) -> Duration {
+    Duration::from_millis(800) + lease / 50
 }
 
 /// Time that processes have to end by themselves when told to.

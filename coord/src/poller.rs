@@ -18,6 +18,10 @@ pub enum Ready {
     Store,
     /// A child has ended.
     Child(Process),
+    /// The launcher has ended.
+    Launcher,
+    /// There is news from an errand.
+    News,
     /// A connection has bytes to read, or room to write.
     Connection(u32),
 }
@@ -32,6 +36,8 @@ impl Ready {
             Self::Store => (2, 0),
             Self::Child(process) => (3, process.0),
             Self::Connection(number) => (4, number),
+            Self::Launcher => (5, 0),
+            Self::News => (6, 0),
         };
         kind << KIND_SHIFT | u64::from(number)
     }
@@ -44,6 +50,8 @@ impl Ready {
             2 => Self::Store,
             3 => Self::Child(Process(number)),
             4 => Self::Connection(number),
+            5 => Self::Launcher,
+            6 => Self::News,
             _ => return None,
         })
     }

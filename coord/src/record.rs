@@ -10,6 +10,7 @@ use protocol::interval::Bounds;
 use store::JobRecord;
 
 use crate::child::spawn::Program;
+use crate::launch::Request;
 use crate::plan::{Every, Plan};
 
 /// Names of options in the record. Times are in milliseconds.
@@ -27,6 +28,15 @@ mod option {
     pub(super) const HEARTBEAT_TIMEOUT_MS: &str = "heartbeat_timeout_ms";
     pub(super) const STRICT: &str = "strict";
     pub(super) const LABEL: &str = "label";
+    pub(super) const LAUNCH: &str = "launch";
+    pub(super) const HOSTFILE: &str = "hostfile";
+    pub(super) const NODES: &str = "nodes";
+    pub(super) const SPARE_NODES: &str = "spare_nodes";
+    pub(super) const MIN_NODES: &str = "min_nodes";
+    pub(super) const LAUNCH_ARGS: &str = "launch_args";
+    pub(super) const CONTROL_ADDRESS: &str = "control_address";
+    /// The lease of processes that the last coordinator could not see to end; absent if there were none such.
+    pub(super) const LEASE_MS: &str = "lease_ms";
 }
 
 /// The words of `--track`.
@@ -114,6 +124,33 @@ pub fn remember(plan: &Plan, record: &mut JobRecord) {
     set(option::HEARTBEAT_TIMEOUT_MS, Some(heartbeat));
     set(option::STRICT, plan.strict.then(|| true.to_string()));
     set(option::LABEL, plan.label.then(|| true.to_string()));
+    let request = &plan.request;
+    let text = |number: u32| number.to_string();
+    set(option::LAUNCH, request.launch.clone());
+    let hostfile = request.hostfile.as_deref().and_then(Path::to_str);
+    set(option::HOSTFILE, hostfile.map(str::to_owned));
+    set(option::NODES, request.nodes.map(text));
+    let spare = (request.spare_nodes > 0).then(|| text(request.spare_nodes));
+    set(option::SPARE_NODES, spare);
+    set(option::MIN_NODES, request.min_nodes.map(text));
+    set(option::LAUNCH_ARGS, request.arguments.clone());
+    set(option::CONTROL_ADDRESS, request.control_address.clone());
+}
+
+/// The lease that processes of the last coordinator had, if they could not be seen to end.
+#[must_use]
+pub fn last_lease(record: &JobRecord) -> Option<Duration> {
+    let lease = record.options.get(option::LEASE_MS)?;
+    lease.parse().ok().map(Duration::from_millis)
+}
+
+/// Notes the lease that processes have from now on.
+pub fn set_lease(record: &mut JobRecord, lease: Option<Duration>) {
+    let name = option::LEASE_MS.to_owned();
+    match lease {
+        Some(lease) => drop(record.options.insert(name, milliseconds(lease).to_string())),
+        None => drop(record.options.remove(&name)),
+    }
 }
 
 /// The plan that a record remembers. What it does not say takes the value in `defaults`.
@@ -165,6 +202,24 @@ pub fn recall(store: &Path, record: &JobRecord, defaults: &Defaults) -> Plan {
             .map_or(defaults.heartbeat_timeout, Duration::from_millis),
         label: flag(option::LABEL),
         events: None,
+        request: recall_request(record),
+        launch: None,
+        took_over: false,
+        walltime: false,
+    }
+}
+
+fn recall_request(record: &JobRecord) -> Request {
+    let text = |name: &str| record.options.get(name).cloned();
+    let number = |name: &str| text(name)?.parse().ok();
+    Request {
+        launch: text(option::LAUNCH),
+        hostfile: text(option::HOSTFILE).map(PathBuf::from),
+        nodes: number(option::NODES),
+        spare_nodes: number(option::SPARE_NODES).unwrap_or(0),
+        min_nodes: number(option::MIN_NODES),
+        arguments: text(option::LAUNCH_ARGS),
+        control_address: text(option::CONTROL_ADDRESS),
     }
 }
 
@@ -221,6 +276,18 @@ mod tests {
             heartbeat_timeout: Duration::from_millis(2500),
             label: true,
             events: None,
+            request: Request {
+                launch: Some("mpirun".to_owned()),
+                hostfile: Some(PathBuf::from("/scratch/hosts")),
+                nodes: Some(3),
+                spare_nodes: 1,
+                min_nodes: Some(2),
+                arguments: Some("--bind-to none".to_owned()),
+                control_address: Some("10.0.0.1".to_owned()),
+            },
+            launch: None,
+            took_over: false,
+            walltime: false,
         };
         let record = new_job(&plan).unwrap();
         assert_eq!(recall(&plan.store, &record, &defaults), plan);
@@ -244,6 +311,7 @@ mod tests {
             strict: false,
             label: false,
             keep: 1,
+            request: Request::default(),
             ..plan
         };
         remember(&plan, &mut record);

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP as something to read.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1 as something to read.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +23,8 @@ impl Signals {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
+        // What batch systems are told to send some time before the end (`--signal=B:USR1@120`).
+        set.add(Signal::SIGUSR1);
         if !is_ignored(Signal::SIGHUP)? {
             set.add(Signal::SIGHUP);
         }

@@ -228,8 +228,20 @@ impl Keeper {
         while let Ok(task) = inbox.recv() {
             self.do_task(task);
         }
+        // A coordinator that has taken over has a control file of its own.
+        if self.is_superseded() {
+            return;
+        }
         if let Err(error) = self.store.remove_control() {
             tracing::warn!(%error, "the control file stays");
+        }
+    }
+
+    /// Whether another coordinator has begun a newer start.
+    fn is_superseded(&self) -> bool {
+        match (self.store.incarnation(), self.store.newest_incarnation()) {
+            (Some(mine), Ok(Some(newest))) => newest > mine,
+            _ => false,
         }
     }
 
@@ -294,6 +306,7 @@ impl Keeper {
                     self.trouble(format!("{epoch} can't be marked as bad: {error}"));
                 }
             }
+            Task::Complete if self.is_superseded() => {}
             Task::Complete => {
                 let mut job = self.store.job().clone();
                 job.options.insert(COMPLETE.to_owned(), "true".to_owned());

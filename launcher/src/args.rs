@@ -71,6 +71,9 @@ pub struct RunArgs {
 pub struct RestartArgs {
     /// The job's store
     pub store: PathBuf,
+    /// Go on although another coordinator holds the store: it hangs, or can't be reached
+    #[arg(long)]
+    pub take_over: bool,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -120,6 +123,39 @@ pub struct CommonArgs {
     /// Append what happens to this file, a JSON object a line
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+}
+
+/// Where and by what the processes are started.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options for several nodes")]
+pub struct LaunchArgs {
+    /// What starts the processes: local, mpirun (or its path), srun, or a command with {processes}, {hostfile}, {hosts} and {program}
+    /// [default: mpirun with a hostfile or in an allocation, else local]
+    #[arg(long = "launch", value_name = "HOW")]
+    pub how: Option<String>,
+    /// The nodes: a host a line, with slots=N or :N
+    #[arg(long, value_name = "FILE")]
+    pub hostfile: Option<PathBuf>,
+    /// Use so many of the nodes [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub nodes: Option<u32>,
+    /// Keep so many of these free, to take the place of lost ones [default: 0]
+    #[arg(long, value_name = "N")]
+    pub spare_nodes: Option<u32>,
+    /// With fewer nodes the job does not go on [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub min_nodes: Option<u32>,
+    /// Arguments for the launcher, separated by blanks; what they say goes before what ckpt would say
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub launch_args: Option<String>,
+    /// Address of this host that the nodes connect to, HOST or HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub control_address: Option<String>,
+    /// If the job ends resumable (exit code 75) inside a Slurm batch job, put that back into the queue
+    #[arg(long)]
+    pub requeue_on_resumable: bool,
 }
 
 /// The value of `--every`.

@@ -86,9 +86,9 @@ impl From<coord::Error> for Failure {
     fn from(error: coord::Error) -> Self {
         match error {
             coord::Error::Store(error) => error.into(),
-            coord::Error::Program(_) | coord::Error::Events { .. } => {
-                Self::usage(error.to_string())
-            }
+            coord::Error::Program(_)
+            | coord::Error::Events { .. }
+            | coord::Error::Listen { .. } => Self::usage(error.to_string()),
             coord::Error::System { .. } => Self::internal(error.to_string()),
         }
     }

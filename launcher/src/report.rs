@@ -176,6 +176,8 @@ pub struct RunningReport {
     pub finished: u32,
     /// Process ids, by process number.
     pub pids: Vec<u32>,
+    /// Names of their hosts, by process number.
+    pub hosts: Vec<String>,
     /// The process of each rank.
     pub placement: Vec<u32>,
     pub restarts: u32,
@@ -232,6 +234,7 @@ impl From<JobStatus> for RunningReport {
             ranks: status.ranks,
             finished: status.finished,
             pids: status.pids,
+            hosts: status.hosts,
             placement: status.placement.iter().map(|process| process.0).collect(),
             restarts: status.restarts,
             snapshot: status.snapshot.map(|epoch| epoch.0),

@@ -472,6 +472,68 @@ fn a_store_in_use_is_neither_removed_nor_run_twice() {
 }
 
 #[test]
+fn launchers_and_nodes_that_are_not_there_are_usage_errors_that_name_them() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("hosts"), "node1\nnode2 slots=none\n").unwrap();
+    let refused = |options: &[&str], word: &str| {
+        let mut arguments = vec!["run", "-n", "2", "--store", "s"];
+        arguments.extend(options);
+        arguments.extend(["--", "/bin/true"]);
+        let output = Command::new(env!("CARGO_BIN_EXE_ckpt"))
+            .current_dir(dir.path())
+            .env("PATH", dir.path())
+            .env_remove("SLURM_JOB_ID")
+            .args(&arguments)
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), 64, "{}", told(&output));
+        assert!(told(&output).contains(word), "{}", told(&output));
+        assert!(!dir.path().join("s").exists(), "no store is made for it");
+    };
+    refused(
+        &["--launch", "mpirun"],
+        "mpirun: no such launcher on the path",
+    );
+    refused(&["--launch", "srun"], "SLURM_JOB_ID is not set");
+    refused(
+        &["--launch", "start {ranks} {program}"],
+        "{ranks} is no placeholder",
+    );
+    let start = ["--launch", "start {program}"];
+    let with = |more: &[&'static str]| [&start[..], more].concat();
+    refused(
+        &with(&["--hostfile", "nobody"]),
+        "nobody: the hostfile can't be read",
+    );
+    refused(&with(&["--hostfile", "hosts"]), "hosts, line 2");
+    refused(
+        &with(&["--nodes", "2"]),
+        "--nodes of 2 nodes, and there are 1",
+    );
+    refused(&with(&["--label"]), "--label");
+    refused(
+        &with(&["--control-address", "0.0.0.0"]),
+        "--control-address",
+    );
+}
+
+#[test]
+fn a_store_can_be_taken_over_from_a_coordinator_that_hangs_and_from_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store_of_a_job(dir.path());
+    // Held by this program, which is no coordinator.
+    let held = JobStore::open_locked(&path).unwrap();
+    let output = ckpt(dir.path(), &["restart", "job.ckpt", "--take-over"]);
+    assert_eq!(code(&output), 69, "{}", told(&output));
+    assert!(
+        told(&output).contains("no coordinator"),
+        "{}",
+        told(&output)
+    );
+    drop(held);
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(code(&ckpt(dir.path(), &["--help"])), 0);

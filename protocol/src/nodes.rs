@@ -231,6 +231,14 @@ impl Nodes {
         due.map(|(number, _)| number).collect()
     }
 
+    /// The nodes that are not used now.
+    #[must_use]
+    pub fn excluded(&self) -> Vec<usize> {
+        let numbered = self.states.iter().enumerate();
+        let excluded = numbered.filter(|(_, state)| state.excluded.is_some());
+        excluded.map(|(number, _)| number).collect()
+    }
+
     /// A node was checked: `Ok`, or what is wrong with it.
     pub fn handle_checked(&mut self, number: usize, outcome: Result<(), String>) {
         let Some(state) = self.states.get_mut(number) else {

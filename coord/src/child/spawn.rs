@@ -91,7 +91,7 @@ impl OpenFiles {
 }
 
 /// Starts a process. `environment` is added to this process's own; `descriptors` stay open in it, under
-/// the same numbers.
+/// the same numbers; `errors` is its standard error.
 ///
 /// # Errors
 /// When the system refuses.
@@ -100,6 +100,7 @@ pub fn spawn(
     environment: &[(&str, String)],
     descriptors: &[BorrowedFd<'_>],
     open_files: OpenFiles,
+    errors: Stdio,
 ) -> Result<Child, ProgramError> {
     let mut command = Command::new(&program.path);
     if let Some((name, arguments)) = program.arguments.split_first() {
@@ -109,6 +110,7 @@ pub fn spawn(
         .current_dir(&program.directory)
         .envs(environment.iter().map(|(name, value)| (*name, value)))
         .stdin(Stdio::null())
+        .stderr(errors)
         .process_group(0);
     let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let parent = std::process::id();

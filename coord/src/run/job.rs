@@ -1,6 +1,7 @@
 //! The running job: its state, and the loop that everything happens in.
 
-use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use protocol::control::{Directive, IntervalStatus, JobStatus, Response};
@@ -8,13 +9,16 @@ use protocol::coordinator::{self, Coordinator, RequestId};
 use protocol::ids::{Epoch, JobId, Process, Rank};
 use protocol::interval::{Estimate, Estimator, Ground};
 use protocol::recovery::{End, Output, Phase, Recovery};
+use protocol::walltime::Walltime;
 
+use super::cluster::{Cluster, Stops};
 use super::peers::Peers;
 use super::start::Start;
 use super::teller::Teller;
-use crate::address::Address;
+use crate::address::{Address, Listener};
 use crate::child::spawn::OpenFiles;
 use crate::clock;
+use crate::errands::Errands;
 use crate::error::Error;
 use crate::event::{self, Committed, Event};
 use crate::outcome::Outcome;
@@ -36,8 +40,9 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
     pub(super) job: JobId,
     pub(super) address: Address,
+    /// What commands have to show.
     pub(super) token: Token,
-    pub(super) listener: UnixListener,
+    pub(super) listener: Listener,
     /// The processes' limit of open files.
     pub(super) open_files: OpenFiles,
     pub(super) poller: Poller,
@@ -67,6 +72,14 @@ pub(super) struct Job<'a> {
     pub(super) began: Duration,
     pub(super) next_tick: Duration,
     pub(super) outcome: Option<Outcome>,
+    /// The nodes, where a launcher starts the processes.
+    pub(super) cluster: Option<Cluster>,
+    pub(super) errands: Errands,
+    /// The time of the allocation.
+    pub(super) walltime: Option<Walltime>,
+    pub(super) stops: Stops,
+    /// The present start's number, for whoever looks after newer ones; 0 while there is none.
+    pub(super) fence: Arc<AtomicU64>,
 }
 
 impl Job<'_> {
@@ -76,6 +89,7 @@ impl Job<'_> {
             .add(&self.listener, Ready::Listener)
             .and_then(|()| self.poller.add(&self.signals, Ready::Signal))
             .and_then(|()| self.poller.add(self.store.as_fd(), Ready::Store))
+            .and_then(|()| self.poller.add(self.errands.as_fd(), Ready::News))
             .map_err(Error::system("watch the control socket"))?;
         self.carry_out();
         loop {
@@ -106,6 +120,8 @@ impl Job<'_> {
                 .as_ref()
                 .and_then(Coordinator::poll_timeout),
             self.peers.next_deadline(),
+            self.start.kill_at(),
+            self.walltime.as_ref().and_then(Walltime::poll_timeout),
         ];
         let tick = self.teller.tick_every().map(|_| self.next_tick);
         machines.into_iter().chain([tick]).flatten().min()
@@ -121,7 +137,16 @@ impl Job<'_> {
                     self.teller.tell(&Event::Stopping {
                         signal: signal.to_string(),
                     });
-                    self.recovery.handle_termination();
+                    if self.stops.counts(signal) {
+                        self.recovery.handle_termination();
+                    }
+                }
+            }
+            Ready::Launcher => self.handle_launcher()?,
+            Ready::News => {
+                while let Some(news) = self.errands.next() {
+                    self.handle_news(news);
+                    self.carry_out();
                 }
             }
             Ready::Store => {
@@ -143,6 +168,8 @@ impl Job<'_> {
             coordinator.handle_timeout(now);
         }
         self.peers.expire(now, &self.poller);
+        self.start.handle_timeout(now);
+        self.watch_walltime(now);
         if let Some(every) = self.teller.tick_every()
             && now >= self.next_tick
         {
@@ -181,7 +208,7 @@ impl Job<'_> {
             Output::Start { from } => self.begin_start(from),
             Output::Go => self.go(),
             Output::Ping => {
-                for process in (0..self.plan.processes).map(Process) {
+                for process in (0..self.start.processes()).map(Process) {
                     let heard = self.recovery.heard_of(process);
                     self.peers
                         .tell(process, &Directive::Ping { heard }, &self.poller);
@@ -210,7 +237,7 @@ impl Job<'_> {
                 }
                 self.closing = true;
             }
-            Output::Kill => self.start.kill(),
+            Output::Kill => self.kill(),
             Output::LastSnapshot => {
                 if let Some(coordinator) = &mut self.coordinator {
                     coordinator.handle_termination(clock::now());
@@ -219,6 +246,7 @@ impl Job<'_> {
             Output::Stop => self.peers.tell_all(&Directive::Stop, &self.poller),
             Output::End => self.peers.tell_all(&Directive::End, &self.poller),
             Output::Ended(end) => {
+                let end = self.if_still_ours(end);
                 self.outcome = Some(Outcome {
                     end,
                     committed: self.committed,
@@ -237,7 +265,7 @@ impl Job<'_> {
             epoch: self.recovery.from().map(|epoch| epoch.0),
         });
         let config = coordinator::Config {
-            processes: self.plan.processes,
+            processes: self.start.processes(),
             placement: self.start.placement().to_vec(),
             newest: self.start.newest(),
             committed: self.committed,
@@ -342,7 +370,7 @@ impl Job<'_> {
             ranks: self.plan.ranks,
             finished: snapshots.as_ref().map_or(0, |status| status.finished),
             pids: self.start.pids().to_vec(),
-            hosts: Vec::new(),
+            hosts: self.start.hosts().to_vec(),
             placement: self.start.placement().to_vec(),
             restarts: self.recovery.restarts(),
             committed: self.committed,

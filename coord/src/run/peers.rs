@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use protocol::control::{Directive, Response};
 use protocol::ids::Process;
 
+use crate::address::{Listener, Stream};
 use crate::connection::Connection;
 use crate::poller::{Poller, Ready};
 
 /// Time that a caller has to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Callers that may be waited for at once. Only this user's own programs get that far.
+/// Callers that may be waited for at once.
 const UNKNOWN_MAX: usize = 4096;
 
 /// Who is at the other end of a connection.
@@ -47,10 +47,10 @@ pub(super) struct Peers {
 impl Peers {
     /// Accepts everybody who waits, except other users' programs. A caller that can't be accepted is not
     /// worth the job.
-    pub(super) fn accept(&mut self, listener: &UnixListener, poller: &Poller, now: Duration) {
+    pub(super) fn accept(&mut self, listener: &Listener, poller: &Poller, now: Duration) {
         loop {
             match listener.accept() {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     if let Err(error) = self.accept_one(stream, poller, now) {
                         tracing::warn!(%error, "a caller was turned away");
                     }
@@ -64,10 +64,11 @@ impl Peers {
         }
     }
 
-    fn accept_one(&mut self, stream: UnixStream, poller: &Poller, now: Duration) -> io::Result<()> {
+    fn accept_one(&mut self, stream: Stream, poller: &Poller, now: Duration) -> io::Result<()> {
         let connection = Connection::new(stream)?;
         let uid = connection.peer_uid()?;
-        if uid != nix::unistd::geteuid().as_raw() && uid != 0 {
+        // From other machines the token alone shows who belongs to the job.
+        if uid.is_some_and(|uid| uid != nix::unistd::geteuid().as_raw() && uid != 0) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         if self.unknown().count() >= UNKNOWN_MAX {
@@ -122,6 +123,15 @@ impl Peers {
     pub(super) fn remove_processes(&mut self, poller: &Poller) {
         for number in std::mem::take(&mut self.processes).into_values() {
             self.remove(number, poller);
+        }
+    }
+
+    /// Tells all processes to end and lets them read to an end; their own ends show when they have.
+    pub(super) fn end_processes(&mut self) {
+        for number in self.processes.values() {
+            if let Some(peer) = self.peers.get_mut(number) {
+                peer.connection.end_sending();
+            }
         }
     }
 

@@ -52,8 +52,11 @@ impl Job<'_> {
         };
         let flow = peer.connection.fill();
         let understood = self.handle_frames(number);
-        if flow == Flow::Closed || !understood {
-            self.close(number);
+        match flow {
+            Flow::Closed => self.close(number, None),
+            Flow::Broken(reason) => self.close(number, Some(&reason)),
+            Flow::Open if !understood => self.close(number, Some("it talks nonsense")),
+            Flow::Open => {}
         }
     }
 
@@ -94,16 +97,27 @@ impl Job<'_> {
         true
     }
 
-    fn close(&mut self, number: u32) {
+    /// Closes a connection. If it broke, a process that can't be seen to end may go on.
+    fn close(&mut self, number: u32, broken: Option<&str>) {
         if let Some(Who::Process(process)) = self.peers.remove(number, &self.poller) {
-            self.recovery.handle_disconnected(clock::now(), process);
+            match broken {
+                Some(reason) if self.cluster.is_some() => {
+                    self.recovery.handle_unreachable(process, reason);
+                    self.recovery.handle_timeout(clock::now());
+                }
+                _ => self.recovery.handle_disconnected(clock::now(), process),
+            }
         }
     }
 
     fn handle_hello(&mut self, number: u32, hello: Hello) -> bool {
         let is_process = matches!(hello.caller, Caller::Process { .. });
-        if !self.token.is(&hello.token) {
-            let reason = "the token is not this job's".to_owned();
+        let known = match is_process {
+            true => self.start.has_token(&hello.token),
+            false => self.token.is(&hello.token),
+        };
+        if !known {
+            let reason = "the token is not that of this start of the job; a process of an earlier start, or of another job".to_owned();
             return self.refuse(number, is_process, reason);
         }
         if hello.version != CONTROL_VERSION {
@@ -128,22 +142,33 @@ impl Job<'_> {
             }
             Caller::Process {
                 process,
-                processes: _,
+                processes,
                 pid,
-                host: _,
+                host,
                 identity,
-            } => self.handle_joining(number, process, pid, identity),
+            } => self.handle_joining(number, (process, processes), (pid, &host), identity),
         }
     }
 
     fn handle_joining(
         &mut self,
         number: u32,
-        process: Process,
-        pid: u32,
+        (process, processes): (Process, u32),
+        (pid, host): (u32, &str),
         identity: ProgramIdentity,
     ) -> bool {
-        if process.0 >= self.plan.processes || self.recovery.phase() != Phase::Starting {
+        if processes != self.start.processes() {
+            let reason = format!(
+                "{process} on {host} finds itself one of {processes}, and the job has {} processes; is the program built for the MPI of this launcher?",
+                self.start.processes()
+            );
+            let end = End::CannotStart {
+                reason: reason.clone(),
+            };
+            self.recovery.handle_hopeless(&reason, end);
+            return self.refuse(number, true, reason);
+        }
+        if process.0 >= processes || self.recovery.phase() != Phase::Starting {
             return self.refuse(number, true, format!("no {process} is awaited"));
         }
         if let Err(mismatch) = self.start.accept(identity) {
@@ -155,9 +180,11 @@ impl Job<'_> {
             return self.refuse(number, true, format!("{process} has connected before"));
         }
         self.recovery.handle_connected(clock::now(), process);
+        self.start.set_place(process, pid, host);
         self.teller.tell(&Event::Connected {
             process: process.0,
             pid,
+            host: host.to_owned(),
         });
         let assignment = self.start.assignment(self.plan, self.job, process);
         let directive = Directive::Assignment(Box::new(assignment));
@@ -267,7 +294,12 @@ impl Job<'_> {
                 .recovery
                 .handle_rank_failed(process, rank, code, message),
             Report::StoreUnseen { reason } => {
-                let reason = format!("{process} does not see the store: {reason}");
+                let host = self.start.hosts().get(process.index());
+                let reason = format!(
+                    "{process} on {} does not see the store at {}: {reason}; give a --store on a file system that all nodes share",
+                    host.map_or("", String::as_str),
+                    self.plan.store.display(),
+                );
                 let end = End::CannotStart {
                     reason: reason.clone(),
                 };

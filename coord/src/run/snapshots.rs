@@ -1,5 +1,6 @@
 //! Carrying out what the snapshot side wants, and what the store's room answers.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::control::{Directive, Response};
@@ -13,6 +14,7 @@ use super::start::{Start, StartError};
 use crate::clock;
 use crate::event::{Cause, Committed, Event};
 use crate::storeroom::{Answer, Begun};
+use crate::token::Token;
 
 impl Job<'_> {
     pub(super) fn obey_coordinator(&mut self, output: Output) {
@@ -157,6 +159,9 @@ impl Job<'_> {
         let cost = Duration::from_micros(figures.held_up_us);
         self.teller.tell(&Event::Committed(figures));
         self.estimator.handle_checkpoint(cost, took);
+        if let Some(walltime) = &mut self.walltime {
+            walltime.handle_checkpoint(took);
+        }
         self.set_interval();
         self.store.retain(self.plan.keep);
     }
@@ -173,6 +178,16 @@ impl Job<'_> {
         self.peers.remove_processes(&self.poller);
         self.start = Start::default();
         self.finished_early.clear();
+        match self.cluster {
+            Some(_) => self.find_nodes(),
+            None => self.record_start(),
+        }
+    }
+
+    /// Records the new start in the store; then its processes are started.
+    pub(super) fn record_start(&mut self) {
+        // Until it is known under which number, a newer start may be our own.
+        self.fence.store(0, Ordering::SeqCst);
         self.store
             .begin(self.chosen.as_ref().map(|chosen| chosen.id));
     }
@@ -219,12 +234,7 @@ impl Job<'_> {
                 reason,
             }),
             Answer::Trouble(text) => self.teller.warn(text),
-            Answer::Superseded(reason) => {
-                let end = End::Broken {
-                    reason: reason.clone(),
-                };
-                self.recovery.handle_hopeless(&reason, end);
-            }
+            Answer::Superseded(reason) => self.recovery.handle_superseded(&reason),
         }
     }
 
@@ -233,24 +243,54 @@ impl Job<'_> {
             Some(chosen) => (Some(chosen.restore.clone()), chosen.programs.clone()),
             None => (None, Vec::new()),
         };
-        self.start = Start::new(self.plan, begun.incarnation, begun.newest, restore, origins);
-        let spawned = self.start.spawn(
+        self.fence.store(begun.incarnation.0, Ordering::SeqCst);
+        let now = clock::now();
+        let token = match Token::draw() {
+            Ok(token) => token,
+            Err(error) => {
+                let reason = format!("no random numbers for a token: {error}");
+                let end = End::Broken { reason };
+                return self.recovery.handle_start_failed(now, 0, end);
+            }
+        };
+        let layout = self.cluster.as_ref().map(|cluster| &cluster.layout);
+        self.start = Start::new(
             self.plan,
-            &self.address,
-            &self.token,
-            self.open_files,
-            &self.poller,
+            begun.incarnation,
+            begun.newest,
+            restore,
+            origins,
+            layout,
+            token,
         );
+        let spawned = match (&self.plan.launch, &self.cluster) {
+            (Some(launch), Some(cluster)) => self.start.launch(
+                self.plan,
+                launch,
+                (&cluster.nodes, &cluster.layout),
+                &self.address,
+                self.open_files,
+                &self.poller,
+            ),
+            _ => self
+                .start
+                .spawn(self.plan, &self.address, self.open_files, &self.poller),
+        };
         let now = clock::now();
         match spawned {
             Ok(()) => {
                 self.teller.tell(&Event::Start {
                     incarnation: begun.incarnation.0,
                     epoch: self.recovery.from().map(|epoch| epoch.0),
-                    pids: self.start.pids().to_vec(),
+                    pids: match self.cluster {
+                        Some(_) => Vec::new(),
+                        None => self.start.pids().to_vec(),
+                    },
+                    launcher: self.start.launcher().map(|launcher| launcher.pid()),
+                    nodes: self.shares(),
                     memory_bytes: self.start.memory_bytes(),
                 });
-                self.recovery.handle_started(now, self.plan.processes);
+                self.recovery.handle_started(now, self.start.processes());
             }
             Err(error) => {
                 let reason = error.to_string();

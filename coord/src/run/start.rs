@@ -2,19 +2,24 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+use std::time::Duration;
 
 use protocol::control::{Assignment, ProgramIdentity, Restore, environment};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::nodes::{Layout, Nodes};
 use protocol::placement;
 
 use crate::address::Address;
 use crate::child::label::{Pipes, Pump};
+use crate::child::launcher::{self, Launcher};
 use crate::child::spawn::{self, OpenFiles, ProgramError};
 use crate::child::table::Children;
+use crate::launch::{Launch, kind};
 use crate::memory;
 use crate::plan::Plan;
 use crate::poller::{Poller, Ready};
-use crate::token::Token;
+use crate::token::{TOKEN_BYTES, Token};
 
 /// Why the processes could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +51,16 @@ pub(super) struct Start {
     /// What each process may use for storing checkpoints.
     memory_bytes: u64,
     computing: Vec<Vec<(Rank, u64)>>,
+    processes: u32,
+    /// What its processes have to show.
+    token: Option<Token>,
+    /// Where its processes are, by what they told.
+    hosts: Vec<String>,
+    pids: Vec<u32>,
     children: Children,
+    launcher: Option<Launcher>,
+    /// When the launcher is killed, once it was asked to end.
+    kill_at: Option<Duration>,
     _pump: Option<Pump>,
 }
 
@@ -58,21 +72,93 @@ impl Start {
         newest: Epoch,
         restore: Option<Restore>,
         origins: Vec<ProgramIdentity>,
+        layout: Option<&Layout>,
+        token: Token,
     ) -> Self {
+        let processes = layout.map_or(plan.processes, Layout::processes);
+        // Each node has a memory of its own, taken to be like this one's.
+        let beside = match layout {
+            Some(layout) => layout.shares.iter().map(|share| share.processes).max(),
+            None => Some(processes),
+        };
         Self {
             incarnation,
             newest,
             restore,
             origins,
-            placement: placement::in_blocks(plan.ranks, plan.processes),
+            placement: placement::in_blocks(plan.ranks, processes),
             identity: None,
             memory_bytes: plan
                 .memory_bytes
-                .unwrap_or_else(|| memory::default_budget_bytes(plan.processes)),
-            computing: vec![Vec::new(); plan.processes as usize],
+                .unwrap_or_else(|| memory::default_budget_bytes(beside.unwrap_or(1))),
+            computing: vec![Vec::new(); processes as usize],
+            processes,
+            token: Some(token),
+            hosts: vec![String::new(); processes as usize],
+            pids: vec![0; processes as usize],
             children: Children::new(),
+            launcher: None,
+            kill_at: None,
             _pump: None,
         }
+    }
+
+    /// Variables that every process needs.
+    fn environment(&self, address: &Address, transport: &str) -> Vec<(&'static str, String)> {
+        let token = self.token.as_ref().map(Token::to_hex);
+        vec![
+            (environment::CONTROL, address.to_string()),
+            (environment::TOKEN, token.unwrap_or_default()),
+            (environment::TRANSPORT, transport.to_owned()),
+        ]
+    }
+
+    /// Starts the launcher, which starts the processes.
+    pub(super) fn launch(
+        &mut self,
+        plan: &Plan,
+        launch: &Launch,
+        (nodes, layout): (&Nodes, &Layout),
+        address: &Address,
+        open_files: OpenFiles,
+        poller: &Poller,
+    ) -> Result<(), StartError> {
+        let order = |hostfile: &std::path::Path| {
+            kind::command(
+                &launch.kind,
+                &kind::Start {
+                    program: &plan.program,
+                    layout,
+                    nodes,
+                    arguments: &launch.arguments,
+                    hostfile,
+                },
+            )
+        };
+        // What is in the file does not depend on its name.
+        let text = order(std::path::Path::new("")).hostfile;
+        let hostfile = launcher::write_hostfile(&text)
+            .map_err(system("write a hostfile for the launcher (TMPDIR)"))?;
+        let order = order(&hostfile);
+        let mut environment = self.environment(address, environment::TRANSPORT_MPI);
+        environment.extend(order.environment);
+        let mut arguments = vec![order.program.clone().into_os_string()];
+        arguments.extend(order.arguments);
+        tracing::info!(?arguments, %text, "launching");
+        let program = spawn::Program {
+            path: order.program,
+            arguments,
+            directory: plan.program.directory.clone(),
+        };
+        let name = launch.kind.name();
+        let launcher = Launcher::start(name, &program, &environment, hostfile, open_files)?;
+        let launcher = self.launcher.insert(launcher);
+        if let Some(pidfd) = launcher.pidfd() {
+            poller
+                .add(pidfd, Ready::Launcher)
+                .map_err(system("watch the launcher"))?;
+        }
+        Ok(())
     }
 
     /// Starts the processes. Those started before an error stay in the table.
@@ -80,7 +166,6 @@ impl Start {
         &mut self,
         plan: &Plan,
         address: &Address,
-        token: &Token,
         open_files: OpenFiles,
         poller: &Poller,
     ) -> Result<(), StartError> {
@@ -88,17 +173,12 @@ impl Start {
             .map_err(|error| StartError::SharedMemory(error.to_string()))?;
         let mut pipes = Pipes::new();
         for process in (0..plan.processes).map(Process) {
-            let mut environment = vec![
-                (environment::CONTROL, address.to_string()),
-                (environment::TOKEN, token.to_hex()),
-                (
-                    environment::TRANSPORT,
-                    environment::TRANSPORT_SHM.to_owned(),
-                ),
+            let mut environment = self.environment(address, environment::TRANSPORT_SHM);
+            environment.extend([
                 (environment::PROCESS, process.0.to_string()),
                 (environment::PROCESSES, plan.processes.to_string()),
                 (environment::SHM_FD, number(&shared)),
-            ];
+            ]);
             let ends = if plan.label {
                 pipes
                     .add(&self.hosted(process))
@@ -111,7 +191,14 @@ impl Start {
             }
             let mut descriptors: Vec<BorrowedFd<'_>> = vec![shared.as_fd()];
             descriptors.extend(ends.descriptors.iter().map(AsFd::as_fd));
-            let child = spawn::spawn(&plan.program, &environment, &descriptors, open_files)?;
+            let child = spawn::spawn(
+                &plan.program,
+                &environment,
+                &descriptors,
+                open_files,
+                Stdio::inherit(),
+            )?;
+            self.pids[process.index()] = child.id();
             self.children
                 .push(child)
                 .map_err(system("watch a process"))?;
@@ -151,7 +238,7 @@ impl Start {
             incarnation: self.incarnation,
             epoch: self.newest,
             placement: self.placement.clone(),
-            processes: plan.processes,
+            processes: self.processes,
             slot_bytes: plan.slot_bytes,
             stack_bytes: plan.stack_bytes,
             store: plan.store.to_string_lossy().into_owned(),
@@ -162,7 +249,10 @@ impl Start {
             memory_bytes: self.memory_bytes,
             tracking: plan.tracking,
             capture: plan.capture,
-            lease_us: None,
+            lease_us: plan.launch.as_ref().map(|_| {
+                let lease = plan.lease().as_micros();
+                u64::try_from(lease).unwrap_or(u64::MAX)
+            }),
         }
     }
 
@@ -204,8 +294,58 @@ impl Start {
         &self.placement
     }
 
+    pub(super) fn processes(&self) -> u32 {
+        self.processes
+    }
+
     pub(super) fn pids(&self) -> &[u32] {
-        self.children.pids()
+        &self.pids
+    }
+
+    pub(super) fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// Whether this is what a process of this start shows.
+    pub(super) fn has_token(&self, shown: &[u8; TOKEN_BYTES]) -> bool {
+        self.token.as_ref().is_some_and(|token| token.is(shown))
+    }
+
+    /// Takes note of where a process is.
+    pub(super) fn set_place(&mut self, process: Process, pid: u32, host: &str) {
+        if let Some(known) = self.pids.get_mut(process.index()) {
+            *known = pid;
+        }
+        if let Some(known) = self.hosts.get_mut(process.index()) {
+            host.clone_into(known);
+        }
+    }
+
+    pub(super) fn launcher(&mut self) -> Option<&mut Launcher> {
+        self.launcher.as_mut()
+    }
+
+    /// Asks the launcher to end, and has it killed if it does not.
+    pub(super) fn end_launcher(&mut self, now: Duration) {
+        if let Some(launcher) = &self.launcher {
+            launcher.terminate();
+            self.kill_at = self.kill_at.or(Some(now + launcher::TERM_GRACE));
+        }
+    }
+
+    /// When the launcher is to be killed.
+    pub(super) fn kill_at(&self) -> Option<Duration> {
+        self.kill_at
+    }
+
+    /// Kills the launcher if it had its time.
+    pub(super) fn handle_timeout(&mut self, now: Duration) {
+        if self.kill_at.is_some_and(|at| now >= at) {
+            self.kill_at = None;
+            if let Some(launcher) = &self.launcher {
+                launcher.kill();
+            }
+        }
     }
 
     pub(super) fn pid(&self, process: Process) -> u32 {

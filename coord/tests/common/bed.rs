@@ -55,6 +55,10 @@ impl Bed {
             heartbeat_timeout: Duration::from_secs(5),
             label: false,
             events: None,
+            request: coord::launch::Request::default(),
+            launch: None,
+            took_over: false,
+            walltime: false,
         };
         Self { dir, plan }
     }

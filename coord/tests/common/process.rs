@@ -6,17 +6,17 @@
 //! what was repeated.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coord::address::Address;
+use coord::address::{Address, Stream};
 use protocol::control::{
     Assignment, CONTROL_VERSION, Caller, Directive, Felt, Hello, LinkCount, ProgramIdentity,
     Report, environment, exit,
 };
 use protocol::frame::{Decoder, encode};
 use protocol::ids::{Epoch, Process, Rank};
+use protocol::recovery::lease::Lease;
 use store::{
     DiskStorage, Effort, FileKey, Finished, ImageMap, RankFileWriter, RankImage, SectionKind,
     SharedStorage,
@@ -27,6 +27,10 @@ pub const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
 
 /// Counters end here, in milliseconds of counting.
 pub const STEPS: &str = "TEST_STEPS";
+
+/// The number of the process and how many there are, where a launcher has started it.
+pub const NUMBER: &str = "TEST_PROCESS";
+pub const SIZE: &str = "TEST_PROCESSES";
 
 /// What processes can be made to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,13 +172,15 @@ impl Counter {
 
 struct Member {
     process: Process,
-    stream: UnixStream,
+    stream: Stream,
     decoder: Decoder,
     assignment: Assignment,
     storage: SharedStorage,
     counters: Vec<Counter>,
     steps: u64,
     behaviour: Behaviour,
+    hello_sent: Instant,
+    lease: Option<Lease>,
 }
 
 /// Takes part in the job that the environment names. Never returns.
@@ -200,7 +206,15 @@ fn variable(name: &str) -> String {
 impl Member {
     fn join(behaviour: Behaviour) -> Result<Self, String> {
         let address: Address = variable(environment::CONTROL).parse().unwrap();
-        let process = Process(variable(environment::PROCESS).parse().unwrap());
+        let (process, processes) = match variable(environment::TRANSPORT).as_str() {
+            environment::TRANSPORT_SHM => (
+                variable(environment::PROCESS),
+                variable(environment::PROCESSES),
+            ),
+            // What MPI would tell.
+            _ => (variable(NUMBER), variable(SIZE)),
+        };
+        let process = Process(process.parse().unwrap());
         let digits = variable(environment::TOKEN);
         let mut token = [0; 32];
         for (byte, pair) in token.iter_mut().zip(digits.as_bytes().chunks(2)) {
@@ -221,14 +235,15 @@ impl Member {
             token,
             caller: Caller::Process {
                 process,
-                processes: variable(environment::PROCESSES).parse().unwrap(),
+                processes: processes.parse().unwrap(),
                 pid: std::process::id(),
-                host: String::new(),
+                host: "host-of-the-test".to_owned(),
                 identity,
             },
         };
         let mut bytes = Vec::new();
         encode(&hello, &mut bytes).unwrap();
+        let hello_sent = Instant::now();
         stream
             .write_all(&bytes)
             .map_err(|error| error.to_string())?;
@@ -242,6 +257,9 @@ impl Member {
             }
         };
         let storage: SharedStorage = Arc::new(DiskStorage::open(&assignment.store).unwrap());
+        let lease = assignment
+            .lease_us
+            .map(|lease_us| Lease::new(Duration::from_micros(lease_us), Duration::ZERO));
         let counters = (0..)
             .zip(&assignment.placement)
             .filter(|(_, host)| **host == process)
@@ -256,6 +274,8 @@ impl Member {
             counters,
             steps: variable(STEPS).parse().unwrap(),
             behaviour,
+            hello_sent,
+            lease,
         })
     }
 
@@ -296,14 +316,19 @@ impl Member {
                 }
                 Some(Directive::End) => return 0,
                 Some(Directive::Stop) => return exit::STOPPED,
-                Some(Directive::Ping { .. }) => {
+                Some(Directive::Ping { heard }) => {
                     let mute = self.behaviour == Behaviour::Mute
                         && self.process == Process(0)
                         && self.assignment.incarnation.0 == 1
                         && step > 20;
                     if !mute {
+                        let now = self.hello_sent.elapsed();
+                        let number = self.lease.as_mut().map_or(1, |lease| {
+                            lease.handle_heard(heard);
+                            lease.handle_alive(now)
+                        });
                         self.report(&Report::Alive {
-                            number: 1,
+                            number,
                             computing: Vec::new(),
                         });
                     }
@@ -330,6 +355,11 @@ impl Member {
                     }
                 }
                 Some(_) => {}
+            }
+            let now = self.hello_sent.elapsed();
+            if self.lease.as_ref().is_some_and(|lease| lease.is_over(now)) {
+                println!("process {} ends: its lease is over", self.process.0);
+                return exit::STOPPED;
             }
             // A wait on the socket may take several milliseconds.
             while goes && stepped.elapsed() >= Duration::from_millis(1) {
@@ -457,7 +487,7 @@ impl Member {
 }
 
 /// The next directive; `None` when none has come for now. Ends the process when the coordinator is gone.
-fn receive(stream: &mut UnixStream, decoder: &mut Decoder) -> Option<Directive> {
+fn receive(stream: &mut Stream, decoder: &mut Decoder) -> Option<Directive> {
     if let Some(directive) = decoder.next().unwrap() {
         return Some(directive);
     }

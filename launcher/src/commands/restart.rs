@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coord::record;
+use coord::{Plan, record};
 use store::JobStore;
 
 use super::{Show, run, shown};
@@ -16,18 +16,22 @@ pub fn restart(
     show: Show,
     output: &mut dyn Output,
 ) -> Result<(i32, Report), Failure> {
-    go_on(&args.store, &args.common, show, output)
+    go_on(&args.store, args.take_over, &args.common, show, output)
 }
 
 /// Goes on with a job, changed as the options say.
 pub fn go_on(
     path: &Path,
+    take_over: bool,
     common: &CommonArgs,
     show: Show,
     output: &mut dyn Output,
 ) -> Result<(i32, Report), Failure> {
     let path = run::absolute(path)?;
-    let mut store = JobStore::open_locked(&path)?;
+    let (mut store, took_over) = match take_over {
+        true => take_store_over(&path)?,
+        false => (JobStore::open_locked(&path)?, false),
+    };
     let mut job = store.job().clone();
     if record::is_complete(&job) {
         let report = RunReport {
@@ -44,6 +48,7 @@ pub fn go_on(
         return Ok((0, Report::Run(report)));
     }
     let plan = run::apply(common, record::recall(&path, &job, &run::DEFAULTS))?;
+    let plan = Plan { took_over, ..plan };
     coord::child::spawn::find(&plan.program.path, &plan.program.directory).map_err(|error| {
         Failure::usage(format!(
             "{error} (the program that the job was started with)"
@@ -53,5 +58,37 @@ pub fn go_on(
     if job != *store.job() {
         store.replace_job(job)?;
     }
-    run::go(&plan, store, show, output)
+    let requeue = common.launch.requeue_on_resumable;
+    run::go(&plan, requeue, store, show, output)
+}
+
+/// Opens a store whose coordinator hangs. Where its processes are its children, they end with it only: so it is killed, which
+/// can be done on its own host. Processes that were launched elsewhere end when their leases are over.
+fn take_store_over(path: &Path) -> Result<(JobStore, bool), Failure> {
+    let recorded = JobStore::open(path)?;
+    if record::last_lease(recorded.job()).is_some() {
+        let (store, holder) = JobStore::open_taking_over(path)?;
+        return Ok((store, holder.is_some()));
+    }
+    let holder = match JobStore::open_locked(path) {
+        Ok(store) => return Ok((store, false)),
+        Err(store::Error::Locked { holder, .. }) => holder,
+        Err(error) => return Err(error.into()),
+    };
+    let own_host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let pid = holder
+        .strip_prefix("process ")
+        .and_then(|rest| rest.split_once(" on "))
+        .filter(|(_, host)| *host == own_host.trim())
+        .and_then(|(pid, _)| pid.parse::<i32>().ok());
+    let Some(pid) = pid else {
+        return Err(Failure::unavailable(format!(
+            "{}: the job's processes are children of {holder}; end that one there",
+            shown(path)
+        )));
+    };
+    coord::child::kill_coordinator(pid).map_err(|error| {
+        Failure::unavailable(format!("{}: {holder} can't be ended: {error}", shown(path)))
+    })?;
+    Ok((JobStore::open_locked(path)?, true))
 }

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coord::child::spawn::{Program, find};
+use coord::launch::hosts::OwnEnvironment;
+use coord::launch::{self, Request};
 use coord::{Every, Plan, record};
 use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 use store::{CheckpointState, JobStore};
 
 use super::{Show, restart, run_job, shown};
-use crate::args::{CommonArgs, EveryArg, RunArgs};
+use crate::args::{CommonArgs, EveryArg, LaunchArgs, RunArgs};
 use crate::failure::Failure;
 use crate::output::{Output, Report};
 use crate::report::RunReport;
@@ -35,12 +37,14 @@ pub fn run(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, 
     let job = record::new_job(&plan)
         .map_err(|error| Failure::internal(format!("no random numbers: {error}")))?;
     let store = JobStore::create(&plan.store, job)?;
-    go(&plan, store, show, output)
+    let requeue = args.common.launch.requeue_on_resumable;
+    go(&plan, requeue, store, show, output)
 }
 
 /// Runs the plan and tells how it went.
 pub fn go(
     plan: &Plan,
+    requeue_on_resumable: bool,
     store: JobStore,
     show: Show,
     output: &mut dyn Output,
@@ -59,6 +63,9 @@ pub fn go(
         committed: outcome.committed.map(|epoch| epoch.0),
         elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
+    if requeue_on_resumable {
+        requeue(outcome.code(), output);
+    }
     Ok((outcome.code(), Report::Run(report)))
 }
 
@@ -101,6 +108,10 @@ fn plan(args: &RunArgs) -> Result<Plan, Failure> {
         heartbeat_timeout: DEFAULTS.heartbeat_timeout,
         label: false,
         events: None,
+        request: Request::default(),
+        launch: None,
+        took_over: false,
+        walltime: false,
     };
     apply(common, plan)
 }
@@ -114,7 +125,18 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
             plan.ranks
         )));
     }
+    let request = request(&common.launch, plan.request)?;
+    let launch = launch::resolve(&request, processes, &OwnEnvironment)
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    if launch.is_some() && (common.label || plan.label) {
+        return Err(Failure::usage(
+            "--label marks lines of processes on this machine only; let the launcher do it (--launch-args=--tag-output with Open MPI, -prepend-rank with MPICH, --label with srun)",
+        ));
+    }
     Ok(Plan {
+        request,
+        launch,
+        walltime: launch::slurm::job(&OwnEnvironment).is_some(),
         processes,
         every: every(common, plan.every)?,
         tracking: common.track.unwrap_or(plan.tracking),
@@ -132,6 +154,58 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
         },
         ..plan
     })
+}
+
+/// How processes are to be launched: as the command line says, else as before.
+fn request(args: &LaunchArgs, before: Request) -> Result<Request, Failure> {
+    // What was said of other nodes, or to another launcher, is not meant for these.
+    let before = match &args.hostfile {
+        Some(_) => Request {
+            nodes: None,
+            spare_nodes: 0,
+            min_nodes: None,
+            ..before
+        },
+        None => before,
+    };
+    let before = match &args.how {
+        Some(how) if before.launch.as_ref() != Some(how) => Request {
+            arguments: None,
+            ..before
+        },
+        _ => before,
+    };
+    let hostfile = match &args.hostfile {
+        Some(path) => Some(absolute(path)?),
+        // Nodes that are named for another way of launching are not meant for this one.
+        None if args.how.as_deref() == Some("local") => None,
+        None => before.hostfile,
+    };
+    Ok(Request {
+        launch: args.how.clone().or(before.launch),
+        hostfile,
+        nodes: args.nodes.or(before.nodes),
+        spare_nodes: args.spare_nodes.unwrap_or(before.spare_nodes),
+        min_nodes: args.min_nodes.or(before.min_nodes),
+        arguments: args.launch_args.clone().or(before.arguments),
+        control_address: args.control_address.clone().or(before.control_address),
+    })
+}
+
+/// Has the batch job started again, if that was asked for and the job can go on.
+fn requeue(code: i32, output: &mut dyn Output) {
+    if code != coord::code::RESUMABLE {
+        return;
+    }
+    let Some(job) = launch::slurm::job(&OwnEnvironment) else {
+        output.warning("--requeue-on-resumable: this is no Slurm job (SLURM_JOB_ID is not set)");
+        return;
+    };
+    if let Err(reason) = launch::slurm::requeue(&job) {
+        output.warning(&format!(
+            "the batch job can't be put back into the queue: {reason}"
+        ));
+    }
 }
 
 /// When snapshots are taken: as the command line says, else as before.
@@ -179,7 +253,7 @@ fn resume(args: &RunArgs, show: Show, output: &mut dyn Output) -> Result<(i32, R
             "the job in the store was started with other arguments; its ranks go on with those of its start",
         );
     }
-    restart::go_on(&args.store, &args.common, show, output)
+    restart::go_on(&args.store, false, &args.common, show, output)
 }
 
 /// A store whose job never came to a checkpoint has nothing to lose, and makes room for a new job.

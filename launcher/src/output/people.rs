@@ -353,6 +353,7 @@ fn tell_status(status: &StatusReport) -> String {
         ranks,
         finished,
         pids,
+        hosts,
         placement,
         restarts,
         snapshot,
@@ -368,15 +369,20 @@ fn tell_status(status: &StatusReport) -> String {
         "{phase} for {elapsed} (incarnation {incarnation}, {restarts} restarts)"
     );
     let _ = writeln!(text, "  ranks      {ranks}, {finished} finished");
+    let several_hosts = hosts.windows(2).any(|pair| pair[0] != pair[1]);
     for (process, pid) in pids.iter().enumerate() {
         let hosted: Vec<String> = (0u32..)
             .zip(placement)
             .filter(|&(_, host)| *host as usize == process)
             .map(|(rank, _)| rank.to_string())
             .collect();
+        let host = match hosts.get(process) {
+            Some(host) if several_hosts => format!(" on {host}"),
+            _ => String::new(),
+        };
         let _ = writeln!(
             text,
-            "  process {process:<3}pid {pid}, ranks {}",
+            "  process {process:<3}pid {pid}{host}, ranks {}",
             hosted.join(" ")
         );
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coord::event::{Cause, Committed, Event};
+use coord::event::{Cause, Committed, Event, NodeState};
 
 use crate::units;
 
@@ -94,6 +94,22 @@ fn notable(event: &Event) -> Option<String> {
                 "epoch {epoch} waits for ranks of process {} to call the library",
                 processes.join(", ")
             )
+        }
+        Event::Node {
+            node,
+            state: NodeState::Excluded,
+            reason,
+        } => format!(
+            "node {node} is not used any more: {}",
+            reason.as_deref().unwrap_or("lost")
+        ),
+        Event::Node {
+            node,
+            state: NodeState::UsedAgain,
+            reason: _,
+        } => format!("node {node} is back and may be used again"),
+        Event::Stopping { signal } if signal == "WALLTIME" => {
+            "the time of the allocation ends soon: taking a last checkpoint".to_owned()
         }
         Event::Stopping { signal } => {
             format!("{signal}: taking a last checkpoint; a second one ends the job at once")

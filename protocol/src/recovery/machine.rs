@@ -169,6 +169,23 @@ impl Recovery {
         }
     }
 
+    /// Another coordinator has taken the job over: whatever this one is doing, it ends, and starts nothing.
+    pub fn handle_superseded(&mut self, reason: &str) {
+        let over = End::Superseded {
+            reason: reason.to_owned(),
+        };
+        match &mut self.state {
+            State::Starting | State::Running | State::LastSnapshot => {
+                self.clear(reason, Some(over), false);
+                self.go_on_when_clear();
+            }
+            State::Clearing { end, .. } => *end = Some(over),
+            State::Choosing | State::Waiting(_) => self.ended(over),
+            // Recording a new start fails, or the ranks have finished.
+            State::Launching | State::Leaving { .. } | State::Ended => {}
+        }
+    }
+
     /// A process has connected and was accepted.
     pub fn handle_connected(&mut self, now: Duration, process: Process) {
         self.watch.heard(process, now);

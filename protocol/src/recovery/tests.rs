@@ -427,3 +427,154 @@ fn a_stop_while_processes_start_or_are_cleared_away_is_a_stop() {
     clear_away(&mut clearing);
     assert!(matches!(ended(&mut clearing), End::Stopped { .. }));
 }
+
+#[test]
+fn a_coordinator_that_was_replaced_starts_nothing_more_whatever_it_was_doing() {
+    let superseded = |job: &mut Recovery| {
+        job.handle_superseded("another start is newer");
+        clear_away(job);
+        assert!(matches!(ended(job), End::Superseded { .. }));
+    };
+    superseded(&mut running(Choice::Beginning));
+    superseded(&mut Recovery::new(config(), ms(0)));
+    let mut clearing = running(Choice::Beginning);
+    clearing.handle_exited(Process(0), KILLED);
+    superseded(&mut clearing);
+}
+
+#[test]
+fn nothing_is_started_before_leases_of_an_earlier_coordinator_are_over() {
+    let config = Config {
+        not_before: ms(700),
+        ..config()
+    };
+    let mut job = Recovery::new(config, ms(0));
+    outputs(&mut job);
+    job.handle_chosen(Choice::Checkpoint(Epoch(3)));
+    assert_eq!(outputs(&mut job), []);
+    assert_eq!(job.poll_timeout(), Some(ms(700)));
+    job.handle_timeout(ms(699));
+    assert_eq!(outputs(&mut job), []);
+    job.handle_timeout(ms(700));
+    assert_eq!(
+        outputs(&mut job),
+        [Output::Start {
+            from: Some(Epoch(3))
+        }]
+    );
+}
+
+/// A job whose processes run elsewhere, started by a launcher.
+fn elsewhere() -> Recovery {
+    let config = Config {
+        proof: Proof::Lease {
+            length: ms(500),
+            margin: ms(50),
+        },
+        ..config()
+    };
+    let mut job = Recovery::new(config, ms(0));
+    outputs(&mut job);
+    bring_up(&mut job, Choice::Beginning, ms(0));
+    job
+}
+
+#[test]
+fn a_process_that_is_cut_off_is_waited_for_until_its_lease_and_the_margin_are_over() {
+    let mut job = elsewhere();
+    for tick in 1..=5 {
+        job.handle_timeout(ms(tick * 100));
+        if tick < 5 {
+            job.handle_alive(ms(tick * 100), Process(0), tick);
+        }
+    }
+    assert!(
+        has_kill(&outputs(&mut job)),
+        "process 1 was last heard at 0"
+    );
+    job.handle_disconnected(ms(510), Process(0));
+    job.handle_launcher_exited("mpirun exited with code 137");
+    job.handle_settled();
+    assert_eq!(job.poll_timeout(), Some(ms(550)));
+    job.handle_timeout(ms(549));
+    assert_eq!(outputs(&mut job), []);
+    job.handle_timeout(ms(550));
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+    let fates: Vec<Fate> = job.fates().collect();
+    assert_eq!(fates, [Fate::Ended(ms(510)), Fate::Silent]);
+}
+
+#[test]
+fn a_connection_that_breaks_loses_the_process_at_once_but_does_not_prove_its_end() {
+    let mut job = elsewhere();
+    job.handle_timeout(ms(100));
+    job.handle_alive(ms(100), Process(1), 1);
+    job.handle_unreachable(Process(1), "connection timed out");
+    outputs(&mut job);
+    job.handle_timeout(ms(101));
+    let told = outputs(&mut job);
+    assert!(told.contains(&Output::Lost {
+        process: Process(1),
+        loss: Loss::Unreachable("connection timed out".to_owned())
+    }));
+    job.handle_disconnected(ms(110), Process(0));
+    job.handle_launcher_exited("mpirun exited with code 1");
+    job.handle_settled();
+    assert_eq!(outputs(&mut job), []);
+    assert_eq!(job.poll_timeout(), Some(ms(650)));
+    job.handle_timeout(ms(650));
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+}
+
+#[test]
+fn a_launcher_that_ends_before_all_have_connected_is_a_failure_told_with_its_words() {
+    let config = Config {
+        proof: Proof::Lease {
+            length: ms(500),
+            margin: ms(50),
+        },
+        ..config()
+    };
+    let mut job = Recovery::new(config, ms(0));
+    job.handle_chosen(Choice::Beginning);
+    job.handle_started(ms(0), 2);
+    job.handle_connected(ms(10), Process(0));
+    outputs(&mut job);
+    job.handle_launcher_exited("mpirun exited with code 1; it said: no such node");
+    assert!(has_kill(&outputs(&mut job)));
+    job.handle_disconnected(ms(20), Process(0));
+    job.handle_settled();
+    let End::CannotStart { reason } = ended(&mut job) else {
+        panic!("the job did not end as one that can't start");
+    };
+    assert!(
+        reason.contains("process 1") && reason.contains("no such node"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_launcher_that_ends_after_all_have_connected_proves_nothing() {
+    let mut job = elsewhere();
+    job.handle_launcher_exited("mpirun exited with code 0");
+    assert_eq!(outputs(&mut job), []);
+    assert_eq!(job.phase(), Phase::Running);
+    job.handle_complete(ms(50));
+    job.handle_disconnected(ms(60), Process(0));
+    job.handle_disconnected(ms(60), Process(1));
+    assert_eq!(ended(&mut job), End::Complete);
+}
+
+#[test]
+fn a_launcher_that_lives_is_waited_for_as_well() {
+    let mut job = elsewhere();
+    job.handle_complete(ms(50));
+    job.handle_disconnected(ms(60), Process(0));
+    job.handle_disconnected(ms(60), Process(1));
+    outputs(&mut job);
+    job.handle_timeout(ms(350));
+    assert!(has_kill(&outputs(&mut job)), "the grace is over");
+    job.handle_settled();
+    job.handle_launcher_exited("mpirun was ended by signal 15");
+    assert_eq!(ended(&mut job), End::Complete);
+}

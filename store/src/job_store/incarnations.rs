@@ -13,7 +13,7 @@ impl JobStore {
     /// Begins a new start of the job from a checkpoint, or from the job's beginning. From here on
     /// whatever an earlier start publishes later is ignored.
     pub fn begin_incarnation(&mut self, from: Option<CheckpointId>) -> Result<IncarnationRecord> {
-        self.require_lock("starting the job")?;
+        self.require_mine("starting the job")?;
         let last_epoch = self.highest_epoch()?;
         let started = since_1970();
         let record = IncarnationRecord {

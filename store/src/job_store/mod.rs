@@ -6,6 +6,7 @@
 //! - `listing`: which checkpoints there are, and which may be used;
 //! - `retention`: everything that removes files, and the mark of a bad checkpoint;
 //! - `verify`: every file of the store read and checked;
+//! - `take_over`: opening a store whose coordinator hangs;
 //! - `control_file`: where a running job can be reached.
 //!
 //! Rank files are written and read past this (see [`crate::rank_file`]); of them the store knows the names.
@@ -15,6 +16,7 @@ mod incarnations;
 mod listing;
 mod publish;
 mod retention;
+mod take_over;
 mod verify;
 
 use std::collections::BTreeSet;

@@ -120,3 +120,71 @@ impl KernelTimer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, ExitStatus, Stdio};
+
+    use super::*;
+
+    const LEASE: &str = "TEST_LEASE_MS";
+    const HOW: &str = "TEST_HOW";
+
+    /// No test: a process with a lease of so many milliseconds.
+    #[test]
+    fn a_process_with_a_lease() {
+        let Ok(length) = std::env::var(LEASE) else {
+            return;
+        };
+        let length = Duration::from_millis(length.parse().unwrap());
+        let watchdog = Watchdog::start(length, Instant::now()).unwrap();
+        let mut timer = KernelTimer::start(&watchdog).unwrap();
+        match std::env::var(HOW).as_deref() {
+            Ok("stopped") => nix::sys::signal::raise(Signal::SIGSTOP).unwrap(),
+            // Heard of for five times as long as its lease, and then ending by itself.
+            Ok("heard") => {
+                let began = Instant::now();
+                while began.elapsed() < length * 5 {
+                    let number = watchdog.alive();
+                    if watchdog.heard(number) {
+                        timer.set(&watchdog);
+                    }
+                    std::thread::sleep(length / 20);
+                }
+                libckpt_rank::process::end_now(0);
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_secs(600));
+    }
+
+    fn run(how: &str) -> ExitStatus {
+        Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "runtime::control::watchdog::tests::a_process_with_a_lease",
+            ])
+            .env(LEASE, "400")
+            .env(HOW, how)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_process_ends_when_its_lease_is_over() {
+        assert_eq!(run("silent").code(), Some(exit::STOPPED));
+    }
+
+    #[test]
+    fn a_stopped_process_is_killed_by_the_kernel_when_its_lease_is_over() {
+        assert_eq!(run("stopped").signal(), Some(9));
+    }
+
+    #[test]
+    fn a_process_that_is_heard_goes_on() {
+        assert_eq!(run("heard").code(), Some(0));
+    }
+}
