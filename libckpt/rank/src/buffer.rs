@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::context::{current_rank, in_process};
 use crate::hosted;
 use crate::identity;
-use crate::layout::Regions;
+use crate::layout::{PAGE_BYTES, Regions};
 
 /// Why memory can't be a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -269,6 +269,25 @@ impl RankBytesMut {
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: checked when it was made: see `bytes_at`.
         unsafe { bytes_at(self.rank, self.address, self.bytes) }
+    }
+
+    /// Writes a byte of each page of the memory, unchanged, with the processor. For memory that was filled by someone else:
+    /// a network card writes without a fault, so neither the kernel's tracking nor whoever saves pages before they change
+    /// has seen that it did. To be called before the content counts as there.
+    ///
+    /// # Panics
+    /// When the rank is not hosted in this process (any more).
+    pub fn touch(&mut self) {
+        for page in self.as_mut_slice().chunks_mut(PAGE_BYTES) {
+            let byte: *mut u8 = &raw mut page[0];
+            // SAFETY: a byte of the slice. Volatile, so that a write of what is there is not left out.
+            unsafe { byte.write_volatile(byte.read_volatile()) };
+        }
+        // Chunks do not begin with pages: the last byte may be in one more.
+        if let Some(last) = self.as_mut_slice().last_mut() {
+            // SAFETY: as above.
+            unsafe { std::ptr::from_mut(last).write_volatile(*last) };
+        }
     }
 
     /// First address, for a transport that fills it by a system call.

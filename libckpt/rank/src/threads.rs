@@ -164,7 +164,7 @@ mod tests {
     fn threads_that_are_there_when_adopted_are_the_librarys() {
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let name = "not-a-rank's";
-        let waits = || wait.recv().is_err();
+        let waits = move || wait.recv().is_err();
         thread::scope(|scope| {
             let thread = thread::Builder::new()
                 .name(name.to_owned())

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::Fatal;
 use super::numbered::{Numbered, Owed};
-use super::packet::{HEADER_BYTES, Header, Kind, Label, Place, Stamp};
+use super::packet::{HEADER_BYTES, Header, Kind, Label, Place, ShortHeader, Stamp};
 use super::request::{Envelope, Outcome, RequestId};
 use super::tables::{Arrived, Body, Posted, Rebound, Recorded, Tables, Transfer, Unacked};
 
@@ -68,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) me: Process,
     pub(crate) incarnation: u32,
     pub(crate) placement: Vec<Process>,
+    /// The only rank of each process; `None` for processes that host none or several.
+    only_rank: Vec<Option<Rank>>,
     /// Index into `hosted` by rank; `None` for ranks of other processes.
     hosted_at: Vec<Option<u32>>,
     pub(crate) hosted: Vec<Hosted>,
@@ -108,10 +110,19 @@ impl Core {
                 });
             }
         }
+        let mut only_rank = vec![None; processes as usize];
+        let mut crowded = vec![false; processes as usize];
+        for (number, process) in (0u32..).zip(&placement) {
+            let at = process.index();
+            let first = only_rank[at].is_none() && !crowded[at];
+            only_rank[at] = first.then_some(Rank(number));
+            crowded[at] |= !first;
+        }
         Self {
             me,
             incarnation,
             placement,
+            only_rank,
             hosted_at,
             hosted,
             participant: Participant::new(me, epoch),
@@ -133,6 +144,12 @@ impl Core {
             .copied()
             .flatten()
             .map(|index| index as usize)
+    }
+
+    /// True where both this process and a peer host one rank: the link between them is a channel.
+    #[inline]
+    pub(crate) fn is_pair(&self, peer: Process) -> bool {
+        self.hosted.len() == 1 && self.only_rank[peer.index()].is_some()
     }
 
     #[inline]
@@ -237,7 +254,34 @@ impl Core {
     ///
     /// # Errors
     /// The packet can't be: going on could corrupt the job.
+    #[inline]
     pub(crate) fn handle_packet(&mut self, peer: Process, packet: &[u8]) -> Result<(), Fatal> {
+        if let Some((header, body)) = ShortHeader::parse(packet) {
+            return self.handle_short(peer, header, body);
+        }
+        self.handle_any(peer, packet)
+    }
+
+    /// An eager message of a process with one rank for the one of this process.
+    #[inline]
+    fn handle_short(
+        &mut self,
+        peer: Process,
+        header: &ShortHeader,
+        body: &[u8],
+    ) -> Result<(), Fatal> {
+        let source = self.only_rank.get(peer.index()).copied().flatten();
+        let (Some(source), [hosted]) = (source, self.hosted.as_mut_slice()) else {
+            return Err(Fatal::new(format!(
+                "a short packet from {peer}, where one of the processes hosts several ranks"
+            )));
+        };
+        let next = hosted.tables.incoming(source).received();
+        let label = header.label(source, hosted.rank, next, self.incarnation, body)?;
+        self.handle_data(peer, Kind::Eager, &label, body)
+    }
+
+    fn handle_any(&mut self, peer: Process, packet: &[u8]) -> Result<(), Fatal> {
         let (header, kind, body) = Header::parse(packet)?;
         if header.stamp().incarnation != self.incarnation {
             return Err(Fatal::new(format!(

@@ -111,10 +111,9 @@ impl Engine {
         transport: Box<dyn Transport>,
         attention: Arc<Attention>,
     ) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         core.numbered.on = transport.sends_bulk();
         Self {
-            crowded: transport.neighbours() as usize > processors,
+            crowded: !transport.has_cores(),
             core,
             transport,
             attention,

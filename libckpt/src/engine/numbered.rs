@@ -10,6 +10,10 @@
 //! state is complete only then. What no receive has asked for is taken into memory of the process for that.
 //! Where the sender's image has the message, too, the restored sender announces it once more, and the receiver lets that
 //! one go.
+//!
+//! A network card may have written the payload, without a fault that anybody sees. So the processor writes to each of
+//! its pages again before the message counts as received. What a card writes into a page that a cut has protected, and that is
+//! not yet saved, does no harm: the message was not complete at the cut, and comes again after a restore.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -221,6 +225,11 @@ impl Core {
     fn came(&mut self, coming: &Coming, own: Option<Vec<u8>>) -> Option<SnapshotEvent> {
         let Coming { index, label, .. } = coming;
         let key = (label.source, label.sequence);
+        if own.is_none()
+            && let Some(transfer) = self.hosted[*index].tables.transfers.get_mut(&key)
+        {
+            transfer.into.touch();
+        }
         let event = self.pay(key_of(*index, label), label, own.as_deref());
         match own {
             Some(payload) if !coming.let_go => self.bind_payload(*index, label, payload),

@@ -8,7 +8,8 @@ use libckpt_rank::suspend;
 use protocol::ids::Rank;
 use zerocopy::IntoBytes;
 
-use super::packet::{Header, Kind};
+use super::packet::{Header, Kind, ShortHeader};
+use super::progress::PACKETS_PER_TURN;
 use super::request::Outcome;
 use super::tables::{Posted, Recorded};
 use super::{Engine, Envelope, Fatal, RequestId, visit};
@@ -277,7 +278,12 @@ impl Engine {
             if let Some(found) = look(self) {
                 return Turn::Done(found);
             }
-            let moved = self.progress();
+            // For a rank that has the process for itself one packet is mostly the one that it waits for.
+            let packets = match self.core.hosted.len() {
+                1 => 1,
+                _ => PACKETS_PER_TURN,
+            };
+            let moved = self.progress_by(packets);
             if let Some(found) = look(self) {
                 return Turn::Done(found);
             }
@@ -337,8 +343,15 @@ impl Engine {
         let result = if peer == self.core.me {
             self.core.deliver_whole(&label, bytes)
         } else if self.core.may_send_now(peer) {
-            let header = Header::new(Kind::Eager, &label, self.core.stamp());
-            match self.transport.try_send(peer, &[header.as_bytes(), bytes]) {
+            let stamp = self.core.stamp();
+            let sent = if self.core.is_pair(peer) {
+                let header = ShortHeader::new(&label, stamp);
+                self.transport.try_send(peer, &[header.as_bytes(), bytes])
+            } else {
+                let header = Header::new(Kind::Eager, &label, stamp);
+                self.transport.try_send(peer, &[header.as_bytes(), bytes])
+            };
+            match sent {
                 Ok(true) => {
                     self.core.participant.data_sent(peer);
                     Ok(())

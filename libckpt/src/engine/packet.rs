@@ -2,12 +2,12 @@
 //!
 //! A packet is a [`Header`] of 48 bytes and a body: the payload of an eager message, a [`Place`] behind
 //! an announcement, an [`Epoch`](protocol::ids::Epoch) behind link control, a piece of payload behind a
-//! fragment. All little-endian. Links end with the incarnation that made them, so the layout may change
+//! fragment. Between processes of one rank each, eager messages have a [`ShortHeader`]. All little-endian. Links end with the incarnation that made them, so the layout may change
 //! between versions; recorded packets are kept in checkpoints as [`Recorded`](super::tables::Recorded).
 
 use protocol::ids::{Process, Rank};
 use protocol::participant::LinkControl;
-use zerocopy::little_endian::{I32, U32, U64};
+use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Fatal;
@@ -81,6 +81,82 @@ pub(crate) struct Header {
 }
 
 const _: () = assert!(HEADER_BYTES == 48);
+
+/// What an eager message begins with on a link between two processes that host one rank each: the kind 9, and then what
+/// the link does not tell by itself.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct ShortHeader {
+    kind: U32,
+    tag: I32,
+    context: U64,
+    /// The low half of the message's number in its channel.
+    sequence: U32,
+    /// Low halves of incarnation and epoch.
+    incarnation: U16,
+    epoch: U16,
+}
+
+const _: () = assert!(size_of::<ShortHeader>() == 24);
+
+const SHORT_KIND: u32 = 9;
+
+impl ShortHeader {
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // low halves are wanted
+    pub(crate) fn new(label: &Label, stamp: Stamp) -> Self {
+        Self {
+            kind: SHORT_KIND.into(),
+            tag: label.tag.into(),
+            context: label.context.into(),
+            sequence: (label.sequence as u32).into(),
+            incarnation: (stamp.incarnation as u16).into(),
+            epoch: (stamp.epoch as u16).into(),
+        }
+    }
+
+    /// Splits a packet into header and body, if it begins with one of these.
+    #[inline]
+    pub(crate) fn parse(packet: &[u8]) -> Option<(&Self, &[u8])> {
+        let (header, body) = Self::ref_from_prefix(packet).ok()?;
+        (header.kind.get() == SHORT_KIND).then_some((header, body))
+    }
+
+    /// The message's label, where both ranks and the number that comes next on the channel are known.
+    ///
+    /// # Errors
+    /// It is not the next message, or of another incarnation.
+    #[inline]
+    pub(crate) fn label(
+        &self,
+        source: Rank,
+        destination: Rank,
+        next: u64,
+        incarnation: u32,
+        body: &[u8],
+    ) -> Result<Label, Fatal> {
+        #[allow(clippy::cast_possible_truncation)] // low halves are compared
+        if self.sequence.get() != next as u32 || self.incarnation.get() != incarnation as u16 {
+            return Err(self.unexpected(source, next, incarnation));
+        }
+        Ok(Label {
+            source,
+            destination,
+            context: self.context.get(),
+            tag: self.tag.get(),
+            sequence: next,
+            bytes: body.len() as u64,
+        })
+    }
+
+    #[cold]
+    fn unexpected(&self, source: Rank, next: u64, incarnation: u32) -> Fatal {
+        Fatal::new(format!(
+            "message {} of incarnation {} from {source}, where message {next} of incarnation {incarnation} was next",
+            self.sequence, self.incarnation
+        ))
+    }
+}
 
 /// The envelope of a message: what matching looks at, and its place in its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -11,14 +11,20 @@ use super::tables::Recorded;
 use super::{Engine, Fatal};
 
 /// Packets that one call takes at the most before the ranks get their turn.
-const PACKETS_PER_TURN: usize = 64;
+pub(crate) const PACKETS_PER_TURN: usize = 64;
 
 impl Engine {
     /// Takes packets that are there and sends what is queued. True if anything moved.
     ///
     /// Stops at once where a cut is wanted: no further packet may be taken before it.
     pub(crate) fn progress(&mut self) -> bool {
-        match self.try_progress() {
+        self.progress_by(PACKETS_PER_TURN)
+    }
+
+    /// [`progress`](Self::progress) with at most so many packets.
+    #[inline]
+    pub(crate) fn progress_by(&mut self, packets: usize) -> bool {
+        match self.try_progress(packets) {
             Ok(moved) => moved,
             Err(fatal) => {
                 self.fatal = Some(fatal);
@@ -27,9 +33,10 @@ impl Engine {
         }
     }
 
-    fn try_progress(&mut self) -> Result<bool, Fatal> {
+    #[inline]
+    fn try_progress(&mut self, packets: usize) -> Result<bool, Fatal> {
         let mut moved = false;
-        for _ in 0..PACKETS_PER_TURN {
+        for _ in 0..packets {
             if self.core.participant.cut_wanted().is_some() || !self.take_packet()? {
                 break;
             }

@@ -45,11 +45,12 @@ impl Patience {
     /// For a job of this many processes on this machine, by the cores that this process may use.
     pub(crate) fn of_job(processes: u32) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        if processes > 1 && processes as usize <= cores {
-            Self::Some
-        } else {
-            Self::None
-        }
+        Self::with_cores(processes > 1 && processes as usize <= cores)
+    }
+
+    /// By whether every process has a core.
+    pub(crate) fn with_cores(has_cores: bool) -> Self {
+        if has_cores { Self::Some } else { Self::None }
     }
 
     /// Looks, again and again while there is patience, until `look` finds something.

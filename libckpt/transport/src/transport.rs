@@ -91,9 +91,10 @@ pub trait Transport {
         None
     }
 
-    /// How many of the job's processes run on this machine, this one included.
-    fn neighbours(&self) -> u32 {
-        self.processes()
+    /// Whether each of the job's processes on this machine has a core for itself.
+    fn has_cores(&self) -> bool {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.processes() as usize <= cores
     }
 
     /// Tells the others that the ranks of this process have ended, and whether those of all have. To be called until it

@@ -14,6 +14,8 @@ pub(super) struct Incoming {
     slots: Vec<Slot>,
     /// The slot that the next packet is in.
     head: usize,
+    /// Slots before the head that have been read and wait for nothing yet.
+    idle: usize,
     bytes: usize,
 }
 
@@ -31,6 +33,7 @@ impl Incoming {
             from,
             slots: Vec::with_capacity(DEPTH),
             head: 0,
+            idle: 0,
             bytes,
         };
         for _ in 0..DEPTH {
@@ -60,11 +63,31 @@ impl Incoming {
         unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), bytes) }
     }
 
-    /// Posts the head's receive again, behind all others.
+    /// The head has been read. Its receive is posted again behind all others, some time: at the latest when half of
+    /// them are idle, and otherwise by [`post_idle`](Self::post_idle), which costs nothing while there is nothing else to do.
     #[inline]
     pub(super) fn advance(&mut self, comm: MPI_Comm) -> Outcome {
-        self.post(self.head, comm)?;
         self.head = (self.head + 1) % DEPTH;
+        self.idle += 1;
+        if self.idle == DEPTH / 2 {
+            self.post_idle(comm)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there are idle receives.
+    #[inline]
+    pub(super) fn has_idle(&self) -> bool {
+        self.idle > 0
+    }
+
+    /// Posts receives that are idle.
+    pub(super) fn post_idle(&mut self, comm: MPI_Comm) -> Outcome {
+        while self.idle > 0 {
+            let index = (self.head + DEPTH - self.idle) % DEPTH;
+            self.post(index, comm)?;
+            self.idle -= 1;
+        }
         Ok(())
     }
 

@@ -26,8 +26,15 @@ pub const PACKET_BYTES_MAX: usize = 16 << 10;
 /// Looks at the links between two looks for a peer that says hello.
 const LOOKS_PER_HELLO: u32 = 16;
 
+/// Looks before the clock is read for the first time, which costs as much as a look: the answer of a peer that
+/// is waiting for us comes within them.
+const LOOKS_AT_ONCE: u32 = 64;
+
 /// How long a process that waits offers its core before it sleeps.
 const OFFER: Duration = Duration::from_micros(200);
+
+/// The same while large buffers are on their way: most are there by then.
+const AWAKE_FOR_BULK: Duration = Duration::from_millis(20);
 
 /// The first sleep, and the longest. Each is half as long again as the one before. MPI has no wait that anything
 /// but a message ends, so this is the price of a waker: a packet waits half a sleep on average, but only where
@@ -70,7 +77,7 @@ pub struct MpiTransport {
 impl MpiTransport {
     pub(super) fn new(world: World) -> Outcome<Self> {
         let peers = world.processes() as usize;
-        let patience = Patience::of_job(world.neighbours());
+        let patience = Patience::with_cores(world.has_cores());
         let mut transport = Self {
             outgoing: (0..peers).map(|_| Outgoing::default()).collect(),
             incoming: Vec::new(),
@@ -147,6 +154,8 @@ impl MpiTransport {
             [head] => {
                 if let Some(status) = call::test(head)? {
                     self.ready.push_back((0, call::count(&status)?));
+                } else if self.incoming[0].has_idle() {
+                    self.incoming[0].post_idle(self.world.packets)?;
                 }
             }
             heads => {
@@ -155,6 +164,11 @@ impl MpiTransport {
                     let index = usize::try_from(self.indices[at]).unwrap_or(usize::MAX);
                     let bytes = call::count(&self.statuses[at])?;
                     self.ready.push_back((index, bytes));
+                }
+                if complete == 0 {
+                    for incoming in &mut self.incoming {
+                        incoming.post_idle(self.world.packets)?;
+                    }
                 }
             }
         }
@@ -184,12 +198,26 @@ impl MpiTransport {
 
     /// Waits awake for a while, then sleeps and looks in turn.
     fn wait(&mut self, longest: Duration) -> Outcome<Wakeup> {
-        let start = Instant::now();
         let patience = self.patience;
+        if patience == Patience::Some {
+            for _ in 0..LOOKS_AT_ONCE {
+                if let Some(found) = self.look()? {
+                    return Ok(found);
+                }
+            }
+        }
+        let start = Instant::now();
         if let Some(found) = patience.look(|| self.look().transpose()) {
             return found;
         }
         while start.elapsed() < OFFER.min(longest) {
+            thread::yield_now();
+            if let Some(found) = self.look()? {
+                return Ok(found);
+            }
+        }
+        // A large buffer on its way needs us: MPI moves it in pieces, from within our calls.
+        while self.bulk.is_busy() && start.elapsed() < AWAKE_FOR_BULK.min(longest) {
             thread::yield_now();
             if let Some(found) = self.look()? {
                 return Ok(found);
@@ -414,8 +442,8 @@ impl Transport for MpiTransport {
         self.bulk.take_done()
     }
 
-    fn neighbours(&self) -> u32 {
-        self.world.neighbours()
+    fn has_cores(&self) -> bool {
+        self.world.has_cores()
     }
 
     fn idle(&mut self, longest: Duration) -> Wakeup {

@@ -67,7 +67,7 @@ pub struct World {
     pub(super) tag_max: c_int,
     me: Process,
     processes: u32,
-    neighbours: u32,
+    has_cores: bool,
     /// MPI_THREAD_FUNNELED: it stays on its thread.
     _not_send: PhantomData<*mut ()>,
 }
@@ -120,7 +120,7 @@ impl World {
             tag_max: tag_max(world)?,
             me: Process(me),
             processes,
-            neighbours: neighbours(world)?,
+            has_cores: has_cores(world)?,
             _not_send: PhantomData,
         })
     }
@@ -137,10 +137,10 @@ impl World {
         self.processes
     }
 
-    /// How many of them run on this machine, this one included.
+    /// Whether each of them that runs on this machine has a core for itself, as they may use them.
     #[must_use]
-    pub fn neighbours(&self) -> u32 {
-        self.neighbours
+    pub fn has_cores(&self) -> bool {
+        self.has_cores
     }
 
     /// The links.
@@ -235,8 +235,9 @@ fn tag_max(comm: MPI_Comm) -> Outcome<c_int> {
     Ok(unsafe { *value })
 }
 
-/// How many processes share this one's memory.
-fn neighbours(comm: MPI_Comm) -> Outcome<u32> {
+/// Whether the processes that share this one's memory may use as many cores as they are. Launchers bind each to cores of its
+/// own, or none.
+fn has_cores(comm: MPI_Comm) -> Outcome<bool> {
     // SAFETY: constants of the MPI library.
     let (mut node, shared, info) = unsafe {
         (
@@ -248,9 +249,36 @@ fn neighbours(comm: MPI_Comm) -> Outcome<u32> {
     // SAFETY: every process calls it.
     let code = unsafe { ffi::MPI_Comm_split_type(comm, shared, 0, info, &raw mut node) };
     check(code, "MPI_Comm_split_type")?;
-    let count = size(node)?;
-    // SAFETY: made just now.
+    let processes = size(node)?;
+    let mine = own_cores();
+    let mut all = [0_u8; size_of::<libc::cpu_set_t>()];
+    let count = c_int::try_from(all.len()).expect("a short array");
+    // SAFETY: both arrays have this length, and every process of the node calls it.
+    let code = unsafe {
+        ffi::MPI_Allreduce(
+            mine.as_ptr().cast::<c_void>(),
+            all.as_mut_ptr().cast::<c_void>(),
+            count,
+            ffi::RSMPI_UINT8_T,
+            ffi::RSMPI_BOR,
+            node,
+        )
+    };
+    check(code, "MPI_Allreduce")?;
+    // SAFETY: made above.
     let code = unsafe { ffi::MPI_Comm_free(&raw mut node) };
     check(code, "MPI_Comm_free")?;
-    Ok(count)
+    let count = |cores: &[u8]| cores.iter().map(|byte| byte.count_ones()).sum::<u32>();
+    // A quota of the container's allows less than the cores that are seen.
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let has_quota = allowed < count(&mine) as usize;
+    Ok(processes <= count(&all) && !(has_quota && processes as usize > allowed))
+}
+
+/// The cores that this process may use, a bit each (`sched_getaffinity(2)`); none where that can't be told.
+fn own_cores() -> [u8; size_of::<libc::cpu_set_t>()] {
+    let mut cores = [0; size_of::<libc::cpu_set_t>()];
+    // SAFETY: the set has the length that is told; pid 0 is this thread.
+    unsafe { libc::sched_getaffinity(0, cores.len(), cores.as_mut_ptr().cast()) };
+    cores
 }
