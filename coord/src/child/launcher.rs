@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use protocol::ids::Process;
 use protocol::recovery::Exit;
 
+use super::brood::Brood;
 use super::spawn::{self, OpenFiles, Program, ProgramError};
 use super::table::Children;
 
@@ -36,6 +37,8 @@ pub struct Launcher {
     last: Arc<Mutex<VecDeque<String>>>,
     copying: Option<JoinHandle<()>>,
     name: &'static str,
+    /// What it has started on this machine, as far as was seen.
+    brood: Brood,
     /// The file that it reads the hosts from, removed at the end.
     hostfile: PathBuf,
 }
@@ -57,6 +60,7 @@ impl Launcher {
             last: Arc::default(),
             copying: None,
             name,
+            brood: Brood::default(),
             hostfile,
         };
         let mut child = spawn::spawn(program, environment, &[], open_files, Stdio::piped())?;
@@ -87,8 +91,16 @@ impl Launcher {
         self.children.pidfd(Process(0))
     }
 
+    /// Takes note of what it has started on this machine, which is to end with this start of the job.
+    pub fn look(&mut self) {
+        if self.pidfd().is_some() {
+            self.brood.look(self.pid());
+        }
+    }
+
     /// Asks it, and what it started on this machine, to end.
-    pub fn terminate(&self) {
+    pub fn terminate(&mut self) {
+        self.look();
         if self.pidfd().is_some()
             && let Ok(group) = i32::try_from(self.pid())
         {
@@ -98,8 +110,10 @@ impl Launcher {
     }
 
     /// Kills it, with what it started on this machine.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        self.look();
         self.children.kill_all();
+        self.brood.kill();
     }
 
     /// If it has ended: how, and what it said last, as a sentence.
@@ -138,6 +152,7 @@ impl Launcher {
 
 impl Drop for Launcher {
     fn drop(&mut self) {
+        self.kill();
         // It is of no use to anybody else.
         let _ = std::fs::remove_file(&self.hostfile);
     }

@@ -9,6 +9,7 @@
 //! [`spawn`] starts a child, [`table`] keeps those that live, [`label`] marks their output lines. [`launcher`] is the one
 //! child that starts processes elsewhere; [`patience`] runs short commands that may hang.
 
+mod brood;
 pub mod label;
 pub mod launcher;
 pub mod patience;

@@ -128,7 +128,23 @@ fn kill_group(leader: u32) {
     }
 }
 
-fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+/// Kills a process by its descriptor, whatever number it had. An error means that it has ended, or changed its user.
+pub(super) fn kill_by_pidfd(pidfd: &OwnedFd) {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: pidfd_send_signal takes a descriptor, which is open, a number, a null pointer for "no more to say" and no
+    // flags; neither the standard library nor nix offers it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        );
+    }
+}
+
+pub(super) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours; neither the standard library
     // nor nix offers it.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

@@ -260,6 +260,10 @@ impl Job<'_> {
     fn go(&mut self) {
         let now = clock::now();
         self.peers.tell_all(&Directive::Go, &self.poller);
+        // All that it starts has been started by now.
+        if let Some(launcher) = self.start.launcher() {
+            launcher.look();
+        }
         self.teller.tell(&Event::Go {
             incarnation: self.start.incarnation().0,
             epoch: self.recovery.from().map(|epoch| epoch.0),

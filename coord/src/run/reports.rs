@@ -172,7 +172,11 @@ impl Job<'_> {
             return self.refuse(number, true, format!("no {process} is awaited"));
         }
         if let Err(mismatch) = self.start.accept(identity) {
-            let (reason, end) = describe(&mismatch);
+            let place = match host {
+                "" => process.to_string(),
+                host => format!("{process} on {host}"),
+            };
+            let (reason, end) = describe(&place, &mismatch);
             self.recovery.handle_hopeless(&reason, end);
             return self.refuse(number, true, reason);
         }
@@ -336,25 +340,18 @@ impl Job<'_> {
     }
 }
 
-fn describe(mismatch: &Mismatch) -> (String, End) {
-    match mismatch {
-        Mismatch::Processes(what) => {
-            let reason = format!(
-                "the processes of the job do not run the same program at the same addresses: {what}; is address randomisation really off (personality)?"
-            );
-            let end = End::Broken {
-                reason: reason.clone(),
-            };
-            (reason, end)
-        }
-        Mismatch::Checkpoint(what) => {
-            let reason = format!(
-                "the program is not the one that wrote the checkpoint: {what}; restart with the same build on a like machine, or begin anew with another --store"
-            );
-            let end = End::CannotStart {
-                reason: reason.clone(),
-            };
-            (reason, end)
-        }
-    }
+/// What is wrong with a program, and how the job ends with it. `place` names the process.
+fn describe(place: &str, mismatch: &Mismatch) -> (String, End) {
+    let reason = match mismatch {
+        Mismatch::Processes(what) => format!(
+            "{place} does not run the same program at the same addresses as the others: {what}; start the same build everywhere, where address randomisation can be switched off (personality)"
+        ),
+        Mismatch::Checkpoint(what) => format!(
+            "{place}: the program is not the one that wrote the checkpoint: {what}; restart with the same build on a like machine, or begin anew with another --store"
+        ),
+    };
+    let end = End::CannotStart {
+        reason: reason.clone(),
+    };
+    (reason, end)
 }

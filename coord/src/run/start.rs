@@ -327,7 +327,7 @@ impl Start {
 
     /// Asks the launcher to end, and has it killed if it does not.
     pub(super) fn end_launcher(&mut self, now: Duration) {
-        if let Some(launcher) = &self.launcher {
+        if let Some(launcher) = &mut self.launcher {
             launcher.terminate();
             self.kill_at = self.kill_at.or(Some(now + launcher::TERM_GRACE));
         }
@@ -342,7 +342,7 @@ impl Start {
     pub(super) fn handle_timeout(&mut self, now: Duration) {
         if self.kill_at.is_some_and(|at| now >= at) {
             self.kill_at = None;
-            if let Some(launcher) = &self.launcher {
+            if let Some(launcher) = &mut self.launcher {
                 launcher.kill();
             }
         }
