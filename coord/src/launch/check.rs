@@ -17,8 +17,8 @@ use crate::child::patience::{self, Ended};
 pub enum Way {
     /// By a command through this remote shell.
     Agent(Vec<String>),
-    /// By what Slurm says of it; a node that was lost before also by a command.
-    Slurm,
+    /// By what Slurm says of it, and of the allocation with this number; a node that was lost before also by a command.
+    Slurm(String),
     /// Not at all.
     None,
 }
@@ -48,7 +48,7 @@ impl Way {
         let agent = match (kind, batch) {
             (Kind::Srun { .. }, _)
             | (Kind::OpenMpi { .. } | Kind::Hydra { .. }, Some(Batch::Slurm)) => {
-                return Self::Slurm;
+                return Self::Slurm(super::slurm::job(environment).unwrap_or_default());
             }
             (Kind::Custom { .. }, _) | (_, Some(Batch::Pbs | Batch::Lsf)) => return Self::None,
             (Kind::OpenMpi { .. }, None) => after("plm_rsh_agent")
@@ -69,12 +69,22 @@ impl Way {
         nodes: &[(String, bool)],
         coordinator: SocketAddr,
     ) -> Vec<Result<(), String>> {
+        let left = match self {
+            Self::Slurm(job) => allocated(job, nodes),
+            Self::Agent(_) | Self::None => None,
+        };
+        let is_left = |name: &String| left.as_ref().is_none_or(|left| left.contains(name));
         let mut outcomes = Vec::with_capacity(nodes.len());
         for some in nodes.chunks(AT_ONCE) {
             std::thread::scope(|scope| {
                 let asked: Vec<_> = some
                     .iter()
-                    .map(|(name, lost)| scope.spawn(|| self.check(name, *lost, coordinator)))
+                    .map(|(name, lost)| {
+                        scope.spawn(move || match is_left(name) {
+                            true => self.check(name, *lost, coordinator),
+                            false => Err("it is not part of the allocation any more".to_owned()),
+                        })
+                    })
                     .collect();
                 outcomes.extend(asked.into_iter().map(|thread| {
                     let failed = |_| Err("its check failed inside ckpt".to_owned());
@@ -108,7 +118,7 @@ impl Way {
                 command.args([name, &connect]);
                 told(patience::run(&mut command, PATIENCE), program, coordinator)
             }
-            Self::Slurm => {
+            Self::Slurm(_) => {
                 slurm_state(name)?;
                 if !lost {
                     return Ok(());
@@ -148,6 +158,24 @@ fn told(
             ended.last_words()
         )),
     }
+}
+
+/// The nodes that an allocation has now; of one made with `--no-kill`, Slurm takes a lost node out. `None` where it does not
+/// tell, or calls the nodes otherwise than they are called here.
+fn allocated(job: &str, nodes: &[(String, bool)]) -> Option<Vec<String>> {
+    let mut command = Command::new("scontrol");
+    command.args(["show", "job", "--oneliner", job]);
+    let ended = patience::run(&mut command, PATIENCE).ok()?;
+    let left = node_list(&ended.out).filter(|_| ended.code == Some(0))?;
+    let known = nodes.iter().any(|(name, _)| left.contains(name));
+    known.then_some(left)
+}
+
+fn node_list(line: &str) -> Option<Vec<String>> {
+    let list = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("NodeList="))?;
+    super::expand::hosts(list).ok()
 }
 
 fn slurm_state(name: &str) -> Result<(), String> {
@@ -220,7 +248,10 @@ mod tests {
             Way::Agent(vec!["/opt/shell".into()])
         );
         assert_eq!(way(&open_mpi, "", None), Way::Agent(vec!["ssh".into()]));
-        assert_eq!(way(&open_mpi, "", Some(Batch::Slurm)), Way::Slurm);
+        assert_eq!(
+            way(&open_mpi, "", Some(Batch::Slurm)),
+            Way::Slurm(String::new())
+        );
         assert_eq!(way(&open_mpi, "", Some(Batch::Pbs)), Way::None);
         let hydra = Kind::Hydra {
             program: "mpiexec".into(),
@@ -258,6 +289,13 @@ mod tests {
         assert!(said(&agent("exit 124")).contains(&free.to_string()));
         let nobody = said(&Way::Agent(vec!["/nowhere/ssh".into()]));
         assert!(nobody.contains("/nowhere/ssh can't be run"), "{nobody}");
+    }
+
+    #[test]
+    fn the_nodes_that_an_allocation_has_left_are_read() {
+        let line = "JobId=7 JobState=RUNNING ReqNodeList=(null) ExcNodeList=(null) NodeList=node[1,3] NumNodes=2";
+        assert_eq!(node_list(line).unwrap(), ["node1", "node3"]);
+        assert_eq!(node_list("JobId=7 JobState=RUNNING"), None);
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl<'a> Words<'a> {
                 .iter()
                 .any(|given| given == *name || given.starts_with(&with_value))
         };
-        if !names.iter().any(|name| is_given(&name)) {
+        if !names.iter().any(is_given) {
             self.words.push(names[0].into());
             self.words.extend(values.iter().map(Into::into));
         }
