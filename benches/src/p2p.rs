@@ -3,6 +3,12 @@
 //! The solver `bench-pingpong` runs as a job of two processes and prints, for each size, the time of every window
 //! of round trips. In turn with it runs the transport's own ping-pong, which moves the same bytes without
 //! matching, tags and counters: the reference, whose windows also are medians.
+//!
+//! With the feature `mpi`, the solver `bench-mpi` runs under mpirun as well, and compares itself with plain MPI in turn:
+//!
+//! ```text
+//! MPICC=mpicc MPIRUN=mpirun cargo run --release -p benches --features mpi --bin benches -- p2p
+//! ```
 
 use std::path::Path;
 use std::process::Command;
@@ -45,7 +51,52 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
         records.push(ours.against(&bare));
         records.push(bare);
     }
+    if cfg!(feature = "mpi") {
+        records.extend(measure_mpi(effort)?);
+    }
     Ok(records)
+}
+
+/// The library over MPI against plain MPI, from windows that take turns in one run.
+fn measure_mpi(effort: &Effort) -> Result<Vec<Record>> {
+    let folder = jobs::build(&["-p", "benches", "--features", "mpi", "--bins"])?;
+    let mpirun = std::env::var_os("MPIRUN").unwrap_or_else(|| "mpirun".into());
+    let windows = effort.samples.unwrap_or(15);
+    let output = Command::new(&mpirun)
+        .args(["-np", "2"])
+        .arg(folder.join("bench-mpi"))
+        .arg(windows.to_string())
+        .output()
+        .with_context(|| format!("start {}", mpirun.display()))?;
+    if !output.status.success() {
+        bail!(
+            "the solver over MPI failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let mut cases: Vec<(String, Vec<f64>, Vec<f64>)> = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ["mpi", name, ours, plain] = words.as_slice() else {
+            continue;
+        };
+        let at = cases.iter().position(|case| case.0 == *name);
+        let at = at.unwrap_or_else(|| {
+            cases.push(((*name).to_owned(), Vec::new(), Vec::new()));
+            cases.len() - 1
+        });
+        cases[at].1.push(ours.parse()?);
+        cases[at].2.push(plain.parse()?);
+    }
+    Ok(cases
+        .iter()
+        .flat_map(|(name, ours, plain)| {
+            let case = format!("over MPI {name}");
+            let ours = Record::new(&case, "library_us", ours);
+            let plain = Record::new(&case, "plain_mpi_us", plain);
+            [ours.against(&plain), plain]
+        })
+        .collect())
 }
 
 type Times = Vec<(String, f64)>;

@@ -63,7 +63,13 @@ impl Snapshots {
 
     /// Notes how the process is now, just before its ranks run for the first time.
     pub(crate) fn record_baseline(&mut self) {
-        self.baseline = Some(Baseline::record());
+        let baseline = Baseline::record();
+        let links_open_sockets = in_engine(|engine| engine.transport.opens_sockets());
+        self.baseline = Some(if links_open_sockets {
+            baseline.without_sockets()
+        } else {
+            baseline
+        });
     }
 
     /// The memory of a rank is what this checkpoint holds: from here on, writes to it count.

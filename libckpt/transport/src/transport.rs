@@ -91,6 +91,11 @@ pub trait Transport {
         None
     }
 
+    /// Whether links may open sockets when they are first used.
+    fn opens_sockets(&self) -> bool {
+        false
+    }
+
     /// Whether each of the job's processes on this machine has a core for itself.
     fn has_cores(&self) -> bool {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -35,6 +35,20 @@ fn is_installed(program: &str) -> bool {
     env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
+/// The target directory: above the running program, which lies in `PROFILE/deps`, and maybe in one of an MPI's.
+fn target_folder() -> PathBuf {
+    let program = env::current_exe().unwrap();
+    let folder = program.ancestors().nth(3).unwrap();
+    let is_of_mpi = folder
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("mpi-"));
+    folder
+        .ancestors()
+        .nth(usize::from(is_of_mpi))
+        .unwrap()
+        .to_owned()
+}
+
 impl Mpi {
     /// The program, built with this MPI; `None`, and a line that says why, where that is not possible.
     fn program(&self) -> Option<PathBuf> {
@@ -45,9 +59,7 @@ impl Mpi {
             skip(self.name, &format!("{missing} is not installed"));
             return None;
         }
-        let target = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../target")
-            .join(format!("mpi-{}", self.name));
+        let target = target_folder().join(format!("mpi-{}", self.name));
         let program = target.join("debug/examples/mpi_links");
         if env::var_os("CKPT_TESTS_NO_BUILD").is_some() {
             if !program.exists() {

@@ -7,6 +7,8 @@ use std::fs;
 #[derive(Debug, Default)]
 pub struct Descriptors {
     open: BTreeMap<i32, String>,
+    /// Sockets are not told: the links open them when they are first used.
+    without_sockets: bool,
 }
 
 impl Descriptors {
@@ -32,7 +34,15 @@ impl Descriptors {
         // about this process is closed again.
         let own = format!("/proc/{}/", std::process::id());
         open.retain(|number, target| *number > 2 && !target.starts_with(&own));
-        Self { open }
+        Self {
+            open,
+            without_sockets: false,
+        }
+    }
+
+    /// Leaves out sockets and what one waits for them with.
+    pub fn leave_sockets_out(&mut self) {
+        self.without_sockets = true;
     }
 
     /// What has been opened since, as `number (target)`.
@@ -42,14 +52,36 @@ impl Descriptors {
             .open
             .iter()
             .filter(|(number, target)| self.open.get(number) != Some(target))
+            .filter(|(_, target)| !(self.without_sockets && is_of_sockets(target)))
             .map(|(number, target)| format!("{number} ({target})"))
             .collect()
     }
 }
 
+/// A socket, or an epoll or event descriptor.
+fn is_of_sockets(target: &str) -> bool {
+    target.starts_with("socket:") || target.starts_with("anon_inode:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_opened_since_is_named_unless_sockets_are_left_out() {
+        let mut before = Descriptors::record();
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&one);
+        let named = |before: &Descriptors| {
+            let opened = before.opened();
+            opened
+                .iter()
+                .any(|opened| opened.starts_with(&format!("{number} (socket:")))
+        };
+        assert!(named(&before));
+        before.leave_sockets_out();
+        assert!(!named(&before));
+    }
 
     #[test]
     fn a_file_opened_since_is_named_and_one_closed_again_is_not() {

@@ -43,6 +43,13 @@ impl Baseline {
         })
     }
 
+    /// The same, but sockets that are opened later are the library's: the links open them when they are first used.
+    #[must_use]
+    pub fn without_sockets(mut self) -> Self {
+        self.descriptors.leave_sockets_out();
+        self
+    }
+
     /// What has changed since. Quick; the words for it ([`Changes::findings`]) take longer and may be found
     /// by any thread, while the ranks go on.
     #[must_use]

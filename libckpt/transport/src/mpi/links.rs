@@ -442,6 +442,10 @@ impl Transport for MpiTransport {
         self.bulk.take_done()
     }
 
+    fn opens_sockets(&self) -> bool {
+        true
+    }
+
     fn has_cores(&self) -> bool {
         self.world.has_cores()
     }
