@@ -28,7 +28,7 @@ pub enum Command {
     /// Run a program as a job with checkpoints
     Run(Box<RunArgs>),
     /// Go on with a job from its newest checkpoint
-    Restart(RestartArgs),
+    Restart(Box<RestartArgs>),
     /// List the checkpoints of a store
     Ls(StoreArgs),
     /// Show one checkpoint
