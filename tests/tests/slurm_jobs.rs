@@ -20,7 +20,7 @@ fn same_bits(
     test: &str,
     solver: &Solver,
     options: &str,
-    disturb: impl Fn(&BatchJob<'_>) -> Result<()>,
+    disturb: impl Fn(&Slurm<'_>, &BatchJob<'_>) -> Result<()>,
 ) -> Result<()> {
     if let Some(why) = slurm::missing().or_else(|| Mpi::OpenMpi.missing()) {
         skip(test, &why);
@@ -44,7 +44,7 @@ fn same_bits(
         &[("STORE", &store), ("EVERY", "500ms")],
     )?;
     job.wait_output("step 20\n")?;
-    disturb(&job)?;
+    disturb(&slurm, &job)?;
     job.wait_state("COMPLETED")?;
     let output = job.output();
     ensure!(
@@ -67,7 +67,7 @@ fn heat(steps: usize) -> Solver {
 
 #[test]
 fn a_batch_job_that_is_requeued_goes_on() -> Result<()> {
-    same_bits("a batch job requeued", &heat(1500), "", |job| {
+    same_bits("a batch job requeued", &heat(1500), "", |_, job| {
         job.requeue()?;
         job.wait_state("RUNNING")?;
         Ok(())
@@ -75,8 +75,16 @@ fn a_batch_job_that_is_requeued_goes_on() -> Result<()> {
 }
 
 #[test]
+fn a_batch_job_outlives_a_node_that_is_set_down() -> Result<()> {
+    same_bits("a node set down", &heat(1500), "", |slurm, _| {
+        slurm.tell("scontrol update nodename=node2 state=down reason=test")?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_batch_job_that_needs_more_than_its_time_limit_is_requeued_by_itself() -> Result<()> {
-    same_bits("a time limit", &heat(6000), "--time=1", |job| {
+    same_bits("a time limit", &heat(6000), "--time=1", |_, job| {
         job.wait_state("PENDING")?;
         Ok(())
     })
