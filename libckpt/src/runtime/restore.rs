@@ -19,9 +19,6 @@ use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 use super::pipeline::{Base, Digest};
 use crate::engine::in_engine;
 
-/// Chunks that a thread takes at once; it reads them together where they follow each other.
-const CHUNKS_AT_ONCE: usize = 8;
-
 /// Why a rank can't be restored.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -171,35 +168,28 @@ impl Image {
     fn place_chunks(&self) -> Result<(), String> {
         let mut scratch = Scratch::default();
         loop {
-            let first = self.next.fetch_add(CHUNKS_AT_ONCE, Ordering::Relaxed);
-            let end = (first + CHUNKS_AT_ONCE).min(self.file.part_count());
-            if first >= end {
+            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= self.file.part_count() {
                 return Ok(());
             }
-            let mut next = first;
-            while next < end {
-                let together = self.file.read_together(next..end, &mut scratch).max(1);
-                for chunk in next..next + together {
-                    self.place(chunk, &mut scratch)?;
-                }
-                next += together;
+            if let Some(digests) = &self.digests {
+                self.place_with_digests(chunk, &mut scratch, digests)?;
+                continue;
+            }
+            let mut refused = None;
+            let read = self
+                .file
+                .read_part_into(chunk, &mut scratch, |first, count| {
+                    self.slot
+                        .window(first, count)
+                        .map_err(|error| refused = Some(error))
+                        .ok()
+                });
+            read.map_err(|error| error.to_string())?;
+            if let Some(error) = refused {
+                return Err(error.to_string());
             }
         }
-    }
-
-    fn place(&self, chunk: usize, scratch: &mut Scratch) -> Result<(), String> {
-        if let Some(digests) = &self.digests {
-            return self.place_with_digests(chunk, scratch, digests);
-        }
-        let mut refused = None;
-        let read = self.file.read_part_into(chunk, scratch, |first, count| {
-            self.slot
-                .window(first, count)
-                .map_err(|error| refused = Some(error))
-                .ok()
-        });
-        read.map_err(|error| error.to_string())?;
-        refused.map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     /// Puts a chunk into place page by page, and takes the digest of each.

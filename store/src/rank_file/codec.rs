@@ -2,7 +2,6 @@
 //! than small chunks do, and fresh memory is slow to touch.
 
 use std::io;
-use std::ops::Range;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{ResetDirective, get_error_name};
@@ -26,23 +25,11 @@ const SAMPLE_PAGES: usize = 4;
 #[derive(Default)]
 pub struct Scratch {
     decompressor: Option<Decompressor<'static>>,
-    stored: Vec<u8>,
-    /// Where in `stored` the chunk is that was fetched last.
-    chunk: Range<usize>,
-    /// What `stored` holds, where it may hold more than one chunk.
-    window: Option<Window>,
+    /// A chunk as stored.
+    pub(super) stored: Vec<u8>,
     /// A chunk after decompression.
     pub(super) raw: Vec<u8>,
     planes: Vec<u8>,
-}
-
-/// A piece of a file.
-#[derive(Clone, Copy)]
-struct Window {
-    /// The number of the file.
-    file: u64,
-    offset: u64,
-    bytes: usize,
 }
 
 impl Scratch {
@@ -52,59 +39,7 @@ impl Scratch {
         Self::default()
     }
 
-    /// The chunk that was fetched last, as stored.
-    pub(super) fn stored(&self) -> &[u8] {
-        &self.stored[self.chunk.clone()]
-    }
-
-    /// Room for a chunk of so many bytes, which is the one that was fetched last when it is filled.
-    pub(super) fn room_for_chunk(&mut self, bytes: usize) -> &mut [u8] {
-        self.window = None;
-        self.chunk = 0..bytes;
-        self.room(bytes)
-    }
-
-    /// Room for so many bytes of a file from `offset` on, to be filled before [`Self::fetch_from_window`] is called.
-    pub(super) fn room_for_window(&mut self, file: u64, offset: u64, bytes: usize) -> &mut [u8] {
-        self.window = Some(Window {
-            file,
-            offset,
-            bytes,
-        });
-        self.chunk = 0..0;
-        self.room(bytes)
-    }
-
-    fn room(&mut self, bytes: usize) -> &mut [u8] {
-        if self.stored.len() < bytes {
-            self.stored.resize(bytes, 0);
-        }
-        &mut self.stored[..bytes]
-    }
-
-    /// The window could not be filled.
-    pub(super) fn drop_window(&mut self) {
-        self.window = None;
-    }
-
-    /// Fetches a chunk out of the window, if it is there.
-    pub(super) fn fetch_from_window(&mut self, file: u64, offset: u64, bytes: usize) -> bool {
-        let Some(window) = self.window.filter(|window| window.file == file) else {
-            return false;
-        };
-        let from = offset.checked_sub(window.offset).map(usize::try_from);
-        let Some(Ok(from)) = from else {
-            return false;
-        };
-        let end = from.saturating_add(bytes);
-        if end > window.bytes {
-            return false;
-        }
-        self.chunk = from..end;
-        true
-    }
-
-    /// Decodes the chunk that was fetched last, from `from` on, into `into`, which it must fill exactly.
+    /// Decodes what is in `stored[from..]` into `into`, which it must fill exactly.
     pub(super) fn decode_into(
         &mut self,
         encoding: u32,
@@ -115,12 +50,12 @@ impl Scratch {
             &mut self.decompressor,
             &mut self.planes,
             encoding,
-            &self.stored[self.chunk.clone()][from..],
+            &self.stored[from..],
             into,
         )
     }
 
-    /// Decodes the chunk that was fetched last, from `from` on, into `raw`, of which it makes `raw_bytes`.
+    /// Decodes what is in `stored[from..]` into `raw`, of which it makes `raw_bytes`.
     pub(super) fn decode_to_raw(
         &mut self,
         encoding: u32,
@@ -132,7 +67,7 @@ impl Scratch {
             &mut self.decompressor,
             &mut self.planes,
             encoding,
-            &self.stored[self.chunk.clone()][from..],
+            &self.stored[from..],
             &mut self.raw,
         )
     }

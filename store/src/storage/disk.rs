@@ -242,4 +242,12 @@ impl ReadFile for DiskReadFile {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(into, offset)
     }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        if let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) {
+            // Only a hint.
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let _ = posix_fadvise(&self.0, offset, bytes, advice);
+        }
+    }
 }

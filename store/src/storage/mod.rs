@@ -91,6 +91,10 @@ pub trait ReadFile: fmt::Debug + Send + Sync {
     fn file_bytes(&self) -> io::Result<u64>;
     /// Reads some bytes at `offset` and tells how many; 0 at the end.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// These bytes will be read soon: a medium that is slow to find them may begin.
+    fn will_read(&self, offset: u64, bytes: u64) {
+        let _ = (offset, bytes);
+    }
 }
 
 /// Appends all of `bytes`.
