@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// Another coordinator holds the store.
     #[error(
-        "{path}: the store is in use by {holder}; wait for it, or end it (`ckpt status` tells how the job is)"
+        "{path}: the store is in use by {holder}; wait for it, or end it (`ckpt status` tells how the job is); from one that hangs, `ckpt restart --take-over` takes the job over"
     )]
     Locked {
         /// The lock file.
