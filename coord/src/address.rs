@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::token::random_digits;
+
 /// Time that connecting to another machine may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -30,9 +32,7 @@ impl Address {
     /// # Errors
     /// When the system has no random numbers to give.
     pub fn draw() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes)?;
-        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = random_digits::<16>()?;
         Ok(Self::Abstract(format!("ckpt-{digits}")))
     }
 

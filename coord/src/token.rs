@@ -4,6 +4,20 @@ use std::fmt;
 
 use subtle::ConstantTimeEq;
 
+/// So many bytes from the system's random numbers, as hexadecimal digits: for names that nobody has guessed before.
+///
+/// # Errors
+/// When the system has none to give.
+pub(crate) fn random_digits<const BYTES: usize>() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(hexadecimal(&bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Bytes of a token.
 pub const TOKEN_BYTES: usize = 32;
 
@@ -38,7 +52,7 @@ impl Token {
     /// The token as hexadecimal digits.
     #[must_use]
     pub fn to_hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&self.0)
     }
 
     /// Whether this is the token that a caller shows. Takes as long for any wrong one, so that a caller

@@ -78,6 +78,20 @@ fn is_committed(event: &Event) -> bool {
     matches!(event, Event::Committed(_))
 }
 
+/// Sends a signal to these processes when the first checkpoint is there.
+fn at_first_checkpoint(sent: Signal, processes: &'static [usize]) -> Watcher<'static> {
+    let (mut pids, mut done) = (Pids::default(), false);
+    Watcher::acting(move |event, _| {
+        pids.note(event);
+        if is_committed(event) && !done {
+            done = true;
+            for &process in processes {
+                signal(pids.0[process], sent);
+            }
+        }
+    })
+}
+
 fn excluded(watcher: &Watcher<'_>) -> Vec<String> {
     let excluded = watcher.events.iter().filter_map(|event| match event {
         Event::Node {
@@ -126,14 +140,7 @@ fn a_job_runs_to_its_end_through_a_launcher() {
 fn a_killed_process_brings_a_restart_on_the_same_nodes() {
     let mut bed = Bed::new(4, 4, 300, "good");
     launched(&mut bed.plan, &line(), 2, 0);
-    let (mut pids, mut killed) = (Pids::default(), false);
-    let mut watcher = Watcher::acting(|event, _| {
-        pids.note(event);
-        if is_committed(event) && !killed {
-            killed = true;
-            signal(pids.0[1], Signal::SIGKILL);
-        }
-    });
+    let mut watcher = at_first_checkpoint(Signal::SIGKILL, &[1]);
     let outcome = bed.run(&mut watcher);
     assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
     assert_eq!(outcome.restarts, 1);
@@ -148,15 +155,7 @@ fn a_killed_process_brings_a_restart_on_the_same_nodes() {
 fn a_node_whose_processes_are_all_gone_at_once_is_replaced_by_the_spare_one() {
     let mut bed = Bed::new(4, 4, 300, "good");
     launched(&mut bed.plan, &line(), 3, 1);
-    let (mut pids, mut killed) = (Pids::default(), false);
-    let mut watcher = Watcher::acting(|event, _| {
-        pids.note(event);
-        if is_committed(event) && !killed {
-            killed = true;
-            signal(pids.0[0], Signal::SIGKILL);
-            signal(pids.0[1], Signal::SIGKILL);
-        }
-    });
+    let mut watcher = at_first_checkpoint(Signal::SIGKILL, &[0, 1]);
     let outcome = bed.run(&mut watcher);
     assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
     assert_eq!(excluded(&watcher), ["127.0.0.1"]);
@@ -170,15 +169,7 @@ fn a_node_whose_processes_are_all_gone_at_once_is_replaced_by_the_spare_one() {
 fn without_a_spare_node_ranks_share_the_processes_that_are_left() {
     let mut bed = Bed::new(4, 4, 300, "good");
     launched(&mut bed.plan, &line(), 2, 0);
-    let (mut pids, mut killed) = (Pids::default(), false);
-    let mut watcher = Watcher::acting(|event, _| {
-        pids.note(event);
-        if is_committed(event) && !killed {
-            killed = true;
-            signal(pids.0[2], Signal::SIGKILL);
-            signal(pids.0[3], Signal::SIGKILL);
-        }
-    });
+    let mut watcher = at_first_checkpoint(Signal::SIGKILL, &[2, 3]);
     let outcome = bed.run(&mut watcher);
     assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
     assert_eq!(
@@ -195,15 +186,7 @@ fn with_fewer_nodes_than_are_wanted_the_job_stops_and_can_be_gone_on_with() {
     let mut bed = Bed::new(4, 4, 300, "good");
     launched(&mut bed.plan, &line(), 2, 0);
     bed.plan.launch.as_mut().unwrap().min_nodes = 2;
-    let (mut pids, mut killed) = (Pids::default(), false);
-    let mut watcher = Watcher::acting(|event, _| {
-        pids.note(event);
-        if is_committed(event) && !killed {
-            killed = true;
-            signal(pids.0[2], Signal::SIGKILL);
-            signal(pids.0[3], Signal::SIGKILL);
-        }
-    });
+    let mut watcher = at_first_checkpoint(Signal::SIGKILL, &[2, 3]);
     let outcome = bed.run(&mut watcher);
     assert!(matches!(outcome.end, End::NodesUsedUp { .. }));
     assert_eq!(outcome.code(), 75);
@@ -221,14 +204,7 @@ fn with_fewer_nodes_than_are_wanted_the_job_stops_and_can_be_gone_on_with() {
 fn a_process_that_falls_silent_costs_its_node() {
     let mut bed = Bed::new(4, 4, 300, "good");
     launched(&mut bed.plan, &line(), 2, 0);
-    let (mut pids, mut stopped) = (Pids::default(), false);
-    let mut watcher = Watcher::acting(|event, _| {
-        pids.note(event);
-        if is_committed(event) && !stopped {
-            stopped = true;
-            signal(pids.0[3], Signal::SIGSTOP);
-        }
-    });
+    let mut watcher = at_first_checkpoint(Signal::SIGSTOP, &[3]);
     let outcome = bed.run(&mut watcher);
     assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
     assert!(watcher.told("gave no sign of life"));

@@ -99,11 +99,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         brood.kill();
-        let gone = || {
-            std::fs::read_to_string(format!("/proc/{away}/stat"))
-                .map_or(true, |stat| stat.contains(") Z "))
-        };
-        while !gone() {
+        while crate::child::lives(away) {
             std::thread::sleep(Duration::from_millis(2));
         }
     }

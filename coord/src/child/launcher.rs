@@ -17,6 +17,7 @@ use protocol::recovery::Exit;
 use super::brood::Brood;
 use super::spawn::{self, OpenFiles, Program, ProgramError};
 use super::table::Children;
+use crate::token::random_digits;
 
 /// Lines of the launcher's error output that are kept to explain its end.
 const LINES_KEPT: usize = 12;
@@ -164,9 +165,7 @@ impl Drop for Launcher {
 /// When it can't be written.
 pub fn write_hostfile(text: &str) -> io::Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = random_digits::<8>().map_err(io::Error::other)?;
     let path = std::env::temp_dir().join(format!("ckpt-hosts-{digits}"));
     let mut file = std::fs::OpenOptions::new()
         .write(true)

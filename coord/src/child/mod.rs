@@ -34,13 +34,14 @@ pub fn kill_coordinator(pid: i32) -> io::Result<()> {
         return Err(io::Error::other(text));
     }
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-    // Gone, or waiting to be reaped by somebody else.
-    let is_there = || {
-        std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
-    };
-    while is_there() {
+    while lives(pid) {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Whether a process is there, and not just waiting to be reaped by somebody (proc_pid_stat(5)).
+fn lives(pid: impl std::fmt::Display) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
 }

@@ -124,12 +124,8 @@ mod tests {
         assert_eq!(ended.code, None);
         let child = ended.out.trim();
         // A signal is sent in a moment; that a process which nobody waits for has ended shows some time later.
-        let lives = || {
-            std::fs::read_to_string(format!("/proc/{child}/stat"))
-                .is_ok_and(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
-        };
         let killed = Instant::now();
-        while lives() {
+        while crate::child::lives(child) {
             assert!(
                 killed.elapsed() < Duration::from_secs(60),
                 "{child} goes on"

@@ -215,15 +215,8 @@ fn unusable(line: &str) -> Option<String> {
 mod tests {
     use std::net::TcpListener;
 
+    use super::super::hosts::Nothing;
     use super::*;
-
-    struct Nothing;
-
-    impl Environment for Nothing {
-        fn variable(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
 
     fn agent(script: &str) -> Way {
         Way::Agent(vec!["sh".into(), "-c".into(), script.into()])

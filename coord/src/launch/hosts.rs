@@ -139,6 +139,17 @@ fn joined(hosts: impl IntoIterator<Item = (String, u32)>) -> Vec<Node> {
     nodes
 }
 
+/// An environment without variables.
+#[cfg(test)]
+pub(super) struct Nothing;
+
+#[cfg(test)]
+impl Environment for Nothing {
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -212,15 +212,8 @@ pub fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use super::hosts::Nothing;
     use super::*;
-
-    struct Nothing;
-
-    impl Environment for Nothing {
-        fn variable(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
 
     fn request(launch: &str) -> Request {
         Request {

@@ -420,12 +420,18 @@ impl Core {
     /// The receiver has a message that a rank of this process announced.
     pub(crate) fn deliver_ack(&mut self, label: &Label) -> Result<(), Fatal> {
         let index = self.index_for(label.source, "an acknowledgment")?;
-        let key = (label.destination, label.sequence);
         if self.numbered.is_sending(label) {
             // Acknowledged before a restart, and announced again after: it is read until it has been sent.
             return Ok(());
         }
         // An acknowledgment may come again after a restart; the second tells nothing new.
+        self.complete_send(index, label);
+        Ok(())
+    }
+
+    /// A message of this rank needs its sender no more: its request is complete. Nothing where that was known.
+    pub(super) fn complete_send(&mut self, index: usize, label: &Label) {
+        let key = (label.destination, label.sequence);
         if let Some(unacked) = self.hosted[index].tables.unacked.remove(&key) {
             let envelope = Envelope {
                 source: label.source,
@@ -434,7 +440,6 @@ impl Core {
             };
             self.complete(index, unacked.request, Outcome::Done(envelope));
         }
-        Ok(())
     }
 
     fn release_held(&mut self, index: usize, source: Rank) -> Result<(), Fatal> {

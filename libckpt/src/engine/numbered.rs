@@ -22,7 +22,6 @@ use protocol::control::LinkCount;
 use protocol::ids::{Process, Rank};
 
 use super::packet::{Label, Place};
-use super::request::{Envelope, Outcome};
 use super::tables::{Arrived, Body, Recorded, Tables};
 use super::{Core, Engine, Fatal, SnapshotEvent};
 
@@ -302,15 +301,7 @@ impl Core {
         let Some(index) = self.index_of(label.source) else {
             return;
         };
-        let key = (label.destination, label.sequence);
-        if let Some(unacked) = self.hosted[index].tables.unacked.remove(&key) {
-            let envelope = Envelope {
-                source: label.source,
-                tag: label.tag,
-                bytes: unacked.from.len(),
-            };
-            self.complete(index, unacked.request, Outcome::Done(envelope));
-        }
+        self.complete_send(index, label);
     }
 }
 

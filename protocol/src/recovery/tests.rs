@@ -464,16 +464,20 @@ fn nothing_is_started_before_leases_of_an_earlier_coordinator_are_over() {
     );
 }
 
-/// A job whose processes run elsewhere, started by a launcher.
-fn elsewhere() -> Recovery {
-    let config = Config {
+/// The rules where processes run elsewhere, started by a launcher.
+fn leased() -> Config {
+    Config {
         proof: Proof::Lease {
             length: ms(500),
             margin: ms(50),
         },
         ..config()
-    };
-    let mut job = Recovery::new(config, ms(0));
+    }
+}
+
+/// A job whose processes run elsewhere.
+fn elsewhere() -> Recovery {
+    let mut job = Recovery::new(leased(), ms(0));
     outputs(&mut job);
     bring_up(&mut job, Choice::Beginning, ms(0));
     job
@@ -528,14 +532,7 @@ fn a_connection_that_breaks_loses_the_process_at_once_but_does_not_prove_its_end
 
 #[test]
 fn a_launcher_that_ends_before_all_have_connected_is_a_failure_told_with_its_words() {
-    let config = Config {
-        proof: Proof::Lease {
-            length: ms(500),
-            margin: ms(50),
-        },
-        ..config()
-    };
-    let mut job = Recovery::new(config, ms(0));
+    let mut job = Recovery::new(leased(), ms(0));
     job.handle_chosen(Choice::Beginning);
     job.handle_started(ms(0), 2);
     job.handle_connected(ms(10), Process(0));
