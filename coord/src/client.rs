@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use protocol::control::{CONTROL_VERSION, Caller, Hello, Request, Response};
 use protocol::frame::{Decoder, FrameError, encode};
+use wire::Address;
 
-use crate::address::Address;
 use crate::token::Token;
 
 /// Why a request could not be made.

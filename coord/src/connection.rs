@@ -7,8 +7,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use protocol::frame::{Decoder, FrameError, encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use crate::address::Stream;
+use wire::Stream;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;

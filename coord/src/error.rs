@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::address::Address;
+use wire::Address;
+
 use crate::child::spawn::ProgramError;
 
 /// An error before or beside the job.

@@ -8,7 +8,6 @@
 //! an async runtime (one thread and one epoll serve thousands of processes), and any thought about what
 //! a message or an image is.
 
-pub mod address;
 pub mod child;
 pub mod client;
 pub mod clock;

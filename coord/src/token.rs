@@ -3,6 +3,7 @@
 use std::fmt;
 
 use subtle::ConstantTimeEq;
+use wire::Address;
 
 /// So many bytes from the system's random numbers, as hexadecimal digits: for names that nobody has guessed before.
 ///
@@ -12,6 +13,17 @@ pub(crate) fn random_digits<const BYTES: usize>() -> Result<String, getrandom::E
     let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes)?;
     Ok(hexadecimal(&bytes))
+}
+
+/// An abstract control address that nobody has guessed before.
+///
+/// # Errors
+/// When the system has no random numbers to give.
+pub(crate) fn random_address() -> Result<Address, getrandom::Error> {
+    Ok(Address::Abstract(format!(
+        "ckpt-{}",
+        random_digits::<16>()?
+    )))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

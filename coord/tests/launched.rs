@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use common::bed::{Bed, Watcher, lives, signal};
 use common::process::{NUMBER, SIZE};
-use coord::address::Address;
 use coord::event::{Event, NodeState};
 use coord::launch::hosts::OwnEnvironment;
 use coord::launch::{Request, resolve};
@@ -23,6 +22,7 @@ use protocol::frame::{Decoder, encode};
 use protocol::ids::Process;
 use protocol::recovery::End;
 use store::{CheckpointState, JobStore};
+use wire::Address;
 
 /// No test: what the tests here run as the processes of their jobs.
 #[test]

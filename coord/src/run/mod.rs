@@ -24,8 +24,8 @@ use protocol::interval::Estimator;
 use protocol::recovery::{Config, Proof, Recovery};
 use protocol::walltime::Walltime;
 use store::{ControlFile, JobStore};
+use wire::Address;
 
-use crate::address::Address;
 use crate::child::spawn::OpenFiles;
 use crate::clock;
 use crate::errands::Errands;
@@ -36,7 +36,7 @@ use crate::plan::{PINGS_PER_TIMEOUT, Plan, STOP_GRACE, lease_margin};
 use crate::poller::Poller;
 use crate::signals::Signals;
 use crate::storeroom::StoreRoom;
-use crate::token::Token;
+use crate::token::{Token, random_address};
 
 /// Runs a job to its end: from the newest usable checkpoint in `store` (locked by the caller), or from the
 /// beginning if none was ever committed.
@@ -64,7 +64,7 @@ pub fn run(
     };
     let token = Token::draw().map_err(random)?;
     let wanted = match &plan.launch {
-        None => Address::draw().map_err(random)?,
+        None => random_address().map_err(random)?,
         Some(launch) => Address::Tcp(launch.listen.to_string()),
     };
     let listener = wanted.listen().map_err(|source| Error::Listen {

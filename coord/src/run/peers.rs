@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use protocol::control::{Directive, Response};
 use protocol::ids::Process;
+use wire::{Listener, Stream};
 
-use crate::address::{Listener, Stream};
 use crate::connection::Connection;
 use crate::poller::{Poller, Ready};
 

@@ -9,8 +9,8 @@ use protocol::control::{Assignment, ProgramIdentity, Restore, environment};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::nodes::{Layout, Nodes};
 use protocol::placement;
+use wire::Address;
 
-use crate::address::Address;
 use crate::child::label::{Pipes, Pump};
 use crate::child::launcher::{self, Launcher};
 use crate::child::spawn::{self, OpenFiles, ProgramError};

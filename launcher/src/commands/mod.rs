@@ -12,11 +12,11 @@ mod verify;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use coord::address::Address;
 use coord::client::{self, ClientError};
 use coord::token::Token;
 use protocol::control::{Request, Response};
 use store::{Checkpoint, CheckpointState, JobStore, Manifest};
+use wire::Address;
 
 use crate::args::Command;
 use crate::failure::Failure;

@@ -6,7 +6,6 @@
 //! process has a lease, and a third thread watches it ([`watchdog`]). [`wire`] is the socket.
 
 mod watchdog;
-mod wire;
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -25,9 +24,9 @@ use protocol::control::{
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Process, Rank};
 use store::JobStore;
+use wire::{Address, Stream};
 
 use self::watchdog::{KernelTimer, Watchdog};
-use self::wire::Wire;
 use crate::engine::Attention;
 use crate::error::StartError;
 
@@ -39,7 +38,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// A control connection on which this process was accepted.
 pub(crate) struct Joined {
-    stream: Wire,
+    stream: Stream,
     decoder: Decoder,
     /// When the Hello was sent.
     hello_sent: Instant,
@@ -77,7 +76,11 @@ pub(crate) fn join(
         address: address.to_owned(),
         reason: format!("{what}: {reason}; is the coordinator (`ckpt run`) still there?"),
     };
-    let mut stream = Wire::connect(address).map_err(|error| failed("cannot connect", &error))?;
+    let mut stream = address
+        .parse::<Address>()
+        .map_err(|error| failed("cannot connect", &error))?
+        .connect()
+        .map_err(|error| failed("cannot connect", &error))?;
     let hello = Hello {
         version: CONTROL_VERSION,
         token,
@@ -124,7 +127,7 @@ pub(crate) fn join(
         other => return Err(failed("an unexpected answer", &format!("{other:?}"))),
     };
     // A child of the coordinator sees what that one sees.
-    if matches!(stream, Wire::Tcp(_))
+    if stream.is_tcp()
         && let Err(reason) = see_store(&assignment)
     {
         bytes.clear();
@@ -238,7 +241,7 @@ impl Control {
     }
 }
 
-fn write_reports(mut stream: Wire, reports: &Receiver<Outgoing>) {
+fn write_reports(mut stream: Stream, reports: &Receiver<Outgoing>) {
     let mut bytes = Vec::new();
     while let Ok(outgoing) = reports.recv() {
         match outgoing {
@@ -250,7 +253,7 @@ fn write_reports(mut stream: Wire, reports: &Receiver<Outgoing>) {
                 }
                 if stream.write_all(&bytes).is_err() {
                     // The reader sees the end of the connection and ends the process.
-                    stream.shut_down();
+                    stream.end();
                     return;
                 }
             }
@@ -265,7 +268,7 @@ fn write_reports(mut stream: Wire, reports: &Receiver<Outgoing>) {
 pub(crate) static ENDING: AtomicBool = AtomicBool::new(false);
 
 struct Reader {
-    stream: Wire,
+    stream: Stream,
     decoder: Decoder,
     directives: Sender<Directive>,
     attention: Arc<Attention>,

@@ -1,19 +1,17 @@
 //! Control addresses: `unix:@NAME` (abstract: no file, gone with its socket), `unix:PATH`, or `tcp:HOST:PORT`.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr as InternetAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use crate::stream::{Listener, Stream};
 
-use crate::token::random_digits;
-
-/// Time that connecting to another machine may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Time that connecting to one address of another machine may take. A coordinator listens before it starts anybody, but a
+/// thousand processes may come at once.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 /// Where a coordinator listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,15 +25,6 @@ pub enum Address {
 }
 
 impl Address {
-    /// An abstract name that nobody has guessed before.
-    ///
-    /// # Errors
-    /// When the system has no random numbers to give.
-    pub fn draw() -> Result<Self, getrandom::Error> {
-        let digits = random_digits::<16>()?;
-        Ok(Self::Abstract(format!("ckpt-{digits}")))
-    }
-
     /// Listens there.
     ///
     /// # Errors
@@ -67,7 +56,8 @@ impl Address {
             }
             Self::File(path) => Stream::Unix(UnixStream::connect(path)?),
             Self::Tcp(place) => {
-                let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
+                let mut failure =
+                    io::Error::new(io::ErrorKind::NotFound, "the host has no address");
                 for address in place.to_socket_addrs()? {
                     match TcpStream::connect_timeout(&address, CONNECT_WITHIN) {
                         Ok(stream) => return Stream::tcp(stream),
@@ -77,129 +67,6 @@ impl Address {
                 return Err(failure);
             }
         })
-    }
-}
-
-/// A socket that listens.
-#[derive(Debug)]
-pub enum Listener {
-    /// On this machine.
-    Unix(UnixListener),
-    /// For other machines too.
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    /// The next caller.
-    ///
-    /// # Errors
-    /// `WouldBlock` when there is none, or what the system says.
-    pub fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
-            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0),
-        }
-    }
-
-    /// The address and port, of one for other machines.
-    #[must_use]
-    pub fn internet_address(&self) -> Option<InternetAddr> {
-        match self {
-            Self::Unix(_) => None,
-            Self::Tcp(listener) => listener.local_addr().ok(),
-        }
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(listener) => listener.as_fd(),
-            Self::Tcp(listener) => listener.as_fd(),
-        }
-    }
-}
-
-/// A connected socket.
-#[derive(Debug)]
-pub enum Stream {
-    /// On this machine.
-    Unix(UnixStream),
-    /// To another, perhaps.
-    Tcp(TcpStream),
-}
-
-impl Stream {
-    fn tcp(stream: TcpStream) -> io::Result<Self> {
-        // Small frames, each waited for: never held back to be joined with later ones.
-        stream.set_nodelay(true)?;
-        setsockopt(&stream, sockopt::KeepAlive, &true)?;
-        Ok(Self::Tcp(stream))
-    }
-
-    /// Whether calls return at once instead of waiting.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.set_nonblocking(nonblocking),
-            Self::Tcp(stream) => stream.set_nonblocking(nonblocking),
-        }
-    }
-
-    /// How long reading may wait.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.set_read_timeout(timeout),
-            Self::Tcp(stream) => stream.set_read_timeout(timeout),
-        }
-    }
-
-    /// Ends the sending half: the peer reads to an end, and its own end can still be seen.
-    pub fn end_sending(&self) {
-        // A peer that is gone needs no end.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-        };
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.read(bytes),
-            Self::Tcp(stream) => stream.read(bytes),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.write(bytes),
-            Self::Tcp(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.flush(),
-            Self::Tcp(stream) => stream.flush(),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
-        }
     }
 }
 
@@ -260,8 +127,24 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_no_known_kind_is_named_in_the_error() {
+        let error = "udp:node1:7".parse::<Address>().unwrap_err();
+        assert!(error.to_string().contains("udp:node1:7"), "{error}");
+    }
+
+    #[test]
+    fn small_frames_over_tcp_are_not_held_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap().to_string());
+        let Stream::Tcp(stream) = address.connect().unwrap() else {
+            panic!("{address} is no address of a unix socket");
+        };
+        assert!(stream.nodelay().unwrap());
+    }
+
+    #[test]
     fn nobody_answers_at_an_address_whose_listener_is_gone() {
-        let address = Address::draw().unwrap();
+        let address = Address::Abstract(format!("ckpt-wire-{}", std::process::id()));
         let listener = address.listen().unwrap();
         address.connect().unwrap();
         drop(listener);

@@ -1,0 +1,12 @@
+//! The sockets of control connections: a unix socket between a coordinator and what runs on its own machine, TCP to
+//! other nodes. What goes through them is `protocol::frame`'s.
+//!
+//! Both ends use it, the coordinator and the processes, which don't share anything else that does I/O.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod stream;
+
+pub use address::{Address, NotAnAddress};
+pub use stream::{Listener, Stream};
