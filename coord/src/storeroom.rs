@@ -27,7 +27,7 @@ pub const COMPLETE: &str = "complete";
 enum Task {
     Choose,
     Begin(Option<CheckpointId>),
-    Prepare { epoch: Epoch, sweep: Vec<Epoch> },
+    Prepare { epoch: Epoch, sweep: Option<Epoch> },
     Publish(Box<Manifest>),
     Resolve(Epoch),
     Abort(Epoch),
@@ -144,9 +144,9 @@ impl StoreRoom {
         self.ask(Task::Begin(from));
     }
 
-    /// Makes an epoch's directory, and removes what late writers left in those of aborted ones:
+    /// Makes an epoch's directory, and removes what late writers left in that of an aborted one:
     /// [`Answer::Prepared`].
-    pub fn prepare(&self, epoch: Epoch, sweep: Vec<Epoch>) {
+    pub fn prepare(&self, epoch: Epoch, sweep: Option<Epoch>) {
         self.ask(Task::Prepare { epoch, sweep });
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use common::bed::{Bed, Watcher, lives, signal};
 use coord::Every;
-use coord::address::Address;
 use coord::client;
 use coord::event::Event;
 use coord::token::Token;
@@ -15,6 +14,7 @@ use protocol::control::{Request, Response};
 use protocol::interval::{Bounds, Ground};
 use protocol::recovery::End;
 use store::CheckpointState;
+use wire::Address;
 
 /// No test: what the tests here run as the processes of their jobs.
 #[test]
@@ -512,9 +512,9 @@ fn a_job_can_go_on_with_fewer_processes() {
     assert!(bed.beginnings(3)[1] > 0);
 }
 
-#[test]
-fn aborted_snapshots_leave_no_files_behind() {
-    let bed = Bed::new(2, 2, 120, "uneven");
+/// A job of which every snapshot is aborted; its store is left without files of them.
+fn leaves_no_files_of_aborted_snapshots(behaviour: &str) {
+    let bed = Bed::new(2, 2, 120, behaviour);
     bed.run(&mut Watcher::new());
     let listing = bed.store().list().unwrap();
     assert!(!listing.checkpoints.is_empty());
@@ -526,6 +526,17 @@ fn aborted_snapshots_leave_no_files_behind() {
             .join(format!("epochs/{:06}", checkpoint.epoch.0));
         assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn aborted_snapshots_leave_no_files_behind() {
+    leaves_no_files_of_aborted_snapshots("uneven");
+}
+
+#[test]
+fn files_that_are_written_after_a_snapshot_was_aborted_are_removed_at_the_latest_when_the_job_ends()
+{
+    leaves_no_files_of_aborted_snapshots("late");
 }
 
 #[test]

@@ -10,12 +10,12 @@ use protocol::ids::{Epoch, JobId, Process, Rank};
 use protocol::interval::{Estimate, Estimator, Ground};
 use protocol::recovery::{End, Output, Phase, Recovery};
 use protocol::walltime::Walltime;
+use wire::{Address, Listener};
 
 use super::cluster::{Cluster, Stops};
 use super::peers::Peers;
 use super::start::Start;
 use super::teller::Teller;
-use crate::address::{Address, Listener};
 use crate::child::spawn::OpenFiles;
 use crate::clock;
 use crate::errands::Errands;
@@ -67,7 +67,7 @@ pub(super) struct Job<'a> {
     /// What the checkpoints cost and how often processes are lost.
     pub(super) estimator: Estimator,
     pub(super) committed: Option<Epoch>,
-    /// Epochs whose files were removed on abort; late writers may have made some since.
+    /// Epochs whose files were removed on abort, since the newest commit; late writers may have made some again.
     pub(super) aborted: Vec<Epoch>,
     pub(super) began: Duration,
     pub(super) next_tick: Duration,
@@ -345,6 +345,12 @@ impl Job<'_> {
         }
         if outcome.end == End::Complete {
             self.store.complete();
+        }
+        // No process writes any more. A coordinator that has taken over has swept the store for itself.
+        if !matches!(outcome.end, End::Superseded { .. }) {
+            for &epoch in &self.aborted {
+                self.store.abort(epoch);
+            }
         }
         self.teller.tell(&Event::End {
             outcome: outcome.name().to_owned(),

@@ -20,8 +20,7 @@ impl Job<'_> {
     pub(super) fn obey_coordinator(&mut self, output: Output) {
         match output {
             Output::Prepare { epoch } => {
-                let sweep = std::mem::take(&mut self.aborted);
-                self.store.prepare(epoch, sweep);
+                self.store.prepare(epoch, self.aborted.last().copied());
             }
             Output::Announce { epoch } => {
                 self.cost = Cost {
@@ -153,6 +152,8 @@ impl Job<'_> {
         self.tell_processes(&Directive::Committed { epoch });
         self.recovery.handle_committed();
         self.committed = Some(epoch);
+        // Who has stored a later epoch writes nothing of them any more, and `retain` removes what they left.
+        self.aborted.clear();
         let took = clock::now().saturating_sub(self.cost.announced);
         let mut figures = std::mem::take(&mut self.cost.figures);
         figures.took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -178,6 +179,8 @@ impl Job<'_> {
         self.peers.remove_processes(&self.poller);
         self.start = Start::default();
         self.finished_early.clear();
+        // A new start sweeps the whole store.
+        self.aborted.clear();
         match self.cluster {
             Some(_) => self.find_nodes(),
             None => self.record_start(),

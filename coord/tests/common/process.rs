@@ -9,7 +9,6 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coord::address::{Address, Stream};
 use protocol::control::{
     Assignment, CONTROL_VERSION, Caller, Directive, Felt, Hello, LinkCount, ProgramIdentity,
     Report, environment, exit,
@@ -21,6 +20,7 @@ use store::{
     DiskStorage, Effort, FileKey, Finished, ImageMap, RankFileWriter, RankImage, SectionKind,
     SharedStorage,
 };
+use wire::{Address, Stream};
 
 /// How the process is to behave, told by a variable of the environment.
 pub const BEHAVIOUR: &str = "TEST_BEHAVIOUR";
@@ -50,6 +50,8 @@ enum Behaviour {
     BadBase,
     /// Tells a link count that nobody else has.
     Uneven,
+    /// The same; and writes its files again, long after it was told to give up.
+    Late,
     /// Ends by a signal at step 30 of every incarnation.
     Crash,
     /// Has another build id in the second incarnation.
@@ -67,6 +69,7 @@ fn behaviour() -> Behaviour {
         Ok("full-disk") => Behaviour::FullDisk,
         Ok("bad-base") => Behaviour::BadBase,
         Ok("uneven") => Behaviour::Uneven,
+        Ok("late") => Behaviour::Late,
         Ok("crash") => Behaviour::Crash,
         Ok("rebuilt") => Behaviour::Rebuilt,
         Ok("computing") => Behaviour::Computing,
@@ -346,7 +349,11 @@ impl Member {
                         }
                     }
                 }
-                Some(Directive::Abort { rebase, .. }) => {
+                Some(Directive::Abort { epoch, rebase }) => {
+                    if self.behaviour == Behaviour::Late {
+                        std::thread::sleep(Duration::from_millis(50));
+                        self.store(epoch).unwrap();
+                    }
                     for counter in &mut self.counters {
                         counter.staged = None;
                         if rebase {
@@ -407,6 +414,19 @@ impl Member {
         }
     }
 
+    /// Writes the files of an epoch.
+    fn store(&self, epoch: Epoch) -> Result<Vec<Finished>, store::Error> {
+        let effort = self.assignment.compression.into();
+        let stored = self.counters.iter().map(|counter| {
+            let key = FileKey {
+                epoch,
+                ..self.key(counter.rank, None)
+            };
+            counter.store(&self.storage, key, effort)
+        });
+        stored.collect()
+    }
+
     fn snapshot(&mut self, epoch: Epoch) {
         self.report(&Report::Cut {
             epoch,
@@ -420,19 +440,9 @@ impl Member {
             let reason = "a chunk of epoch 1 is damaged".to_owned();
             return self.report(&Report::BaseFailed { epoch, reason });
         }
-        let effort = self.assignment.compression.into();
-        let stored: Result<Vec<Finished>, store::Error> = self
-            .counters
-            .iter()
-            .map(|counter| {
-                let key = FileKey {
-                    epoch,
-                    ..self.key(counter.rank, None)
-                };
-                counter.store(&self.storage, key, effort)
-            })
-            .collect();
-        let sent = u64::from(self.behaviour == Behaviour::Uneven && self.process == Process(0));
+        let stored = self.store(epoch);
+        let uneven = matches!(self.behaviour, Behaviour::Uneven | Behaviour::Late);
+        let sent = u64::from(uneven && self.process == Process(0));
         let links = vec![LinkCount {
             peer: Process(1 - self.process.0.min(1)),
             sent,
