@@ -274,7 +274,7 @@ impl Keeper {
                 self.answer(Answer::Begun(begun));
             }
             Task::Prepare { epoch, sweep } => {
-                for aborted in sweep {
+                if let Some(aborted) = sweep {
                     self.abort(aborted);
                 }
                 let prepared = self.store.begin_epoch(epoch);

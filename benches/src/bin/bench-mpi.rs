@@ -2,6 +2,10 @@
 //!
 //! Windows of round trips (or of all-reduces) take turns: library, plain MPI, and so on, for each size. Rank 0 prints
 //! `mpi CASE LIBRARY_US PLAIN_US`, once for each pair of windows: half a round trip, or one all-reduce, on average.
+//!
+//! ```text
+//! mpirun -np 2 bench-mpi [WINDOWS [CASE]]
+//! ```
 
 use libckpt::prelude::*;
 use mpi::collective::SystemOperation as PlainOperation;
@@ -18,6 +22,9 @@ const SIZES: [(&str, usize, usize); 6] = [
     ("16MiB", 16 << 20, 5),
 ];
 
+/// The case of all-reduces.
+const REDUCE: &str = "all_reduce-8B";
+
 /// All-reduces in a window.
 const REDUCES: usize = 20_000;
 
@@ -27,6 +34,8 @@ fn main(world: World) -> Result<(), libckpt::Error> {
         .nth(1)
         .and_then(|windows| windows.parse().ok())
         .unwrap_or(15);
+    let only = std::env::args().nth(2);
+    let is_wanted = |case: &str| only.as_deref().is_none_or(|only| only == case);
     let plain = SimpleCommunicator::world();
     let me = world.rank();
     assert_eq!(
@@ -38,6 +47,9 @@ fn main(world: World) -> Result<(), libckpt::Error> {
     // The first window of each case warms up.
     for window in 0..=windows {
         for (name, bytes, trips) in SIZES {
+            if !is_wanted(name) {
+                continue;
+            }
             let mut buffer = vec![window as u8; bytes];
             world.barrier()?;
             let start = libckpt::wtime();
@@ -68,6 +80,9 @@ fn main(world: World) -> Result<(), libckpt::Error> {
                 tell(me, name, ours_s, plain_s, 2 * trips);
             }
         }
+        if !is_wanted(REDUCE) {
+            continue;
+        }
         world.barrier()?;
         let mut sum = [0.0];
         let start = libckpt::wtime();
@@ -82,7 +97,7 @@ fn main(world: World) -> Result<(), libckpt::Error> {
         }
         let plain_s = libckpt::wtime() - start;
         if window > 0 {
-            tell(me, "all_reduce-8B", ours_s, plain_s, REDUCES);
+            tell(me, REDUCE, ours_s, plain_s, REDUCES);
         }
     }
     Ok(())
