@@ -54,7 +54,7 @@ fn inside_salloc_no_option_is_needed() -> Result<()> {
         return Ok(());
     };
     let slurm = Slurm::up(&cluster)?;
-    let solver = heat(300);
+    let solver = heat(200);
     let job = slurm.allocate("--nodes=2 --ntasks-per-node=2", &solver, "")?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, undisturbed(&solver)?);
@@ -77,7 +77,7 @@ fn srun_starts_the_processes_and_again_after_kills_and_after_scancel() -> Result
         return Ok(());
     };
     let slurm = Slurm::up(&cluster)?;
-    let solver = heat(3000);
+    let solver = heat(2000);
     let mut random = ChaCha8Rng::seed_from_u64(51);
     let text = script(&cluster, &solver, "--launch srun --every 100ms");
     let options = "--nodes=2 --ntasks-per-node=2";
