@@ -166,6 +166,30 @@ fn a_launch_line_of_the_users_is_filled_in_anew_for_every_start() -> Result<()> 
 }
 
 #[test]
+fn the_nodes_that_pbs_and_lsf_name_are_used() -> Result<()> {
+    let Some(cluster) = up("nodes named by PBS and LSF")? else {
+        return Ok(());
+    };
+    let short = Solver::heat(4, 64, 64, 100);
+    let expected = undisturbed(&short)?;
+    let list = cluster.join("nodefile");
+    std::fs::write(&list, "node1\nnode1\nnode2\nnode2\n")?;
+    let pbs = format!("PBS_NODEFILE={}", list.display());
+    let lsf = "LSB_MCPU_HOSTS=node1 2 node2 2".to_owned();
+    for variable in [pbs, lsf] {
+        let outcome = cluster
+            .start_under(&[variable.clone()], &short, &["--every", "off"])?
+            .wait(PATIENCE)?
+            .expect_code(0)?;
+        assert_eq!(outcome.result()?, expected, "{variable}");
+        let starts = nodes_of_starts(&outcome);
+        assert_eq!(starts.last(), Some(&vec!["node1".into(), "node2".into()]));
+        std::fs::remove_dir_all(cluster.store())?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_launch_line_that_uses_an_excluded_node_ends_the_job() -> Result<()> {
     let Some(cluster) = up("a launch line that uses a lost node")? else {
         return Ok(());
