@@ -8,7 +8,7 @@
 //! A node counts as lost
 //! - if a process on it fell silent, or out of reach: its machine hangs, or its network is cut;
 //! - if all its processes, two or more, were gone at once, and before those of any other node: a single process that
-//!   fails makes the launcher end the others everywhere, a moment later;
+//!   fails makes the launcher end the others everywhere, a moment later. Not where a check tells more ([`Rules::checked`]);
 //! - if its check fails. All nodes that are to be used are checked before a start, where there is a way to.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +35,9 @@ pub struct Rules {
     pub spare: u32,
     /// With fewer nodes the job is not started.
     pub min: u32,
+    /// A check tells at once whether a node can be used. Then it is asked, where all processes of a node are gone at once: some
+    /// launchers end the others of the same node first when one process fails.
+    pub checked: bool,
 }
 
 /// The processes of one node: numbered consecutively, after those of the nodes before it in the layout.
@@ -228,6 +231,7 @@ impl Nodes {
                     Fate::Silent => false,
                 })
             }) && by_node.len() > 1
+                && !self.rules.checked
             {
                 self.exclude(number, Cause::AllGone);
             }
@@ -376,6 +380,7 @@ mod tests {
             processes,
             spare,
             min,
+            checked: false,
         };
         Nodes::new((0..count).map(node).collect(), rules)
     }
@@ -420,6 +425,19 @@ mod tests {
         assert_eq!(shares(&layout), [(0, 2), (2, 2)]);
         assert_eq!(layout.node_of(Process(3)), Some(2));
         assert_eq!(layout.node_of(Process(4)), None);
+    }
+
+    #[test]
+    fn where_nodes_are_checked_one_whose_processes_are_all_gone_is_lost_only_if_its_check_fails() {
+        let mut nodes = nodes(2, 4, 0, 1);
+        nodes.rules.checked = true;
+        let layout = nodes.lay_out().unwrap();
+        nodes.handle_ended(&layout, &[ended(1), ended(3), ended(60), ended(61)]);
+        assert_eq!(nodes.poll_change(), None);
+        assert_eq!(nodes.to_check(), [0, 1]);
+        nodes.handle_checked(0, Err("connection refused".to_owned()));
+        nodes.handle_checked(1, Ok(()));
+        assert_eq!(shares(&nodes.lay_out().unwrap()), [(1, 2)]);
     }
 
     #[test]
@@ -527,6 +545,7 @@ mod tests {
             processes in 1u32..16,
             spare in 0u32..3,
             min in 1u32..4,
+            checked in any::<bool>(),
             steps in steps(),
         ) {
             let spare = spare.min(u32::try_from(slots.len()).unwrap() - 1);
@@ -535,7 +554,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, &slots)| Node { name: number.to_string(), slots })
                 .collect();
-            let rules = Rules { processes, spare, min };
+            let rules = Rules { processes, spare, min, checked };
             let mut nodes = Nodes::new(list, rules);
             // The model: which are excluded, and how many starts were over by then.
             let mut excluded = vec![None; slots.len()];

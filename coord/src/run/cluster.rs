@@ -20,6 +20,7 @@ use crate::clock;
 use crate::errands::{Errands, News};
 use crate::error::Error;
 use crate::event::{Event, NodeShare, NodeState};
+use crate::launch::check::Way;
 use crate::launch::hosts::{self, OwnEnvironment};
 use crate::launch::{Launch, slurm};
 use crate::plan::Plan;
@@ -44,6 +45,8 @@ impl Cluster {
             processes: plan.processes,
             spare: launch.spare_nodes,
             min: launch.min_nodes,
+            // What Slurm says of a node that was lost may be true only some time later.
+            checked: matches!(launch.check, Way::Agent(_)),
         };
         Self {
             nodes: Nodes::new(launch.nodes.clone(), rules),

@@ -343,6 +343,12 @@ impl Job<'_> {
             self.peers
                 .answer(number_of(request), &response, &self.poller);
         }
+        if !matches!(outcome.end, End::Superseded { .. }) {
+            // Nobody writes any more: what came late of aborted snapshots goes, too.
+            for epoch in self.aborted.drain(..) {
+                self.store.abort(epoch);
+            }
+        }
         if outcome.end == End::Complete {
             self.store.complete();
         }
