@@ -178,7 +178,7 @@ fn the_nodes_that_pbs_and_lsf_name_are_used() -> Result<()> {
     let lsf = "LSB_MCPU_HOSTS=node1 2 node2 2".to_owned();
     for variable in [pbs, lsf] {
         let outcome = cluster
-            .start_under(&[variable.clone()], &short, &["--every", "off"])?
+            .start_under(std::slice::from_ref(&variable), &short, &["--every", "off"])?
             .wait(PATIENCE)?
             .expect_code(0)?;
         assert_eq!(outcome.result()?, expected, "{variable}");
