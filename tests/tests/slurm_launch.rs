@@ -1,4 +1,4 @@
-//! Jobs that are started in an allocation: by `salloc` with no option, by srun, and ended by `scancel`.
+//! Jobs that are started in an allocation: by `salloc` with no option, by srun, two at once, and ended by `scancel`.
 
 use std::time::Duration;
 
@@ -113,5 +113,38 @@ fn srun_starts_the_processes_and_again_after_kills_and_after_scancel() -> Result
         "no `{expected}`:\n{}",
         job.output()
     );
+    Ok(())
+}
+
+#[test]
+fn two_jobs_share_an_allocation() -> Result<()> {
+    let Some(cluster) = up("two jobs in an allocation")? else {
+        return Ok(());
+    };
+    let slurm = Slurm::up(&cluster)?;
+    let solvers = [heat(200), Solver::storm(4, 4000, 61)];
+    // One by mpirun, the other by srun.
+    let mut text = "#!/bin/sh\n".to_owned();
+    for (solver, launch) in solvers.iter().zip(["", "--launch srun"]) {
+        text.push_str(&format!(
+            "{} run -n 4 --store {} --every 100ms {launch} -- {} {} &\n",
+            cluster.binaries().ckpt.display(),
+            cluster.join(&solver.name).display(),
+            solver.program(cluster.binaries()).display(),
+            solver.arguments.join(" ")
+        ));
+    }
+    text.push_str("wait\n");
+    let job = slurm.submit("--nodes=2 --ntasks-per-node=2", &text)?;
+    job.wait_state("COMPLETED")?;
+    for solver in &solvers {
+        let expected = format!("result: {}", undisturbed(solver)?);
+        ensure!(
+            job.output().lines().any(|line| line == expected),
+            "no `{expected}` of {}:\n{}",
+            solver.shown(),
+            job.output()
+        );
+    }
     Ok(())
 }
