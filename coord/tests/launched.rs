@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::bed::{Bed, Watcher, lives, signal};
-use common::process::{NUMBER, SIZE};
+use common::process::{HOST, NUMBER, SIZE};
 use coord::event::{Event, NodeState};
 use coord::launch::hosts::OwnEnvironment;
 use coord::launch::{Request, resolve};
@@ -19,7 +19,7 @@ use protocol::control::{
     CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Request as Question, Response,
 };
 use protocol::frame::{Decoder, encode};
-use protocol::ids::Process;
+use protocol::ids::{Incarnation, Process};
 use protocol::recovery::End;
 use store::{CheckpointState, JobStore};
 use wire::Address;
@@ -133,6 +133,7 @@ fn a_job_runs_to_its_end_through_a_launcher() {
     assert!(watcher.count(is_committed) >= 2);
     assert_eq!(layouts(&watcher), [[share(1, 2), share(2, 2)]]);
     assert!(watcher.told("host-of-the-test"));
+    assert!(!watcher.told("in an order of its own"));
     assert!(bed.store().read_control().unwrap().is_none());
 }
 
@@ -209,6 +210,44 @@ fn a_process_that_falls_silent_costs_its_node() {
     assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
     assert!(watcher.told("gave no sign of life"));
     assert_eq!(excluded(&watcher), ["127.0.0.2"]);
+}
+
+/// Starts processes on hosts that are named by a line of shell, which finds the list of hosts as `$@`.
+fn line_on(host: &str) -> String {
+    format!(
+        "set -- $(echo {{hosts}} | tr , ' '); for i in $(seq 0 $(({{processes}} - 1))); do {HOST}={host} {NUMBER}=$i {SIZE}={{processes}} {{program}} & done; wait"
+    )
+}
+
+#[test]
+fn the_node_that_a_silent_process_is_on_is_excluded_whatever_order_the_launcher_has() {
+    let mut bed = Bed::new(4, 4, 300, "good");
+    // The last host gets the first process.
+    let line = line_on("$(eval echo \\${$(($# - $i))})");
+    launched(&mut bed.plan, &line, 2, 0);
+    let mut watcher = at_first_checkpoint(Signal::SIGSTOP, &[0]);
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(outcome.end, End::Complete, "{:#?}", watcher.events);
+    assert_eq!(excluded(&watcher), ["127.0.0.2"]);
+    let warned = watcher.events.iter().filter(
+        |event| matches!(event, Event::Warning { text } if text.contains("in an order of its own")),
+    );
+    assert_eq!(warned.count(), 1, "{:#?}", watcher.events);
+}
+
+#[test]
+fn a_launcher_that_uses_an_excluded_node_is_an_error_that_says_so() {
+    let mut bed = Bed::new(4, 4, 300, "good");
+    let line = line_on("127.0.0.$(($i % 2 + 1))");
+    launched(&mut bed.plan, &line, 2, 0);
+    let mut watcher = at_first_checkpoint(Signal::SIGSTOP, &[1]);
+    let outcome = bed.run(&mut watcher);
+    assert_eq!(excluded(&watcher), ["127.0.0.2"]);
+    let End::CannotStart { reason } = &outcome.end else {
+        panic!("{outcome:?}");
+    };
+    assert!(reason.contains("on 127.0.0.2, which is excluded"));
+    assert!(reason.contains("127.0.0.1 was asked for") && reason.contains("{hosts}"));
 }
 
 #[test]
@@ -463,9 +502,13 @@ fn processes_of_a_coordinator_that_was_killed_are_waited_for() {
     }
     lost.kill().unwrap();
     lost.wait().unwrap();
+    let left = path.join(store::names::hosts(Incarnation(1)));
+    assert!(left.exists(), "nobody could remove its list of hosts");
     let mut watcher = Watcher::new();
     let outcome = bed.restart(&mut watcher);
     assert_eq!(outcome.end, End::Complete);
+    assert!(!left.exists());
+    assert!(!path.join(store::names::hosts(Incarnation(2))).exists());
     assert!(watcher.told("starting in"));
     assert!(watcher.starts()[0].is_some(), "a start from a checkpoint");
 }

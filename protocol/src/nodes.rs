@@ -8,10 +8,10 @@
 //! A node counts as lost
 //! - if a process on it fell silent, or out of reach: its machine hangs, or its network is cut;
 //! - if all its processes, two or more, were gone at once, and before those of any other node: a single process that
-//!   fails makes the launcher end the others everywhere, a moment later;
+//!   fails makes the launcher end the others everywhere, a moment later. Not where a check tells more ([`Rules::checked`]);
 //! - if its check fails. All nodes that are to be used are checked before a start, where there is a way to.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::ids::Process;
@@ -35,6 +35,9 @@ pub struct Rules {
     pub spare: u32,
     /// With fewer nodes the job is not started.
     pub min: u32,
+    /// A check tells at once whether a node can be used. Then it is asked, where all processes of a node are gone at once: some
+    /// launchers end the others of the same node first when one process fails.
+    pub checked: bool,
 }
 
 /// The processes of one node: numbered consecutively, after those of the nodes before it in the layout.
@@ -46,7 +49,8 @@ pub struct Share {
     pub processes: u32,
 }
 
-/// Where the processes of a start are.
+/// Where the processes of a start are. A node may have more than one share: a launcher may place processes in an order of
+/// its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// The nodes that host any.
@@ -54,6 +58,18 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The layout of processes that are on these nodes, one for each process.
+    pub fn of_processes(nodes: impl IntoIterator<Item = usize>) -> Self {
+        let mut shares: Vec<Share> = Vec::new();
+        for node in nodes {
+            match shares.last_mut() {
+                Some(share) if share.node == node => share.processes += 1,
+                _ => shares.push(Share { node, processes: 1 }),
+            }
+        }
+        Self { shares }
+    }
+
     /// How many processes there are.
     #[must_use]
     pub fn processes(&self) -> u32 {
@@ -73,15 +89,15 @@ impl Layout {
         None
     }
 
-    /// The fates of each node's processes.
-    fn by_node<'a>(&self, fates: &'a [Fate]) -> Vec<(usize, &'a [Fate])> {
-        let mut rest = fates;
-        let parts = self.shares.iter().map(|share| {
-            let (part, after) = rest.split_at(rest.len().min(share.processes as usize));
-            rest = after;
-            (share.node, part)
-        });
-        parts.collect()
+    /// The processes of each node, and what became of them.
+    fn by_node(&self, fates: &[Fate]) -> BTreeMap<usize, Vec<(Process, Fate)>> {
+        let mut by_node: BTreeMap<usize, Vec<(Process, Fate)>> = BTreeMap::new();
+        for (process, fate) in (0..).map(Process).zip(fates) {
+            if let Some(node) = self.node_of(process) {
+                by_node.entry(node).or_default().push((process, *fate));
+            }
+        }
+        by_node
     }
 }
 
@@ -187,6 +203,11 @@ impl Nodes {
         self.states.get(number).map(|state| &state.node)
     }
 
+    /// The nodes of the list, in its order.
+    pub fn iter(&self) -> impl Iterator<Item = &Node> {
+        self.states.iter().map(|state| &state.node)
+    }
+
     /// The next thing that changed, if any.
     pub fn poll_change(&mut self) -> Option<(usize, Change)> {
         self.changes.pop_front()
@@ -196,25 +217,24 @@ impl Nodes {
     pub fn handle_ended(&mut self, layout: &Layout, fates: &[Fate]) {
         self.ended += 1;
         let by_node = layout.by_node(fates);
-        let mut before = 0;
-        for &(number, part) in &by_node {
-            let silent = part.iter().position(|fate| *fate == Fate::Silent);
-            if let Some(at) = silent.and_then(|at| u32::try_from(at).ok()) {
-                self.exclude(number, Cause::Silent(Process(before + at)));
+        for (&number, part) in &by_node {
+            let silent = part.iter().find(|(_, fate)| *fate == Fate::Silent);
+            if let Some(&(process, _)) = silent {
+                self.exclude(number, Cause::Silent(process));
             } else if gone_at_once(part).is_some_and(|last| {
-                let others = by_node.iter().filter(|(other, _)| *other != number);
-                let mut ends = others.flat_map(|(_, fates)| fates.iter());
-                ends.all(|fate| match fate {
+                let others = by_node.iter().filter(|(other, _)| **other != number);
+                let mut ends = others.flat_map(|(_, part)| part);
+                ends.all(|(_, fate)| match fate {
                     Fate::Ended(at) => *at > last + AT_ONCE,
                     Fate::There | Fate::Absent => true,
                     // It was silent first, and all others were killed for it.
                     Fate::Silent => false,
                 })
             }) && by_node.len() > 1
+                && !self.rules.checked
             {
                 self.exclude(number, Cause::AllGone);
             }
-            before += u32::try_from(part.len()).unwrap_or(u32::MAX);
         }
     }
 
@@ -323,10 +343,10 @@ impl Nodes {
 }
 
 /// When the last of two or more processes was gone, if all were gone at once.
-fn gone_at_once(fates: &[Fate]) -> Option<Duration> {
-    let ends: Option<Vec<Duration>> = fates
+fn gone_at_once(part: &[(Process, Fate)]) -> Option<Duration> {
+    let ends: Option<Vec<Duration>> = part
         .iter()
-        .map(|fate| match fate {
+        .map(|(_, fate)| match fate {
             Fate::Ended(at) => Some(*at),
             Fate::Absent | Fate::There | Fate::Silent => None,
         })
@@ -360,6 +380,7 @@ mod tests {
             processes,
             spare,
             min,
+            checked: false,
         };
         Nodes::new((0..count).map(node).collect(), rules)
     }
@@ -404,6 +425,41 @@ mod tests {
         assert_eq!(shares(&layout), [(0, 2), (2, 2)]);
         assert_eq!(layout.node_of(Process(3)), Some(2));
         assert_eq!(layout.node_of(Process(4)), None);
+    }
+
+    #[test]
+    fn where_nodes_are_checked_one_whose_processes_are_all_gone_is_lost_only_if_its_check_fails() {
+        let mut nodes = nodes(2, 4, 0, 1);
+        nodes.rules.checked = true;
+        let layout = nodes.lay_out().unwrap();
+        nodes.handle_ended(&layout, &[ended(1), ended(3), ended(60), ended(61)]);
+        assert_eq!(nodes.poll_change(), None);
+        assert_eq!(nodes.to_check(), [0, 1]);
+        nodes.handle_checked(0, Err("connection refused".to_owned()));
+        nodes.handle_checked(1, Ok(()));
+        assert_eq!(shares(&nodes.lay_out().unwrap()), [(1, 2)]);
+    }
+
+    #[test]
+    fn nodes_are_judged_by_where_processes_are_whatever_their_order() {
+        let layout = Layout::of_processes([0, 1, 0, 1]);
+        assert_eq!(shares(&layout), [(0, 1), (1, 1), (0, 1), (1, 1)]);
+        let there = Fate::There;
+        for (fates, cause) in [
+            (
+                [there, Fate::Silent, there, Fate::Silent],
+                Cause::Silent(Process(1)),
+            ),
+            ([there, ended(3), ended(60), ended(1)], Cause::AllGone),
+        ] {
+            let mut nodes = nodes(2, 4, 0, 1);
+            nodes.lay_out().unwrap();
+            nodes.handle_ended(&layout, &fates);
+            assert_eq!(nodes.poll_change(), Some((1, Change::Excluded(cause))));
+            assert_eq!(nodes.poll_change(), None);
+        }
+        let layout = Layout::of_processes([1, 1, 0]);
+        assert_eq!(shares(&layout), [(1, 2), (0, 1)]);
     }
 
     #[test]
@@ -489,6 +545,7 @@ mod tests {
             processes in 1u32..16,
             spare in 0u32..3,
             min in 1u32..4,
+            checked in any::<bool>(),
             steps in steps(),
         ) {
             let spare = spare.min(u32::try_from(slots.len()).unwrap() - 1);
@@ -497,7 +554,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, &slots)| Node { name: number.to_string(), slots })
                 .collect();
-            let rules = Rules { processes, spare, min };
+            let rules = Rules { processes, spare, min, checked };
             let mut nodes = Nodes::new(list, rules);
             // The model: which are excluded, and how many starts were over by then.
             let mut excluded = vec![None; slots.len()];

@@ -4,6 +4,7 @@
 //! job                               the job record
 //! lock                              held (flock) by the coordinator while it runs
 //! control                           address and token of a running job (mode 0600)
+//! hosts-000001                      the hosts of a start, for its launcher (mode 0600)
 //! incarnations/000001               one record per start of the job
 //! epochs/000007/                    made before the snapshot is announced
 //! epochs/000007/i0002-r00003.img    the file of rank 3, written by incarnation 2
@@ -22,6 +23,8 @@ pub const JOB: &str = "job";
 pub const LOCK: &str = "lock";
 /// The control file.
 pub const CONTROL: &str = "control";
+/// How the names of the files begin that a launcher reads its hosts from.
+const HOSTS: &str = "hosts-";
 /// The directory of incarnation records.
 pub const INCARNATIONS: &str = "incarnations";
 /// The directory of epochs.
@@ -95,6 +98,18 @@ pub fn bad(epoch: Epoch) -> String {
 #[must_use]
 pub fn incarnation(incarnation: Incarnation) -> String {
     format!("{INCARNATIONS}/{:06}", incarnation.0)
+}
+
+/// The file that the launcher of an incarnation reads its hosts from.
+#[must_use]
+pub fn hosts(incarnation: Incarnation) -> String {
+    format!("{HOSTS}{:06}", incarnation.0)
+}
+
+/// Whether this is the name of such a file.
+#[must_use]
+pub fn is_hosts(name: &str) -> bool {
+    name.strip_prefix(HOSTS).and_then(number).is_some()
 }
 
 /// The file of a rank. `attempt` is 1; 2 where a failed fsync made it necessary to write it again.

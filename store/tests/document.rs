@@ -153,6 +153,7 @@ fn files_are_called_as_documented() {
         names::JOB.to_owned(),
         names::LOCK.to_owned(),
         names::CONTROL.to_owned(),
+        names::hosts(Incarnation(2)),
         names::incarnation(Incarnation(2)),
         names::epoch_dir(Epoch(7)),
         names::rank_file(&key, 1),

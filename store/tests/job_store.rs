@@ -668,6 +668,7 @@ fn a_store_is_removed_with_all_that_is_its_own() {
     store.begin_incarnation(None).unwrap();
     assert!(checkpoint(&store, Epoch(1)).unwrap().durable);
     store.begin_epoch(Epoch(2)).unwrap();
+    fs::write(path.join("hosts-000001"), "node1").unwrap();
     store.destroy().unwrap();
     assert!(!path.exists());
 
@@ -679,6 +680,20 @@ fn a_store_is_removed_with_all_that_is_its_own() {
         1,
         "the user's file stays"
     );
+}
+
+#[test]
+fn lists_of_hosts_that_were_left_are_swept_and_nothing_of_a_like_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage: SharedStorage = Arc::new(DiskStorage::open(dir.path()).unwrap());
+    let store = store_with(storage, 0);
+    for name in ["hosts-000001", "hosts-000027", "hosts-1", "hosts-", "hosts"] {
+        fs::write(dir.path().join(name), "node1").unwrap();
+    }
+    store.sweep().unwrap();
+    let left = |name: &str| dir.path().join(name).exists();
+    assert!(!left("hosts-000001") && !left("hosts-000027"));
+    assert!(left("hosts-1") && left("hosts-") && left("hosts"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A place for one job and all that belongs to it.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -148,7 +149,20 @@ impl Bed {
     /// # Errors
     /// When it can't be started.
     pub fn start_with(&self, solver: &Solver, options: &[&str]) -> Result<Job<'_>> {
-        let mut command = self.command();
+        self.start_under(&[], solver, options)
+    }
+
+    /// The same with words in front of `ckpt`, on the node that its commands run on.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_under(
+        &self,
+        words: &[String],
+        solver: &Solver,
+        options: &[&str],
+    ) -> Result<Job<'_>> {
+        let mut command = self.command_under(words);
         command.arg("run").args(["-n", &solver.ranks.to_string()]);
         if let Some(processes) = solver.processes {
             command.args(["--procs", &processes.to_string()]);
@@ -241,14 +255,17 @@ impl Bed {
     }
 
     fn command(&self) -> Command {
-        let mut command = match self.entering.split_first() {
-            Some((program, words)) => {
-                let mut command = Command::new(program);
-                command.args(words).arg(&self.binaries.ckpt);
-                command
-            }
-            None => Command::new(&self.binaries.ckpt),
-        };
+        self.command_under(&[])
+    }
+
+    fn command_under(&self, words: &[String]) -> Command {
+        let mut all = self.entering.iter().chain(words).map(OsStr::new);
+        let ckpt = self.binaries.ckpt.as_os_str();
+        let mut command = Command::new(all.next().unwrap_or(ckpt));
+        command.args(all);
+        if self.is_entering() || !words.is_empty() {
+            command.arg(ckpt);
+        }
         command
             .env(MARK, &self.mark)
             .current_dir(self.folder.path())

@@ -231,7 +231,12 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        process::send(self.pid(), signal)
+        process::send(self.pid(), signal)?;
+        // What enters the node stops itself when its child is stopped, and does not go on with it.
+        if signal == Signal::SIGCONT && self.bed.is_entering() {
+            process::send(self.child.id(), signal)?;
+        }
+        Ok(())
     }
 
     /// Waits for `ckpt` to end and for its output to be read.

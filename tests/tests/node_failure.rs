@@ -1,6 +1,8 @@
 //! Nodes are killed and cut off, and the job ends with the same bits on what is left.
 
+use std::fs;
 use std::io::Write as _;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::bed::{Bed, PATIENCE};
@@ -139,6 +141,24 @@ fn a_spare_node_takes_the_place_of_a_killed_one() -> Result<()> {
     })
 }
 
+/// Checks that no file of the first start's ranks 2 and 3, which were on node2, is of after the cut.
+fn check_files_of_cut_node(cluster: &Cluster, cut: SystemTime) -> Result<()> {
+    let mut before = 0;
+    for epoch in fs::read_dir(cluster.store().join("epochs"))? {
+        for entry in fs::read_dir(epoch?.path())? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("i0001-r00002") || name.starts_with("i0001-r00003") {
+                let written = entry.metadata()?.modified()?;
+                ensure!(written <= cut, "written after the cut: {:?}", entry.path());
+                before += 1;
+            }
+        }
+    }
+    ensure!(before > 0, "no file of before the cut is in the store");
+    Ok(())
+}
+
 /// Cuts a node off, and looks at its processes and at the store.
 fn cut_off(cluster: &Cluster, mpi: Mpi, spare: bool, expected: &str) -> Result<()> {
     let solver = heat();
@@ -146,12 +166,18 @@ fn cut_off(cluster: &Cluster, mpi: Mpi, spare: bool, expected: &str) -> Result<(
         true => (vec![1, 2, 3, 4], "--spare-nodes 1"),
         false => (vec![1, 2, 3], ""),
     };
-    let mut job = cluster.start_on(&nodes, 2, &solver, &format!("--every 200ms {option}"))?;
+    let mut job = cluster.start_on(
+        &nodes,
+        2,
+        &solver,
+        &format!("--every 100ms --keep 1000 {option}"),
+    )?;
     wait_committed(&mut job, 1)?;
     let there = cluster.nodes().node(2);
     ensure!(there.running("heat").len() == 2, "not two ranks on node2");
     let cut_us = now_us();
     cluster.nodes().cut(2)?;
+    let cut = SystemTime::now();
     let go = job.wait_event("the next start", |event| {
         event.is("go") && event.t_us > cut_us
     })?;
@@ -174,6 +200,7 @@ fn cut_off(cluster: &Cluster, mpi: Mpi, spare: bool, expected: &str) -> Result<(
         outcome.story()
     );
     ensure!(!last_nodes(&outcome)?.contains(&"node2".to_owned()));
+    check_files_of_cut_node(cluster, cut)?;
     check_store(cluster)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +17,6 @@ use protocol::recovery::Exit;
 use super::brood::Brood;
 use super::spawn::{self, OpenFiles, Program, ProgramError};
 use super::table::Children;
-use crate::token::random_digits;
 
 /// Lines of the launcher's error output that are kept to explain its end.
 const LINES_KEPT: usize = 12;
@@ -159,21 +158,18 @@ impl Drop for Launcher {
     }
 }
 
-/// Writes a hostfile that only this user can read, under a name of its own.
+/// Writes a hostfile that only this user can read.
 ///
 /// # Errors
-/// When it can't be written.
-pub fn write_hostfile(text: &str) -> io::Result<PathBuf> {
+/// When it can't be written, or is there.
+pub fn write_hostfile(path: &Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let digits = random_digits::<8>().map_err(io::Error::other)?;
-    let path = std::env::temp_dir().join(format!("ckpt-hosts-{digits}"));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&path)?;
-    file.write_all(text.as_bytes())?;
-    Ok(path)
+        .open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn copy(mut pipe: ChildStderr, last: &Mutex<VecDeque<String>>) {
@@ -217,13 +213,12 @@ fn keep(line: &mut Vec<u8>, last: &Mutex<VecDeque<String>>) {
 mod tests {
     use super::*;
 
-    fn shell(script: &str) -> Launcher {
+    fn shell(script: &str, hostfile: PathBuf) -> Launcher {
         let program = Program {
             path: PathBuf::from("/bin/sh"),
             arguments: vec!["sh".into(), "-c".into(), script.into()],
             directory: PathBuf::from("/"),
         };
-        let hostfile = write_hostfile("node1\n").unwrap();
         let open_files = OpenFiles::raise().unwrap();
         Launcher::start("mpirun", &program, &[], hostfile, open_files).unwrap()
     }
@@ -239,8 +234,12 @@ mod tests {
 
     #[test]
     fn what_the_launcher_said_last_explains_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let hostfile = dir.path().join("hosts");
+        write_hostfile(&hostfile, "node1\n").unwrap();
         let mut launcher = shell(
             "echo -------- >&2; for i in $(seq 30); do echo line $i >&2; done; echo ssh: no route to node3 >&2; exit 255",
+            hostfile.clone(),
         );
         let words = end(&mut launcher);
         assert!(words.starts_with("mpirun exited with code 255"), "{words}");
@@ -249,7 +248,6 @@ mod tests {
             "{words}"
         );
         assert!(!words.contains("line 5 "), "{words}");
-        let hostfile = launcher.hostfile.clone();
         assert!(hostfile.exists());
         drop(launcher);
         assert!(!hostfile.exists());
@@ -257,15 +255,17 @@ mod tests {
 
     #[test]
     fn a_launcher_that_is_asked_to_end_can_and_one_that_does_not_is_killed() {
-        let mut launcher =
-            shell("trap 'exit 7' TERM; echo ready >&2; while :; do sleep 0.01; done");
+        let mut launcher = shell(
+            "trap 'exit 7' TERM; echo ready >&2; while :; do sleep 0.01; done",
+            PathBuf::new(),
+        );
         while launcher.last.lock().unwrap().is_empty() {
             std::thread::sleep(Duration::from_millis(2));
         }
         launcher.terminate();
         assert!(end(&mut launcher).contains("exited with code 7"));
 
-        let mut launcher = shell("exec sleep 600");
+        let mut launcher = shell("exec sleep 600", PathBuf::new());
         launcher.kill();
         assert!(end(&mut launcher).contains("ended by signal 9"));
     }

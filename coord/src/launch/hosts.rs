@@ -1,5 +1,6 @@
 //! Which nodes there are: from a hostfile, or from what a batch system tells its jobs.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use protocol::nodes::Node;
@@ -139,6 +140,30 @@ fn joined(hosts: impl IntoIterator<Item = (String, u32)>) -> Vec<Node> {
     nodes
 }
 
+/// Which of some nodes a host is that calls itself so, with or without its domain. `None` where none, or more than one, may be
+/// meant: nodes may be listed by addresses or other names.
+pub fn called<'a>(nodes: impl IntoIterator<Item = &'a str>, host: &str) -> Option<usize> {
+    let short = |name: &'a str| match name.parse::<IpAddr>() {
+        Ok(_) => name,
+        Err(_) => name.split('.').next().unwrap_or_default(),
+    };
+    let host_short = host.split('.').next().unwrap_or_default();
+    let mut alike = None;
+    for (number, name) in nodes.into_iter().enumerate() {
+        if name.eq_ignore_ascii_case(host) {
+            return Some(number);
+        }
+        let one_has_no_domain = short(name) == name || host_short == host;
+        if one_has_no_domain && short(name).eq_ignore_ascii_case(host_short) {
+            alike = match alike {
+                None => Some(Some(number)),
+                Some(_) => Some(None),
+            };
+        }
+    }
+    alike.flatten()
+}
+
 /// An environment without variables.
 #[cfg(test)]
 pub(super) struct Nothing;
@@ -174,6 +199,25 @@ mod tests {
     fn pairs(nodes: &[Node]) -> Vec<(&str, u32)> {
         let pairs = nodes.iter().map(|node| (node.name.as_str(), node.slots));
         pairs.collect()
+    }
+
+    #[test]
+    fn hosts_are_known_by_their_names_and_never_mistaken() {
+        let nodes = ["node1", "node2.cluster", "10.77.0.3", "fat.a", "fat.b"];
+        for (host, number) in [
+            ("node1", Some(0)),
+            ("Node1.cluster", Some(0)),
+            ("node2", Some(1)),
+            ("node2.cluster", Some(1)),
+            ("node2.elsewhere", None),
+            ("10", None),
+            ("fat.b", Some(4)),
+            ("fat", None),
+            ("node3", None),
+            ("", None),
+        ] {
+            assert_eq!(called(nodes, host), number, "{host}");
+        }
     }
 
     #[test]

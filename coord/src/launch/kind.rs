@@ -383,6 +383,7 @@ mod tests {
             processes: 3,
             spare: 0,
             min: 1,
+            checked: false,
         };
         let mut nodes = Nodes::new(vec![node("node1"), node("node2")], rules);
         let layout = nodes.lay_out().unwrap();

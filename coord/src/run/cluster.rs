@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use protocol::control::Directive;
-use protocol::ids::Incarnation;
-use protocol::nodes::{Change, Layout, Nodes, Rules};
+use protocol::ids::{Incarnation, Process};
+use protocol::nodes::{Change, Layout, Nodes, Rules, TooFew};
 use protocol::recovery::{End, Fate};
 use protocol::walltime;
 use store::JobStore;
@@ -20,7 +20,8 @@ use crate::clock;
 use crate::errands::{Errands, News};
 use crate::error::Error;
 use crate::event::{Event, NodeShare, NodeState};
-use crate::launch::hosts::OwnEnvironment;
+use crate::launch::check::Way;
+use crate::launch::hosts::{self, OwnEnvironment};
 use crate::launch::{Launch, slurm};
 use crate::plan::Plan;
 
@@ -30,6 +31,10 @@ pub(super) struct Cluster {
     pub(super) nodes: Nodes,
     /// Where the present start's processes are, or those of the one before while a new one is prepared.
     pub(super) layout: Layout,
+    /// The node that each of them is on: the layout's, or the one that the process says it is on.
+    places: Vec<usize>,
+    /// Whether it was told that the launcher places processes otherwise than the layout says.
+    told_of_order: bool,
     /// Whether there was a start.
     started: bool,
 }
@@ -40,13 +45,62 @@ impl Cluster {
             processes: plan.processes,
             spare: launch.spare_nodes,
             min: launch.min_nodes,
+            // What Slurm says of a node that was lost may be true only some time later.
+            checked: matches!(launch.check, Way::Agent(_)),
         };
         Self {
             nodes: Nodes::new(launch.nodes.clone(), rules),
             layout: Layout::default(),
+            places: Vec::new(),
+            told_of_order: false,
             started: false,
         }
     }
+
+    fn lay_out(&mut self) -> Result<(), TooFew> {
+        self.layout = self.nodes.lay_out()?;
+        let processes = (0..self.layout.processes()).map(Process);
+        self.places = processes
+            .filter_map(|process| self.layout.node_of(process))
+            .collect();
+        self.started = true;
+        Ok(())
+    }
+
+    /// A process has connected from the host that calls itself so. If that is another node than it was to be on, tells so: it is
+    /// this node that is lost with it.
+    fn handle_place(&mut self, process: Process, host: &str) -> Result<(), Misplaced> {
+        let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        let Some(number) = hosts::called(names, host) else {
+            return Ok(());
+        };
+        let Some(place) = self.places.get_mut(process.index()) else {
+            return Ok(());
+        };
+        let asked_for = std::mem::replace(place, number);
+        if asked_for == number {
+            return Ok(());
+        }
+        let asked_for = self.nodes.node(asked_for);
+        let asked_for = asked_for.map_or("", |node| node.name.as_str());
+        if self.nodes.excluded().contains(&number) {
+            return Err(Misplaced::OnExcluded(format!(
+                "{process} is on {host}, which is excluded, and {asked_for} was asked for; have the launcher start processes on the hosts of {{hosts}} or {{hostfile}}"
+            )));
+        }
+        Err(Misplaced::InOtherOrder(format!(
+            "{process} is on {host}, and {asked_for} was asked for: the launcher places processes in an order of its own; where a process says it is, it counts"
+        )))
+    }
+}
+
+/// A process is on another node than the one that it was to be on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Misplaced {
+    /// The node may be used.
+    InOtherOrder(String),
+    /// The node must not be used.
+    OnExcluded(String),
 }
 
 /// Which signals have asked the job to stop.
@@ -155,7 +209,8 @@ impl Job<'_> {
             return;
         };
         if cluster.started {
-            cluster.nodes.handle_ended(&cluster.layout, &fates);
+            let layout = Layout::of_processes(cluster.places.iter().copied());
+            cluster.nodes.handle_ended(&layout, &fates);
         }
         let lost_before = cluster.nodes.excluded();
         let numbers = cluster.nodes.to_check();
@@ -209,8 +264,8 @@ impl Job<'_> {
             }
             cluster.nodes.handle_checked(number, outcome);
         }
-        let laid_out = cluster.nodes.lay_out();
         let first = !cluster.started;
+        let laid_out = cluster.lay_out();
         let end = match laid_out {
             // Who gave a list of nodes wants to know of the one that was misspelt.
             _ if first && !failed.is_empty() && !launch.may_lack_nodes => Some(End::CannotStart {
@@ -219,11 +274,7 @@ impl Job<'_> {
                     failed.join("; ")
                 ),
             }),
-            Ok(layout) => {
-                cluster.layout = layout;
-                cluster.started = true;
-                None
-            }
+            Ok(()) => None,
             Err(error) => Some(End::NodesUsedUp {
                 reason: error.to_string(),
             }),
@@ -232,6 +283,23 @@ impl Job<'_> {
         match end {
             Some(end) => self.recovery.handle_start_failed(clock::now(), 0, end),
             None => self.record_start(),
+        }
+    }
+
+    /// A process has connected from this host: an error, if it must not run there.
+    pub(super) fn handle_place(&mut self, process: Process, host: &str) -> Result<(), String> {
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(());
+        };
+        match cluster.handle_place(process, host) {
+            Ok(()) => Ok(()),
+            Err(Misplaced::InOtherOrder(text)) => {
+                if !std::mem::replace(&mut cluster.told_of_order, true) {
+                    self.teller.warn(text);
+                }
+                Ok(())
+            }
+            Err(Misplaced::OnExcluded(reason)) => Err(reason),
         }
     }
 

@@ -180,6 +180,13 @@ impl Job<'_> {
             self.recovery.handle_hopeless(&reason, end);
             return self.refuse(number, true, reason);
         }
+        if let Err(reason) = self.handle_place(process, host) {
+            let end = End::CannotStart {
+                reason: reason.clone(),
+            };
+            self.recovery.handle_hopeless(&reason, end);
+            return self.refuse(number, true, reason);
+        }
         if !self.peers.set_process(number, process) {
             return self.refuse(number, true, format!("{process} has connected before"));
         }

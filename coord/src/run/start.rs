@@ -135,16 +135,17 @@ impl Start {
                 },
             )
         };
-        // What is in the file does not depend on its name.
-        let text = order(std::path::Path::new("")).hostfile;
-        let hostfile = launcher::write_hostfile(&text)
-            .map_err(system("write a hostfile for the launcher (TMPDIR)"))?;
+        // In the store: should this coordinator be killed, the next one removes it.
+        let hostfile = plan.store.join(store::names::hosts(self.incarnation));
         let order = order(&hostfile);
+        let text = &order.hostfile;
+        launcher::write_hostfile(&hostfile, text)
+            .map_err(system("write the launcher's list of hosts into the store"))?;
         let mut environment = self.environment(address, environment::TRANSPORT_MPI);
         environment.extend(order.environment);
         let mut arguments = vec![order.program.clone().into_os_string()];
         arguments.extend(order.arguments);
-        tracing::info!(?arguments, %text, "launching");
+        tracing::info!(?arguments, text, "launching");
         let program = spawn::Program {
             path: order.program,
             arguments,

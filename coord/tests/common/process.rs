@@ -32,6 +32,9 @@ pub const STEPS: &str = "TEST_STEPS";
 pub const NUMBER: &str = "TEST_PROCESS";
 pub const SIZE: &str = "TEST_PROCESSES";
 
+/// The host that the process says it is on.
+pub const HOST: &str = "TEST_HOST";
+
 /// What processes can be made to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Behaviour {
@@ -240,7 +243,7 @@ impl Member {
                 process,
                 processes: processes.parse().unwrap(),
                 pid: std::process::id(),
-                host: "host-of-the-test".to_owned(),
+                host: std::env::var(HOST).unwrap_or_else(|_| "host-of-the-test".to_owned()),
                 identity,
             },
         };

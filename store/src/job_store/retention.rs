@@ -126,10 +126,11 @@ impl JobStore {
     }
 
     /// Removes what was never finished: files of snapshots that did not become checkpoints, whose
-    /// directories stay, and records that did not get their name. To be done when a coordinator starts, before its
-    /// first snapshot.
+    /// directories stay, records that did not get their name, and lists of hosts of starts that are over. To be done
+    /// when a coordinator starts, before it launches anything.
     pub fn sweep(&self) -> Result<()> {
         self.require_mine("removing what was never finished")?;
+        self.remove_hosts()?;
         let (_, other) = numbered(&*self.storage, names::INCARNATIONS, false)?;
         for path in other {
             if self.is_left_over(&path) {
@@ -211,6 +212,7 @@ impl JobStore {
                 .remove_dir(dir)
                 .map_err(Error::io("remove the directory", storage.describe(dir)))?;
         }
+        self.remove_hosts()?;
         for name in [names::CONTROL, names::LOCK] {
             storage::remove_if_there(storage, name)?;
         }
@@ -219,6 +221,18 @@ impl JobStore {
             Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
             result => result.map_err(Error::io("remove the directory", self.shown())),
         }
+    }
+
+    /// Removes the lists of hosts that killed coordinators have left.
+    fn remove_hosts(&self) -> Result<()> {
+        let entries = self
+            .storage
+            .list("")
+            .map_err(Error::io("list", self.shown()))?;
+        for entry in entries.iter().filter(|it| names::is_hosts(&it.name)) {
+            storage::remove_if_there(&*self.storage, &entry.name)?;
+        }
+        Ok(())
     }
 
     pub(super) fn doubtful(&self) -> MutexGuard<'_, BTreeSet<Epoch>> {

@@ -116,11 +116,16 @@ impl Cluster {
     /// The living processes of its jobs that run a solver, wherever they are.
     #[must_use]
     pub fn solvers(&self, solver: &Solver) -> Vec<u32> {
+        self.running(&solver.name)
+    }
+
+    /// The living processes of its jobs that run a program of this name, wherever they are.
+    #[must_use]
+    pub fn running(&self, program: &str) -> Vec<u32> {
         process::marked(self.bed.mark())
             .into_iter()
             .filter(|&pid| {
-                process::command(pid)
-                    .is_some_and(|words| Path::new(&words[0]).ends_with(&solver.name))
+                process::command(pid).is_some_and(|words| Path::new(&words[0]).ends_with(program))
             })
             .collect()
     }

@@ -17,10 +17,13 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use rand::Rng as _;
 
+use crate::events::{self, Event};
+use crate::job::Job;
 use crate::nodes::cluster::Cluster;
 use crate::nodes::node::Node;
 use crate::nodes::{self, installed, node_name};
 use crate::process::{self, MARK};
+use crate::solver::Solver;
 use job::BatchJob;
 
 /// What runs, and the Debian packages that have it.
@@ -136,6 +139,55 @@ impl<'a> Slurm<'a> {
         let told = self.checked(&words, environment)?;
         let id = told.trim().parse().context("a job's number")?;
         Ok(BatchJob::new(self, id))
+    }
+
+    /// Starts `ckpt run` with a solver and options of the launcher, inside an allocation with options of `salloc` (words).
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn allocate(&self, options: &str, solver: &Solver, ckpt: &str) -> Result<Job<'a>> {
+        let config = config::path(&self.folder);
+        let mut words = vec![format!("SLURM_CONF={}", config.display())];
+        words.extend(["salloc", "--quiet"].map(str::to_owned));
+        words.extend(options.split_whitespace().map(str::to_owned));
+        let ckpt: Vec<_> = ckpt.split_whitespace().collect();
+        self.cluster.start_under(&words, solver, &ckpt)
+    }
+
+    /// Waits until there is no job any more, not even one that is being cleaned up.
+    ///
+    /// # Errors
+    /// When some stay.
+    pub fn wait_empty(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let jobs = self.tell("squeue --noheader")?;
+            if jobs.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("jobs that do not end:\n{jobs}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until the event log of the cluster's jobs has what is looked for.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub fn wait_events(&self, what: &str, there: impl Fn(&[Event]) -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let events = events::read_all(&self.cluster.events())?;
+            if there(&events) {
+                return Ok(());
+            }
+            if start.elapsed() > job::PATIENCE {
+                bail!("waited in vain for {what}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The state of a node, as `sinfo` tells it.
