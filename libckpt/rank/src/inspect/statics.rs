@@ -5,10 +5,10 @@
 //! right in every process.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
 use std::ops::Range;
 
-use object::{Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSymbol, ReadCache, SymbolKind};
 
 use crate::identity;
 
@@ -149,10 +149,13 @@ impl Changed {
         if changed.is_empty() && locals.is_empty() {
             return Vec::new();
         }
-        let Ok(program) = fs::read("/proc/self/exe") else {
+        let Ok(program) = File::open("/proc/self/exe") else {
             return Vec::new();
         };
-        let Ok(file) = object::File::parse(&*program) else {
+        // Keeps what is looked at and nothing else: a program with its debug information may be larger than the
+        // memory that storing may take.
+        let program = ReadCache::new(program);
+        let Ok(file) = object::File::parse(&program) else {
             return Vec::new();
         };
         let bias = identity::program_load_bias();
