@@ -232,7 +232,8 @@ fn a_node_that_came_back_is_used_again_after_a_later_failure() -> Result<()> {
         cluster.nodes().kill(3)?;
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         ensure!(outcome.result()? == expected, "{}", outcome.story());
-        assert_eq!(last_nodes(&outcome)?, ["node1", "node2"]);
+        let used = last_nodes(&outcome)?;
+        ensure!(used == ["node1", "node2"], "{used:?}: {}", outcome.story());
         Ok(())
     })
 }

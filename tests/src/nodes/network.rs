@@ -2,8 +2,12 @@
 
 use std::fmt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+
+/// How long a bridge may take to forward.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An address on the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +79,8 @@ impl Network {
             node,
             &format!("addr add {}/24 dev eth0", Address::node(number)),
         )?;
-        ip(node, "link set eth0 up")
+        ip(node, "link set eth0 up")?;
+        wait_for_bridge(node)
     }
 
     /// Removes a node's interfaces, if they are still there.
@@ -105,6 +110,27 @@ impl Network {
             "nsenter --target {} --net ip link set port{number} {state}",
             self.head
         )
+    }
+}
+
+/// Waits until the bridge forwards what a node sends, which it does some time after the link is up.
+fn wait_for_bridge(node: u32) -> Result<()> {
+    // Nobody listens there: a head that is reached refuses.
+    let connect = format!("exec 3<>/dev/tcp/{}/9", Address::head());
+    let start = Instant::now();
+    loop {
+        let output = Command::new("nsenter")
+            .args(["--target", &node.to_string(), "--net", "bash", "-c", &connect])
+            .stdin(Stdio::null())
+            .output()
+            .context("start nsenter")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("refused") {
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("a node does not reach the head: {}", said.trim());
+        }
     }
 }
 
