@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
 use crate::interval::Ground;
+use crate::migration::{MoveDirective, MoveReport};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -145,6 +146,8 @@ pub enum Directive {
         /// extends the process's lease ([`crate::recovery::lease`]).
         heard: u64,
     },
+    /// About the move of a rank between running processes ([`crate::migration`]).
+    Move(MoveDirective),
 }
 
 /// A process's part of the job.
@@ -365,6 +368,8 @@ pub enum Report {
         /// What is there instead, or why it can't be read.
         reason: String,
     },
+    /// About the move of a rank between running processes ([`crate::migration`]).
+    Move(MoveReport),
 }
 
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer

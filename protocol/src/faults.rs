@@ -33,11 +33,23 @@ pub enum Fault {
     RebaseForgetsCuts,
     /// A message that was received before is delivered again when it is sent again.
     DuplicateDelivered,
+    /// The source of a move resumes its rank when it hears that the rank is the target's.
+    SourceResumesAfterHandOver,
+    /// The target of a move runs the rank as soon as it has all of it, before the coordinator has recorded that.
+    TargetRunsBeforeRecord,
+    /// The source drops its forwarding entry without waiting for its peers' confirmations.
+    ForwardingDroppedEarly,
+    /// The coordinator has the forwarding entry dropped when the target has the rank, before all processes know.
+    ForgottenBeforeLearned,
+    /// Packets for a rank that is frozen for its move go to the copy that stays.
+    DeliveredToFrozen,
+    /// News of where a rank is are believed although they are older than what is known.
+    StalePlaceLearned,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::MarkerAfterNextPacket,
         Self::RecordAfterMarker,
         Self::FirstPacketUnrecorded,
@@ -50,6 +62,12 @@ impl Fault {
         Self::RebaseIgnored,
         Self::RebaseForgetsCuts,
         Self::DuplicateDelivered,
+        Self::SourceResumesAfterHandOver,
+        Self::TargetRunsBeforeRecord,
+        Self::ForwardingDroppedEarly,
+        Self::ForgottenBeforeLearned,
+        Self::DeliveredToFrozen,
+        Self::StalePlaceLearned,
     ];
 }
 

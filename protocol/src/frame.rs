@@ -137,7 +137,8 @@ impl Decoder {
 mod tests {
     use super::*;
     use crate::control::{Directive, Felt, LinkCount, Report};
-    use crate::ids::{Epoch, Process};
+    use crate::ids::{Epoch, Move, Process, Rank};
+    use crate::migration::{MoveDirective, MoveMode, MoveNeeds, MoveReport};
 
     fn stored() -> Report {
         Report::Stored {
@@ -170,6 +171,92 @@ mod tests {
             assert_eq!(messages, [stored(), Report::Ready { restore_us: 5 }]);
             assert!(!decoder.is_inside_frame());
         }
+    }
+
+    #[test]
+    fn messages_about_moves_come_back_as_they_were() {
+        let (id, rank, from, to) = (Move(u64::MAX), Rank(7), Process(0), Process(u32::MAX));
+        let mode = MoveMode::Postcopy;
+        let needs = MoveNeeds {
+            image_bytes: 1 << 40,
+            files: vec!["/data/out.bin".to_owned(), String::new()],
+        };
+        let directives = [
+            MoveDirective::Examine { id, rank, to, mode },
+            MoveDirective::Prepare {
+                id,
+                rank,
+                from,
+                mode,
+                needs: needs.clone(),
+            },
+            MoveDirective::Transfer { id },
+            MoveDirective::GiveUp { id },
+            MoveDirective::Moved { id, rank, from, to },
+            MoveDirective::Forget {
+                id,
+                confirmations: u32::MAX,
+            },
+        ];
+        let reports = [
+            MoveReport::Movable { id, needs },
+            MoveReport::Prepared { id },
+            MoveReport::Received { id },
+            MoveReport::Refused {
+                id,
+                reason: "no".to_owned(),
+            },
+            MoveReport::GivenUp { id },
+            MoveReport::Learned {
+                id,
+                confirmed: true,
+            },
+            MoveReport::Complete { id },
+            MoveReport::Forgotten { id },
+        ];
+        let mut bytes = Vec::new();
+        for directive in directives.clone() {
+            encode(&Directive::Move(directive), &mut bytes).unwrap();
+        }
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes);
+        for directive in directives {
+            assert_eq!(directive.id(), id);
+            let came = decoder.next().unwrap();
+            assert_eq!(came, Some(Directive::Move(directive)));
+        }
+        bytes.clear();
+        for report in reports.clone() {
+            encode(&Report::Move(report), &mut bytes).unwrap();
+        }
+        decoder.feed(&bytes);
+        for report in reports {
+            assert_eq!(report.id(), id);
+            assert_eq!(decoder.next().unwrap(), Some(Report::Move(report)));
+        }
+        assert!(!decoder.is_inside_frame());
+    }
+
+    #[test]
+    fn needs_beyond_the_limit_are_not_sent_and_a_false_count_of_them_is_refused() {
+        let needs = MoveNeeds {
+            image_bytes: 0,
+            files: vec!["x".repeat(FRAME_BYTES_MAX / 2); 3],
+        };
+        let id = Move(1);
+        let mut bytes = Vec::new();
+        let error = encode(&Report::Move(MoveReport::Movable { id, needs }), &mut bytes);
+        assert!(matches!(error.unwrap_err(), FrameError::TooLong { .. }));
+        // A short frame that announces four thousand million files.
+        let needs = MoveNeeds::default();
+        encode(&Report::Move(MoveReport::Movable { id, needs }), &mut bytes).unwrap();
+        bytes.pop();
+        bytes.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
+        bytes[0] += 4;
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes);
+        let error = decoder.next::<Report>().unwrap_err();
+        assert!(matches!(error, FrameError::Decode { .. }));
     }
 
     #[test]
@@ -237,6 +324,9 @@ mod tests {
             let mut decoder = Decoder::new();
             decoder.feed(&bytes);
             while let Ok(Some(_)) = decoder.next::<Report>() {}
+            let mut decoder = Decoder::new();
+            decoder.feed(&bytes);
+            while let Ok(Some(_)) = decoder.next::<Directive>() {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The numbers that name things: ranks, processes, epochs, incarnations, jobs.
+//! The numbers that name things: ranks, processes, epochs, incarnations, moves, jobs.
 
 use std::fmt;
 
@@ -41,6 +41,11 @@ number!(
     /// The number of a start of the job, from 1. A restart is a new incarnation.
     Incarnation(u64),
     "incarnation"
+);
+number!(
+    /// The number of a move of a rank to another process, from 1 in each incarnation. 0 stands for the placement at the start.
+    Move(u64),
+    "move"
 );
 
 impl Epoch {

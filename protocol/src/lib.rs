@@ -15,6 +15,7 @@ pub mod frame;
 pub mod identity;
 pub mod ids;
 pub mod interval;
+pub mod migration;
 pub mod nodes;
 pub mod participant;
 pub mod placement;

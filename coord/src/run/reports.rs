@@ -316,6 +316,10 @@ impl Job<'_> {
                 };
                 self.recovery.handle_hopeless(&reason, end);
             }
+            Report::Move(report) => self.teller.warn(format!(
+                "{process} reports about {}, which was not asked for",
+                report.id()
+            )),
             Report::Warning { text } => self.teller.warn(text),
             Report::Note { text } => {
                 tracing::info!(%process, %text, "note");

@@ -159,6 +159,7 @@ impl Scheduler {
                     | Directive::Stop
                     | Directive::Ping { .. }
                     | Directive::Assignment(_)
+                    | Directive::Move(_)
                     | Directive::Refused { .. } => {
                         return Err(Fatal::new(format!(
                             "an unexpected directive: {directive:?}"

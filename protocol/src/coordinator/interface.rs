@@ -155,3 +155,18 @@ pub struct Status {
     /// Ranks that have finished.
     pub finished: u32,
 }
+
+/// What the snapshot side wants of the moves of ranks, which it excludes: see [`crate::migration`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// Nothing: moves may begin.
+    None,
+    /// A snapshot is due, or was asked for. It waits until no move is under way.
+    Due,
+    /// The last snapshot before the job stops waits.
+    Last,
+    /// A snapshot is under way.
+    UnderWay,
+    /// The job is complete, stops, or has lost a process.
+    Over,
+}

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::collection::{Collection, Part};
-use super::interface::{Config, Last, Output, Phase, Published, RequestId, Resolution, Status};
+use super::interface::{
+    Config, Last, Need, Output, Phase, Published, RequestId, Resolution, Status,
+};
 use crate::ids::{Epoch, Process, Rank};
 
 /// How long to wait before the store is asked again what became of a publishing.
@@ -57,6 +59,10 @@ pub struct Coordinator {
     /// Requests that came after the cut may have begun: they want a later one.
     waiting: Vec<RequestId>,
     finished: BTreeSet<Rank>,
+    /// Ranks are being moved: no snapshot begins.
+    held: bool,
+    /// The time for a snapshot came while it was held.
+    due: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -75,6 +81,8 @@ impl Coordinator {
             serving: Vec::new(),
             waiting: Vec::new(),
             finished: BTreeSet::new(),
+            held: false,
+            due: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -92,7 +100,7 @@ impl Coordinator {
             Some((_, _, Snapshot::Collecting { deadline, .. })) => Some(*deadline),
             Some((_, _, Snapshot::Resolving { again_at })) => *again_at,
             Some(_) => None,
-            None if self.life == Life::Running => self.next_at,
+            None if self.life == Life::Running && !self.due => self.next_at,
             None => None,
         }
     }
@@ -135,6 +143,32 @@ impl Coordinator {
         self.committed
     }
 
+    /// What is wanted of the moves of ranks.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        match self.life {
+            Life::Closed | Life::Over => Need::Over,
+            _ if self.current.is_some() => Need::UnderWay,
+            Life::Terminating { .. } => Need::Last,
+            Life::Running if self.due || !self.waiting.is_empty() => Need::Due,
+            Life::Running => Need::None,
+        }
+    }
+
+    /// Whether moves of ranks are under way, or next: no snapshot begins while they are. [`crate::migration::settle`] calls it.
+    pub fn handle_moves(&mut self, now: Duration, held: bool) {
+        if std::mem::replace(&mut self.held, held) != held {
+            self.advance(now);
+        }
+    }
+
+    /// A rank is another process's from now on. Only while no snapshot is under way, as [`Self::handle_moves`] has it.
+    pub fn handle_placed(&mut self, rank: Rank, process: Process) {
+        if let Some(place) = self.config.placement.get_mut(rank.index()) {
+            *place = process;
+        }
+    }
+
     /// Somebody asks for a checkpoint of how things are now.
     ///
     /// A snapshot that is already announced may have cut before the request, so it does not answer it.
@@ -161,6 +195,7 @@ impl Coordinator {
         self.config.every = every;
         if self.current.is_none() {
             self.next_at = every.map(|every| self.since.saturating_add(every).max(now));
+            self.due = self.held && self.next_at.is_some_and(|at| at <= now);
         }
     }
 
@@ -468,15 +503,19 @@ impl Coordinator {
             self.outputs.push_back(Output::End);
             return;
         }
-        if let Life::Terminating { tries } = &mut self.life {
+        let due = self.next_at.is_some_and(|at| now >= at);
+        if self.held {
+            self.due |= due;
+        } else if let Life::Terminating { tries } = &mut self.life {
             *tries = tries.saturating_sub(1);
             self.start(now);
-        } else if !self.waiting.is_empty() || self.next_at.is_some_and(|at| now >= at) {
+        } else if !self.waiting.is_empty() || due {
             self.start(now);
         }
     }
 
     fn start(&mut self, now: Duration) {
+        self.due = false;
         self.newest = self.newest.next();
         let epoch = self.newest;
         self.serving.append(&mut self.waiting);

@@ -39,5 +39,5 @@ mod random;
 mod tests;
 
 pub use collection::{Collected, Part, Unsound};
-pub use interface::{Config, Last, Output, Phase, Published, RequestId, Resolution, Status};
+pub use interface::{Config, Last, Need, Output, Phase, Published, RequestId, Resolution, Status};
 pub use machine::Coordinator;

@@ -94,6 +94,13 @@ impl<F: Faults> Participant<F> {
         }
     }
 
+    /// Whether packets may have gone on the link to `peer`. Unlike [`send_gate`](Self::send_gate) it asks for nothing.
+    #[must_use]
+    pub fn is_open(&self, peer: Process) -> bool {
+        let link = self.links.get(peer.index());
+        link.is_some_and(|link| link.gate_open)
+    }
+
     #[cold]
     fn ask(&mut self, peer: Process) -> Gate {
         debug_assert_ne!(peer, self.me, "a process has no link to itself");

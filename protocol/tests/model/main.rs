@@ -6,11 +6,14 @@
 //! files that checkpoints need.
 
 mod job;
+mod moves;
 mod pages;
 
 use job::{Limits, Small};
+use moves::{MoveMistake, Moving};
 use pages::{Paging, StoreMistake};
 use protocol::faults::{Broken, Fault};
+use protocol::migration::MoveMode;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// Goes through every state; all that must hold holds, all that should be possible happens.
@@ -208,4 +211,167 @@ fn larger_jobs_are_always_consistent() {
         .spawn_bfs()
         .join()
         .assert_properties();
+}
+
+/// The same with ranks that move.
+#[test]
+#[ignore = "minutes"]
+fn larger_jobs_with_moves_are_always_consistent() {
+    move_hold(moves::Limits {
+        snapshots: 1,
+        losses: 1,
+        ..THIRD
+    });
+    move_hold(BOTH_WAYS);
+    move_hold(BOTH);
+}
+
+/// Goes through every state of jobs whose ranks move.
+fn move_hold(limits: moves::Limits) {
+    let sound = Moving {
+        limits,
+        fault: Broken(None),
+        mistake: None,
+    };
+    let checker = sound.checker().threads(2).spawn_bfs().join();
+    println!(
+        "{} states, depth {}",
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+}
+
+/// With the mistake, some state breaks what must hold.
+fn move_caught(limits: moves::Limits, fault: Option<Fault>, mistake: Option<MoveMistake>) {
+    let broken = Moving {
+        limits,
+        fault: Broken(fault),
+        mistake,
+    };
+    let checker = broken
+        .checker()
+        .threads(2)
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let found = checker
+        .discovery(moves::SAFE)
+        .or_else(|| checker.discovery(moves::ENDS));
+    let path = found.unwrap_or_else(|| panic!("{fault:?} {mistake:?} was not caught"));
+    let violation = path.last_state().violation.clone();
+    let steps = path.into_actions().len();
+    println!("{fault:?} {mistake:?} after {steps} steps: {violation:?}");
+}
+
+/// A rank moves to its peer's process; either may refuse, or be lost.
+const ACROSS: moves::Limits = moves::Limits {
+    processes: 2,
+    placement: &[0, 1],
+    messages: &[(0, 1, 1), (1, 0, 1)],
+    moves: &[(0, 1, MoveMode::Stop)],
+    snapshots: 0,
+    failures: 1,
+    losses: 1,
+};
+
+/// The same with a snapshot, which may fail.
+const SNAPSHOT: moves::Limits = moves::Limits {
+    snapshots: 1,
+    losses: 0,
+    ..ACROSS
+};
+
+/// A rank moves to a third process, and pages come after it.
+const THIRD: moves::Limits = moves::Limits {
+    processes: 3,
+    messages: &[(1, 0, 2)],
+    moves: &[(0, 2, MoveMode::Postcopy)],
+    failures: 0,
+    losses: 0,
+    ..ACROSS
+};
+
+/// The same, with messages both ways.
+const BOTH_WAYS: moves::Limits = moves::Limits {
+    messages: &[(1, 0, 2), (0, 1, 1)],
+    ..THIRD
+};
+
+/// There and back.
+const BACK: moves::Limits = moves::Limits {
+    moves: &[(0, 1, MoveMode::Stop), (0, 0, MoveMode::Stop)],
+    messages: &[(1, 0, 2), (0, 1, 1)],
+    losses: 0,
+    ..ACROSS
+};
+
+/// Two ranks that talk to each other move at the same time.
+const BOTH: moves::Limits = moves::Limits {
+    processes: 4,
+    moves: &[(0, 2, MoveMode::Stop), (1, 3, MoveMode::Stop)],
+    messages: &[(0, 1, 1)],
+    failures: 0,
+    losses: 0,
+    ..ACROSS
+};
+
+#[test]
+fn a_rank_that_moves_is_always_one_process_s_whoever_refuses_or_is_lost() {
+    move_hold(ACROSS);
+    move_hold(moves::Limits {
+        messages: &[(1, 0, 1)],
+        failures: 1,
+        losses: 1,
+        ..THIRD
+    });
+}
+
+#[test]
+fn snapshots_and_moves_exclude_each_other() {
+    move_hold(SNAPSHOT);
+    move_hold(moves::Limits {
+        failures: 0,
+        losses: 1,
+        ..SNAPSHOT
+    });
+    move_hold(moves::Limits {
+        snapshots: 1,
+        ..THIRD
+    });
+}
+
+#[test]
+fn messages_find_a_rank_that_moves_to_a_third_process() {
+    move_hold(THIRD);
+    move_hold(moves::Limits {
+        messages: &[(1, 0, 1), (0, 1, 1)],
+        ..THIRD
+    });
+}
+
+#[test]
+fn messages_find_a_rank_that_moves_there_and_back() {
+    move_hold(BACK);
+}
+
+#[test]
+fn mistakes_with_moves_are_caught() {
+    for fault in [
+        Fault::SourceResumesAfterHandOver,
+        Fault::TargetRunsBeforeRecord,
+        Fault::ForwardingDroppedEarly,
+        Fault::ForgottenBeforeLearned,
+        Fault::DeliveredToFrozen,
+    ] {
+        move_caught(THIRD, Some(fault), None);
+    }
+    move_caught(BOTH_WAYS, Some(Fault::StalePlaceLearned), None);
+    for mistake in [
+        MoveMistake::SnapshotDuringMove,
+        MoveMistake::MoveDuringSnapshot,
+        MoveMistake::RecordKeptBack,
+    ] {
+        move_caught(SNAPSHOT, None, Some(mistake));
+    }
 }

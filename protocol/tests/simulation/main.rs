@@ -47,6 +47,21 @@ fn no_seed_loses_doubles_or_orphans_a_message_or_harms_a_checkpoint() {
         ("lost files", sum.lost_files),
         ("old files that can't be read", sum.unreadable_bases),
         ("snapshots whose base was gone", sum.outrun),
+        ("moves", sum.moves),
+        ("moves beside others", sum.moves_beside_others),
+        ("moves that were not", sum.moves_given_up),
+        (
+            "moves that a snapshot did not wait for",
+            sum.moves_for_snapshots,
+        ),
+        ("packets that were forwarded", sum.forwarded),
+        ("checkpoints after a move", sum.commits_after_moves),
+        ("losses while a rank was examined", sum.move_kills[0]),
+        ("losses while a target was prepared", sum.move_kills[1]),
+        ("losses while a rank was sent", sum.move_kills[2]),
+        ("losses after the record", sum.move_kills[3]),
+        ("losses while a rank was forgotten", sum.move_kills[4]),
+        ("losses while a move was given up", sum.move_kills[5]),
     ] {
         assert!(times > 0, "no {what} in {SEEDS} seeds");
     }
@@ -60,24 +75,37 @@ fn a_seed_is_the_same_run_every_time() {
 }
 /// A seed at which each mistake was found. When the way runs are drawn changes, these become other runs:
 /// the test says so, and `--mistake NAME` of the example finds new ones.
-const FOUND: [(Mistake, u64); 17] = [
+const FOUND: [(Mistake, u64); 30] = [
     (Mistake::Machine(Fault::MarkerAfterNextPacket), 7),
     (Mistake::Machine(Fault::RecordAfterMarker), 12),
-    (Mistake::Machine(Fault::FirstPacketUnrecorded), 8),
-    (Mistake::Machine(Fault::OpenWithoutAnswer), 12),
-    (Mistake::Machine(Fault::OpenBeforeCut), 58),
-    (Mistake::Machine(Fault::DeliverBeforeCut), 8),
-    (Mistake::Machine(Fault::LateMarkerCounts), 72),
-    (Mistake::Machine(Fault::AbortedPagesForgotten), 37),
-    (Mistake::Machine(Fault::AbortedTakenAsParent), 23),
+    (Mistake::Machine(Fault::FirstPacketUnrecorded), 12),
+    (Mistake::Machine(Fault::OpenWithoutAnswer), 5),
+    (Mistake::Machine(Fault::OpenBeforeCut), 21),
+    (Mistake::Machine(Fault::DeliverBeforeCut), 9),
+    (Mistake::Machine(Fault::LateMarkerCounts), 33),
+    (Mistake::Machine(Fault::AbortedPagesForgotten), 17),
+    (Mistake::Machine(Fault::AbortedTakenAsParent), 17),
     (Mistake::Machine(Fault::RebaseIgnored), 26),
     (Mistake::Machine(Fault::RebaseForgetsCuts), 1389),
     (Mistake::Machine(Fault::DuplicateDelivered), 17),
+    (Mistake::Machine(Fault::SourceResumesAfterHandOver), 17),
+    (Mistake::Machine(Fault::TargetRunsBeforeRecord), 17),
+    (Mistake::Machine(Fault::ForwardingDroppedEarly), 39),
+    (Mistake::Machine(Fault::ForgottenBeforeLearned), 21),
+    (Mistake::Machine(Fault::DeliveredToFrozen), 17),
+    (Mistake::Machine(Fault::StalePlaceLearned), 39),
     (Mistake::Around(Slip::StorageOutOfOrder), 203),
     (Mistake::Around(Slip::ParentUnchecked), 26),
     (Mistake::Around(Slip::NeedsNotKept), 3),
     (Mistake::Around(Slip::AnnouncedBeforeRename), 0),
-    (Mistake::Around(Slip::AddressKept), 21),
+    (Mistake::Around(Slip::AddressKept), 3),
+    (Mistake::Around(Slip::SnapshotDuringMove), 21),
+    (Mistake::Around(Slip::MoveDuringSnapshot), 100),
+    (Mistake::Around(Slip::RecordKeptBack), 17),
+    (Mistake::Around(Slip::QueueKept), 39),
+    (Mistake::Around(Slip::NotAnnouncedAgain), 170),
+    (Mistake::Around(Slip::NotDrained), 66),
+    (Mistake::Around(Slip::QueuedStayBehind), 39),
 ];
 
 #[test]

@@ -120,7 +120,14 @@ fn wait_for_bridge(node: u32) -> Result<()> {
     let start = Instant::now();
     loop {
         let output = Command::new("nsenter")
-            .args(["--target", &node.to_string(), "--net", "bash", "-c", &connect])
+            .args([
+                "--target",
+                &node.to_string(),
+                "--net",
+                "bash",
+                "-c",
+                &connect,
+            ])
             .stdin(Stdio::null())
             .output()
             .context("start nsenter")?;

@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::control::{Directive, Report};
-use protocol::coordinator::{self, Collected, Coordinator, Last, Part, Published, Resolution};
+use protocol::coordinator::{
+    self, Collected, Coordinator, Last, Need, Part, Published, RequestId, Resolution,
+};
+use protocol::faults::Broken;
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process};
 use protocol::interval::{Bounds, Estimator};
+use protocol::migration::{self, Ask, Moves, MovesOutput};
 use protocol::recovery::{self, Choice, End, Exit, Recovery};
+
+use super::trouble::{Options, Slip};
 
 /// What the command wants done outside.
 #[derive(Clone, Debug)]
@@ -29,6 +35,8 @@ pub enum Deed {
     },
     /// Mark a checkpoint as bad.
     MarkBad(Epoch, String),
+    /// A move is over, or will not be.
+    Moved(Result<protocol::migration::Done, String>),
     /// The command is over.
     Ended(End),
 }
@@ -66,6 +74,11 @@ pub struct Command {
     pub processes: u32,
     pub recovery: Recovery,
     pub coordinator: Option<Coordinator>,
+    pub moves: Option<Moves<Broken>>,
+    asked: u64,
+    snapshot_patience: Duration,
+    fault: Broken,
+    slip: Option<Slip>,
     pub placement: Vec<Process>,
     pub deeds: Vec<Deed>,
     every: Duration,
@@ -81,7 +94,7 @@ pub struct Command {
 }
 
 impl Command {
-    pub fn new(now: Duration, processes: u32, every: Duration, auto: Option<Bounds>) -> Self {
+    pub fn new(now: Duration, processes: u32, auto: Option<Bounds>, options: &Options) -> Self {
         let ms = Duration::from_millis;
         let rules = recovery::Config {
             proof: recovery::Proof::Child,
@@ -97,9 +110,14 @@ impl Command {
             processes,
             recovery: Recovery::new(rules, now),
             coordinator: None,
+            moves: None,
+            asked: 0,
+            snapshot_patience: options.snapshot_patience,
+            fault: options.fault,
+            slip: options.slip,
             placement: Vec::new(),
             deeds: Vec::new(),
-            every,
+            every: options.every,
             estimator: auto.map(Estimator::new),
             cost: Duration::ZERO,
             announced: Duration::ZERO,
@@ -115,7 +133,8 @@ impl Command {
             .coordinator
             .as_ref()
             .and_then(Coordinator::poll_timeout);
-        [self.recovery.poll_timeout(), coordinator]
+        let moves = self.moves.as_ref().and_then(Moves::poll_timeout);
+        [self.recovery.poll_timeout(), coordinator, moves]
             .into_iter()
             .flatten()
             .min()
@@ -141,6 +160,11 @@ impl Command {
             Report::Ready { .. } => self.recovery.handle_ready(now, process),
             Report::RestoreFailed { reason, .. } => {
                 self.recovery.handle_restore_failed(process, &reason);
+            }
+            Report::Move(report) => {
+                if let Some(moves) = &mut self.moves {
+                    moves.handle_report(now, process, report);
+                }
             }
             report => {
                 let Some(coordinator) = &mut self.coordinator else {
@@ -183,7 +207,41 @@ impl Command {
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.handle_timeout(now);
         }
+        if let Some(moves) = &mut self.moves {
+            moves.handle_timeout(now);
+        }
         self.act(now);
+    }
+
+    /// Somebody wants a rank moved.
+    pub fn ask(&mut self, now: Duration, ask: Ask) {
+        if let Some(moves) = &mut self.moves {
+            self.asked += 1;
+            moves.handle_request(RequestId(self.asked), ask);
+            self.act(now);
+        }
+    }
+
+    /// Has snapshots and moves exclude each other, or fails to.
+    fn settle(&mut self, now: Duration) {
+        let (Some(coordinator), Some(moves)) = (&mut self.coordinator, &mut self.moves) else {
+            return;
+        };
+        let Some(slip) = self.slip else {
+            return migration::settle(now, coordinator, moves);
+        };
+        let need = match coordinator.need() {
+            Need::Due | Need::UnderWay if slip == Slip::MoveDuringSnapshot => Need::None,
+            need => need,
+        };
+        moves.handle_snapshots(now, need);
+        for (rank, process) in moves.take_recorded() {
+            if slip != Slip::RecordKeptBack {
+                coordinator.handle_placed(rank, process);
+            }
+        }
+        let held = moves.holds_snapshots() && slip != Slip::SnapshotDuringMove;
+        coordinator.handle_moves(now, held);
     }
 
     pub fn connected(&mut self, now: Duration, process: Process) {
@@ -248,12 +306,24 @@ impl Command {
     /// Does what both machines say until neither says more.
     pub fn act(&mut self, now: Duration) {
         loop {
+            self.settle(now);
             if let Some(output) = self.recovery.poll_output() {
                 self.recover(now, output);
             } else if let Some(output) =
                 self.coordinator.as_mut().and_then(Coordinator::poll_output)
             {
                 self.coordinate(now, output);
+            } else if let Some(output) = self.moves.as_mut().and_then(Moves::poll_output) {
+                match output {
+                    MovesOutput::Tell { process, directive } => {
+                        self.tell(process, &Directive::Move(directive));
+                    }
+                    MovesOutput::TellAll { directive } => {
+                        self.tell_all(&Directive::Move(directive));
+                    }
+                    MovesOutput::Waiting { .. } => {}
+                    MovesOutput::Answer { outcome, .. } => self.deeds.push(Deed::Moved(outcome)),
+                }
             } else if self.closing
                 && self
                     .coordinator
@@ -262,6 +332,7 @@ impl Command {
             {
                 self.closing = false;
                 self.coordinator = None;
+                self.moves = None;
                 self.recovery.handle_settled();
             } else {
                 return;
@@ -290,6 +361,13 @@ impl Command {
                     store_timeout: Duration::from_millis(20),
                 };
                 self.coordinator = Some(Coordinator::new(rules, now));
+                let rules = migration::Config {
+                    processes: self.processes,
+                    placement: self.placement.clone(),
+                    snapshot_patience: self.snapshot_patience,
+                    end_patience: Duration::from_millis(10),
+                };
+                self.moves = Some(Moves::with_faults(rules, self.fault));
                 self.tell_all(&Directive::Go);
             }
             To::Ping => self.tell_all(&Directive::Ping { heard: 0 }),

@@ -52,6 +52,10 @@ impl World {
                     return violated(format!("{epoch} was announced, but is not in the store"));
                 }
                 self.report.commits += 1;
+                let command = self.command.as_ref();
+                let moved = command.and_then(|it| Some((it, it.moves.as_ref()?.placement())));
+                let moved = moved.is_some_and(|(command, now)| now != command.placement);
+                self.report.commits_after_moves += u64::from(moved);
                 let forget = self.options.slip == Some(Slip::NeedsNotKept);
                 self.store.retain(self.options.keep, forget);
                 let only_needed = self.store.epochs.iter().filter(|(before, directory)| {
@@ -71,7 +75,29 @@ impl World {
                     directory.bad = Some(reason);
                 }
             }
+            Deed::Moved(outcome) => self.moved(&outcome)?,
             Deed::Ended(end) => self.ended(end)?,
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, outcome: &Result<protocol::migration::Done, String>) -> Checked {
+        match outcome {
+            Ok(done) => {
+                let moves = self.command.as_ref().and_then(|it| it.moves.as_ref());
+                let underway: Vec<_> = moves.iter().flat_map(|moves| moves.underway()).collect();
+                self.report.moves += u64::from(done.from != done.to);
+                self.report.moves_beside_others += u64::from(!underway.is_empty());
+                let moves_on = underway.iter().any(|other| other.rank == done.rank);
+                if done.from != done.to && !moves_on && !self.is_run(done.rank, done.to) {
+                    return violated(format!("{} was moved and is run by nobody", done.rank));
+                }
+            }
+            Err(reason) => {
+                self.report.moves_given_up += 1;
+                let waited = reason.contains("a checkpoint was due");
+                self.report.moves_for_snapshots += u64::from(waited);
+            }
         }
         Ok(())
     }
@@ -373,8 +399,41 @@ impl World {
         self.next_command();
     }
 
+    /// Perhaps the source or the target of a move is killed now, or hangs.
+    fn trouble_a_move(&mut self) -> Checked {
+        let kills = self.options.move_kills;
+        let command = self.command.as_ref();
+        let underway = command.and_then(|it| Some((it.incarnation?, it.moves.as_ref()?)));
+        let Some((incarnation, moves)) = underway else {
+            return Ok(());
+        };
+        let underway: Vec<_> = moves.underway().collect();
+        if underway.is_empty() || !self.rng.random_bool(kills) {
+            return Ok(());
+        }
+        self.troubles_left -= 1;
+        let chosen = underway[self.rng.random_range(0..underway.len())];
+        self.report.move_kills[chosen.step as usize] += 1;
+        let process = match self.rng.random_bool(0.5) {
+            true => chosen.from,
+            false => chosen.to,
+        };
+        if self.rng.random_bool(0.2) {
+            if let Some(hosted) = self.hosted.get_mut(&(incarnation, process)) {
+                hosted.hung = true;
+            }
+            return Ok(());
+        }
+        self.report.process_kills += 1;
+        self.end(incarnation, process, KILLED);
+        self.perform()
+    }
+
     /// Perhaps something goes wrong now.
     pub(super) fn trouble(&mut self) -> Checked {
+        if self.troubles_left > 0 && self.options.move_kills > 0.0 {
+            self.trouble_a_move()?;
+        }
         if self.troubles_left == 0 || !self.rng.random_bool(self.options.trouble) {
             return Ok(());
         }

@@ -1,29 +1,27 @@
 //! A deterministic simulator of a whole job: everything that happens follows from one seed.
 //!
 //! What is real here is the protocol: [`protocol::participant`], [`protocol::channel`],
-//! [`protocol::dirty`], [`protocol::coordinator`], [`protocol::recovery`] and [`protocol::frame`] are the
-//! machines of the product. What is played is the world around them: ranks, links, the store, the
+//! [`protocol::dirty`], [`protocol::coordinator`], [`protocol::migration`], [`protocol::recovery`] and
+//! [`protocol::frame`] are the machines of the product. What is played is the world around them: ranks, links, the store, the
 //! control connections, time, and trouble.
 //!
 //! - `script`: what the ranks do, and what their memory must be after every step, whatever happens.
 //! - `rank`: a rank with its message tables: a small engine.
 //! - `process`: a process that hosts ranks and drives the participant.
+//! - `moving`: what it does when ranks move.
 //! - `ring`: a link: in order, late, of limited size.
 //! - `store`: epochs, files, manifests; what survives every kill.
 //! - `check`: what must hold for every published checkpoint.
-//! - `command`: one run of `ckpt`, which drives the coordinator and the recovery.
+//! - `command`: one run of `ckpt`, which drives the coordinator, the moves and the recovery.
 //! - `trouble`: how sizes, delays and the amount of trouble are drawn.
 //! - `world`: events in the order of time.
 //! - `deeds`: what the command wants done, and trouble: kills of processes and of `ckpt`, hangs, failed and
 //!   torn writes, bit flips, stops and restarts with another number of processes.
-//!
-//! Moves of ranks between running processes come with migration; their place is an event of `world`
-//! and a forwarding entry in `process`. The channel machine, which makes them invisible, is in use
-//! already.
 
 pub mod check;
 pub mod command;
 mod deeds;
+mod moving;
 pub mod process;
 pub mod rank;
 pub mod ring;

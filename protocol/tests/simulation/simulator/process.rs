@@ -6,17 +6,19 @@ use std::time::Duration;
 use protocol::control::{Assignment, Directive, LinkCount, Report};
 use protocol::dirty::{Dirty, PageSet};
 use protocol::faults::{Broken, Fault, Faults};
-use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::ids::{Epoch, Incarnation, Move, Process, Rank};
+use protocol::migration::{Learned, MoveControl, Mover, Route};
 use protocol::participant::{Arrival, Gate, LinkControl, Output, Participant};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::moving::{Errand, Parcel};
 use super::rank::{Address, Packet, Progress, RankState, Tables};
 use super::ring::{OnLink, Ring};
 use super::script::{Memory, PAGES, Script};
 use super::store::{Image, ImageMap, Store};
-use super::trouble::Options;
-use super::{Checked, Violation};
+use super::trouble::{Options, Slip};
+use super::{Checked, Violation, violated};
 
 /// The links of all processes, by incarnation, sender, receiver.
 pub type Rings = BTreeMap<(Incarnation, Process, Process), Ring>;
@@ -34,13 +36,32 @@ pub struct Context<'a> {
     pub reports: Vec<Report>,
     /// Epochs of which the channels are complete: to be stored.
     pub to_store: Vec<Epoch>,
+    /// Steps of moves that take time, and the process that does them.
+    pub errands: Vec<(Process, Errand)>,
+    /// Packets that were forwarded.
+    pub forwarded: u64,
+}
+
+/// A control packet that waits for a link.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Control {
+    Link(LinkControl),
+    Move(MoveControl),
+}
+
+/// A packet that waits for a link, or for the outcome of a move.
+#[derive(Clone, Debug)]
+pub(super) struct Queued {
+    pub packet: Packet,
+    /// It has come on a link: its sender is not here.
+    pub forwarded: bool,
 }
 
 /// What waits for one link.
 #[derive(Clone, Debug, Default)]
-struct Waiting {
-    control: VecDeque<LinkControl>,
-    packets: VecDeque<Packet>,
+pub(super) struct Waiting {
+    pub control: VecDeque<Control>,
+    pub packets: VecDeque<Queued>,
 }
 
 /// A snapshot's part of this process, in memory.
@@ -67,15 +88,25 @@ pub struct Hosted {
     pub mailbox: VecDeque<Directive>,
     pub ranks: BTreeMap<Rank, RankState>,
     participant: Participant<Broken>,
-    dirty: BTreeMap<Rank, Dirty<Broken>>,
+    pub mover: Mover<Broken>,
+    pub(super) dirty: BTreeMap<Rank, Dirty<Broken>>,
     /// Where the pages of stored snapshots lie: those a later cut may build on.
-    maps: BTreeMap<(Epoch, Rank), ImageMap>,
+    pub(super) maps: BTreeMap<(Epoch, Rank), ImageMap>,
     /// It was told to forget what it builds on, and has heard of no checkpoint since.
     rebased: bool,
-    placement: Vec<Process>,
-    links: BTreeMap<Process, Waiting>,
-    reported: Vec<Rank>,
-    faults: Broken,
+    pub(super) links: BTreeMap<Process, Waiting>,
+    /// Packets for ranks that are frozen, or that have come before their rank runs here.
+    pub(super) held: BTreeMap<Rank, Vec<Queued>>,
+    /// Memory of ranks that have left, as long as it can be read.
+    pub(super) ghosts: BTreeMap<Rank, RankState>,
+    /// Ranks that have come and are not this process's yet.
+    pub(super) arrived: BTreeMap<Move, Parcel>,
+    /// What a frozen rank had queued.
+    pub(super) taken_out: BTreeMap<Rank, VecDeque<Packet>>,
+    pub(super) draining: Vec<(Move, Rank)>,
+    /// Ranks whose finish was reported.
+    pub(super) reported: Vec<Rank>,
+    pub(super) faults: Broken,
 }
 
 impl Hosted {
@@ -90,11 +121,16 @@ impl Hosted {
             mailbox: VecDeque::new(),
             ranks: BTreeMap::new(),
             participant: Participant::with_faults(me, Epoch(0), faults),
+            mover: Mover::with_faults(me, &[], faults),
             dirty: BTreeMap::new(),
             maps: BTreeMap::new(),
             rebased: false,
-            placement: Vec::new(),
             links: BTreeMap::new(),
+            held: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            taken_out: BTreeMap::new(),
+            draining: Vec::new(),
             reported: Vec::new(),
             faults,
         }
@@ -107,11 +143,12 @@ impl Hosted {
         store: &Store,
         keep_addresses: bool,
     ) -> Result<(), (Rank, String)> {
-        self.placement.clone_from(&part.placement);
+        self.mover = Mover::with_faults(self.me, &part.placement, self.faults);
         self.participant = Participant::with_faults(self.me, part.epoch, self.faults);
         let home = Address {
             incarnation: self.incarnation,
             process: self.me,
+            since: Move(0),
         };
         let from = part.restore.as_ref().map(|restore| restore.epoch);
         let mine = (0..).map(Rank).zip(&part.placement);
@@ -142,6 +179,9 @@ impl Hosted {
                     })
                 };
                 state.out = image.unsent.into_iter().filter(is_kept).collect();
+                if !keep_addresses {
+                    state.out.iter_mut().for_each(Packet::forget_address);
+                }
                 channel.extend(image.channel);
                 state.announce_again();
             }
@@ -166,7 +206,7 @@ impl Hosted {
     pub fn enter(&mut self, context: &mut Context) -> Checked {
         while let Some(directive) = self.mailbox.pop_front() {
             self.obey(directive)?;
-            self.settle(context);
+            self.settle(context)?;
         }
         for _ in 0..context.rng.random_range(1..5) {
             match context.rng.random_range(0..4) {
@@ -203,6 +243,12 @@ impl Hosted {
                     .handle_committed(epoch)
                     .map_err(|error| Violation(error.to_string()))?;
             }
+            Directive::Move(directive) => {
+                let participant = &self.participant;
+                self.mover
+                    .handle_directive(directive, |peer| participant.is_open(peer))
+                    .map_err(|error| Violation(error.to_string()))?;
+            }
             Directive::Go => self.running = true,
             other => unreachable!("{other:?} is not for the engine"),
         }
@@ -216,13 +262,16 @@ impl Hosted {
                 .cut_taken(epoch)
                 .map_err(|error| Violation(error.to_string()))?;
             context.reports.push(Report::Cut { epoch, stall_us: 1 });
-            self.settle(context);
+            self.settle(context)?;
         }
         Ok(())
     }
 
-    /// Does what the participant says.
-    fn settle(&mut self, context: &mut Context) {
+    /// Does what the machines say.
+    pub(super) fn settle(&mut self, context: &mut Context) -> Checked {
+        while let Some(output) = self.mover.poll_output() {
+            self.migrate(output, context)?;
+        }
         while let Some(output) = self.participant.poll_output() {
             match output {
                 Output::SendLink { peer, control } => {
@@ -230,7 +279,7 @@ impl Hosted {
                         .entry(peer)
                         .or_default()
                         .control
-                        .push_back(control);
+                        .push_back(Control::Link(control));
                 }
                 Output::LinkOpened { .. } => {}
                 Output::ChannelsComplete { epoch, links } => {
@@ -243,6 +292,7 @@ impl Hosted {
                 }
             }
         }
+        Ok(())
     }
 
     /// The files of an epoch are durable: where its pages are is known, should it become a checkpoint.
@@ -261,10 +311,13 @@ impl Hosted {
                 .dirty
                 .get_mut(&rank)
                 .expect("every rank has its dirty set");
+            if std::mem::replace(&mut state.cut, epoch) >= epoch {
+                return violated(format!("{rank} is captured twice for {epoch}"));
+            }
             let since = dirty.cut(epoch, written);
             let all = since.parent.is_none();
             if !all && self.rebased {
-                return super::violated(format!("{rank} builds on what it was told to forget"));
+                return violated(format!("{rank} builds on what it was told to forget"));
             }
             let pages: BTreeMap<u64, u64> = (0..)
                 .zip(state.pages)
@@ -284,8 +337,11 @@ impl Hosted {
             for &page in pages.keys() {
                 map.index[page as usize] = here;
             }
+            let ImageMap { index, files } = &mut map;
+            files.retain(|holder, _| index.contains(holder));
             let of_rank = |packet: &&Packet| packet.from == rank;
             let waiting = self.links.values().flat_map(|link| &link.packets);
+            let waiting = waiting.map(|queued| &queued.packet);
             let image = Image {
                 rank,
                 tables: state.tables.clone(),
@@ -328,45 +384,95 @@ impl Hosted {
                     self.participant
                         .handle_link(peer, control)
                         .map_err(|error| Violation(error.to_string()))?;
-                    self.settle(context);
+                    self.settle(context)?;
                     // What waited for an opening may go before the cut that the same packet asks for.
                     if context.rng.random_bool(0.5) {
                         self.flush(context)?;
                     }
                 }
-                Some(OnLink::Data(packet)) => self.arrive(peer, packet)?,
+                Some(OnLink::Move(control)) => {
+                    self.mover
+                        .handle_control(peer, control)
+                        .map_err(|error| Violation(error.to_string()))?;
+                    self.settle(context)?;
+                }
+                Some(OnLink::Data(packet)) => {
+                    self.arrive(peer, packet, context)?;
+                    self.settle(context)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn arrive(&mut self, peer: Process, packet: Packet) -> Checked {
+    fn arrive(&mut self, peer: Process, packet: Packet, context: &mut Context) -> Checked {
         let arrival = self
             .participant
             .handle_data(peer)
+            .map_err(|error| Violation(error.to_string()))?;
+        let rank = packet.to;
+        let route = self
+            .mover
+            .handle_packet(peer, rank)
             .map_err(|error| Violation(error.to_string()))?;
         if let Arrival::Record { epoch } = arrival {
             let staged = self
                 .staged
                 .get_mut(&epoch)
                 .expect("what is recorded was cut");
-            let image = staged
+            let Some(image) = staged
                 .images
-                .get_mut(&packet.to)
-                .expect("packets come to hosted ranks");
+                .get_mut(&rank)
+                .filter(|_| route == Route::Here)
+            else {
+                return violated(format!(
+                    "a packet for {rank}, which moves, is channel state"
+                ));
+            };
             image.channel.push(packet.clone());
         }
-        let rank = self
-            .ranks
-            .get_mut(&packet.to)
-            .expect("packets come to hosted ranks");
-        *rank.tables.taken.entry(packet.from).or_default() += 1;
+        let queued = Queued {
+            packet,
+            forwarded: true,
+        };
+        match route {
+            Route::Here => self.deliver(queued),
+            Route::Hold => {
+                self.held.entry(rank).or_default().push(queued);
+                Ok(())
+            }
+            Route::Link(to) => {
+                context.forwarded += 1;
+                self.links.entry(to).or_default().packets.push_back(queued);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives a packet to its rank, which is here.
+    pub(super) fn deliver(&mut self, queued: Queued) -> Checked {
+        let Queued {
+            mut packet,
+            forwarded,
+        } = queued;
+        if let Some(Address { process, since, .. }) = packet.address()
+            && self.mover.handle_announced(packet.from, process, since) == Learned::Stale
+        {
+            packet.forget_address();
+        }
+        let Some(rank) = self.ranks.get_mut(&packet.to) else {
+            return violated(format!("a packet for {}, which is not here", packet.to));
+        };
+        if forwarded {
+            *rank.tables.taken.entry(packet.from).or_default() += 1;
+        }
         rank.accept(packet)
     }
 
     /// Lets the ranks run a little.
     fn run(&mut self, context: &mut Context) -> Checked {
-        let ranks: Vec<Rank> = self.ranks.keys().copied().collect();
+        let here = |rank: &Rank| self.mover.is_here(*rank);
+        let ranks: Vec<Rank> = self.ranks.keys().copied().filter(here).collect();
         for rank in ranks {
             for _ in 0..context.rng.random_range(0..4) {
                 let mut state = self.ranks.remove(&rank).expect("it is hosted here");
@@ -376,6 +482,7 @@ impl Hosted {
                 let progress = state.run(context.script, &mut read);
                 self.ranks.insert(rank, state);
                 self.route(rank)?;
+                self.settle(context)?;
                 if progress? != Progress::Stepped {
                     break;
                 }
@@ -399,7 +506,7 @@ impl Hosted {
         context: &Context,
     ) -> Checked<Option<u64>> {
         if address.incarnation != self.incarnation {
-            return super::violated("an address of an earlier incarnation was used");
+            return violated("an address of an earlier incarnation was used");
         }
         let host = if address.process == self.me {
             self
@@ -409,46 +516,54 @@ impl Hosted {
                 None => return Ok(None),
             }
         };
-        let Some(sender) = host.ranks.get(&from) else {
-            return super::violated(format!("{from} is not at the address that it announced"));
+        let Some(sender) = host.ranks.get(&from).or(host.ghosts.get(&from)) else {
+            return violated(format!("{from} is not at the address that it announced"));
         };
         match sender.tables.unacked.get(&(to, number)) {
             Some(message) => Ok(Some(message.payload)),
-            None => super::violated(format!("{from} has let go of message {number} too early")),
+            None => violated(format!("{from} has let go of message {number} too early")),
         }
     }
 
-    /// Gives the packets that a rank has made to their ranks or links.
-    fn route(&mut self, rank: Rank) -> Checked {
+    /// Gives the packets that a rank has made to their ranks or links. A frozen rank's stay with it.
+    pub(super) fn route(&mut self, rank: Rank) -> Checked {
         let mut from = vec![rank];
         while let Some(rank) = from.pop() {
-            while let Some(packet) = self
-                .ranks
-                .get_mut(&rank)
-                .and_then(|rank| rank.out.pop_front())
+            while self.mover.is_here(rank)
+                && let Some(packet) = self
+                    .ranks
+                    .get_mut(&rank)
+                    .and_then(|rank| rank.out.pop_front())
             {
-                let host = self.placement[packet.to.index()];
-                if host == self.me {
-                    let to = packet.to;
-                    self.ranks
-                        .get_mut(&to)
-                        .expect("it is hosted here")
-                        .accept(packet)?;
-                    from.push(to);
-                } else {
-                    self.links
-                        .entry(host)
-                        .or_default()
-                        .packets
-                        .push_back(packet);
-                }
+                let to = packet.to;
+                let forwarded = false;
+                self.dispatch(Queued { packet, forwarded })?;
+                from.push(to);
             }
+        }
+        Ok(())
+    }
+
+    /// Gives a packet that is not on a link to its rank, or to the link to where that is.
+    pub(super) fn dispatch(&mut self, queued: Queued) -> Checked {
+        let rank = queued.packet.to;
+        let route = self.mover.route(rank);
+        match route.map_err(|error| Violation(error.to_string()))? {
+            Route::Here => self.deliver(queued)?,
+            Route::Hold => self.held.entry(rank).or_default().push(queued),
+            Route::Link(to) => self.links.entry(to).or_default().packets.push_back(queued),
         }
         Ok(())
     }
 
     /// Puts what waits on the links, control packets first.
     fn flush(&mut self, context: &mut Context) -> Checked {
+        self.put_on_links(context)?;
+        self.drain(context.options.slip == Some(Slip::NotDrained));
+        self.settle(context)
+    }
+
+    fn put_on_links(&mut self, context: &mut Context) -> Checked {
         let ranks: Vec<Rank> = self.ranks.keys().copied().collect();
         for rank in ranks {
             self.route(rank)?;
@@ -466,20 +581,32 @@ impl Hosted {
                 let delay = context.options.link_delay.draw(context.rng);
                 let waiting = self.links.entry(peer).or_default();
                 if let Some(control) = waiting.control.pop_front() {
-                    ring.put(context.now, delay, &OnLink::Control(control));
+                    let control = match control {
+                        Control::Link(control) => OnLink::Control(control),
+                        Control::Move(control) => OnLink::Move(control),
+                    };
+                    ring.put(context.now, delay, &control);
                     continue;
                 }
                 if waiting.packets.is_empty() {
                     break;
                 }
                 if self.participant.send_gate(peer) == Gate::Open {
-                    let packet = waiting.packets.pop_front().expect("there is one");
+                    let Queued { packet, forwarded } =
+                        waiting.packets.pop_front().expect("there is one");
                     ring.put(context.now, delay, &OnLink::Data(packet.clone()));
-                    let rank = self.ranks.get_mut(&packet.from).expect("it is hosted here");
-                    *rank.tables.put.entry(packet.to).or_default() += 1;
+                    if !forwarded {
+                        let Some(rank) = self.ranks.get_mut(&packet.from) else {
+                            return violated(format!(
+                                "{} has a packet of {} in its queues, which is not there",
+                                self.me, packet.from
+                            ));
+                        };
+                        *rank.tables.put.entry(packet.to).or_default() += 1;
+                    }
                     self.participant.data_sent(peer);
                 }
-                self.settle(context);
+                self.settle(context)?;
             }
         }
         Ok(())

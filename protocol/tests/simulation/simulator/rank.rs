@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use protocol::channel::{Accepted, Incoming, Outgoing};
 use protocol::faults::{Broken, Fault, Faults};
-use protocol::ids::{Incarnation, Process, Rank};
+use protocol::ids::{Epoch, Incarnation, Move, Process, Rank};
 use serde::{Deserialize, Serialize};
 
 use super::script::{Memory, Script, Step};
 use super::{Checked, Violation, violated};
 
-/// Where an announced message lies: good in one incarnation only.
+/// Where an announced message lies: good in one incarnation only, and until its rank moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     pub incarnation: Incarnation,
     pub process: Process,
+    /// The move that brought the rank there.
+    pub since: Move,
 }
 
 /// A counted packet, from rank to rank.
@@ -58,6 +60,14 @@ impl Packet {
     pub fn forget_address(&mut self) {
         if let Body::Announce { address, .. } = &mut self.body {
             *address = None;
+        }
+    }
+
+    /// Where the message lies that it announces.
+    pub fn address(&self) -> Option<Address> {
+        match self.body {
+            Body::Announce { address, .. } => address,
+            _ => None,
         }
     }
 }
@@ -107,7 +117,9 @@ pub struct RankState {
     pub written: BTreeSet<u64>,
     /// Packets made, to be routed by the process.
     pub out: VecDeque<Packet>,
-    home: Address,
+    pub home: Address,
+    /// Its last cut.
+    pub cut: Epoch,
     faults: Broken,
 }
 
@@ -121,6 +133,7 @@ impl RankState {
             written: BTreeSet::new(),
             out: VecDeque::new(),
             home,
+            cut: Epoch(0),
             faults,
         };
         rank.tables.put.clear();
@@ -130,20 +143,34 @@ impl RankState {
 
     /// Forgets where announced messages lie, which a restore makes untrue.
     pub fn forget_addresses(&mut self) {
+        self.forget_addresses_if(|_| true);
+    }
+
+    /// Forgets where announced messages lie whose packets are such.
+    pub fn forget_addresses_if(&mut self, untrue: impl Fn(&Packet) -> bool) {
         let unexpected = self.tables.unexpected.iter_mut();
-        unexpected.for_each(Packet::forget_address);
+        let untrue_ones = unexpected.filter(|packet| untrue(packet));
+        untrue_ones.for_each(Packet::forget_address);
         for incoming in self.tables.incoming.values_mut() {
             let held: Vec<u64> = incoming.held().map(|(sequence, _)| sequence).collect();
             for sequence in held {
                 let packet = incoming.held_mut(sequence).expect("it is held");
-                packet.forget_address();
+                if untrue(packet) {
+                    packet.forget_address();
+                }
             }
         }
     }
 
-    /// Announces every message again that was not acknowledged: after a restore.
+    /// Announces every message again that was not acknowledged: after a restore or a move of this rank.
     pub fn announce_again(&mut self) {
-        for (&(to, sequence), message) in &self.tables.unacked {
+        self.announce_again_if(|_| true);
+    }
+
+    /// Announces messages again that were not acknowledged, to such ranks.
+    pub fn announce_again_if(&mut self, wanted: impl Fn(Rank) -> bool) {
+        let unacked = self.tables.unacked.iter();
+        for (&(to, sequence), message) in unacked.filter(|(key, _)| wanted(key.0)) {
             self.out.push_back(Packet {
                 from: self.me,
                 to,
@@ -329,6 +356,8 @@ impl RankState {
             self.tables.unexpected.iter_mut().find(is_it)
         });
         match waiting {
+            // Stale: it was announced from where its rank is no more. A place that is known stays.
+            Some(_) if packet.address().is_none() => {}
             Some(waiting) => *waiting = packet,
             None => self.acknowledge(from, sequence),
         }

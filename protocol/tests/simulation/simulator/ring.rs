@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use protocol::migration::MoveControl;
 use protocol::participant::LinkControl;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ use super::rank::Packet;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum OnLink {
     Control(LinkControl),
+    Move(MoveControl),
     Data(Packet),
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use protocol::faults::{Broken, Fault};
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 /// A deliberate mistake, to be caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,20 @@ pub enum Slip {
     AnnouncedBeforeRename,
     /// A restored rank keeps the addresses of announced messages.
     AddressKept,
+    /// A snapshot begins while a rank is being moved.
+    SnapshotDuringMove,
+    /// A move begins while a snapshot is under way.
+    MoveDuringSnapshot,
+    /// The snapshot side of the coordinator is not told where a moved rank is.
+    RecordKeptBack,
+    /// Packets that are queued for the old place of a rank go there, although the process has confirmed that none comes.
+    QueueKept,
+    /// Nobody announces again to a rank that has moved what it has not acknowledged.
+    NotAnnouncedAgain,
+    /// The source says that it has forgotten a rank while packets that it forwards wait in its queues.
+    NotDrained,
+    /// The packets that a moving rank has queued stay behind.
+    QueuedStayBehind,
 }
 
 impl Mistake {
@@ -41,6 +56,13 @@ impl Mistake {
             Slip::NeedsNotKept,
             Slip::AnnouncedBeforeRename,
             Slip::AddressKept,
+            Slip::SnapshotDuringMove,
+            Slip::MoveDuringSnapshot,
+            Slip::RecordKeptBack,
+            Slip::QueueKept,
+            Slip::NotAnnouncedAgain,
+            Slip::NotDrained,
+            Slip::QueuedStayBehind,
         ];
         let machines = Fault::ALL.into_iter().map(Self::Machine);
         machines.chain(slips.into_iter().map(Self::Around))
@@ -110,6 +132,18 @@ pub struct Options {
     pub trouble: f64,
     /// How probable the failure of a storage operation is.
     pub storage_trouble: f64,
+    /// How probable it is at any event that somebody asks for a move; 0 in jobs without moves.
+    pub moves: f64,
+    /// How many moves are asked for. What one move spoils must not be mended by the next.
+    pub moves_most: u32,
+    /// How long a snapshot waits for moves.
+    pub snapshot_patience: Duration,
+    /// How long the steps of a move take.
+    pub move_delay: Spread,
+    /// How probable it is that one of them is refused or fails.
+    pub move_trouble: f64,
+    /// How probable a kill or a hang of its source or target is at any event of a move.
+    pub move_kills: f64,
     /// A deliberate mistake in the machines.
     pub fault: Broken,
     /// A deliberate mistake around them.
@@ -118,17 +152,21 @@ pub struct Options {
 
 impl Options {
     /// Draws a run.
-    pub fn draw(rng: &mut impl Rng, mistake: Option<Mistake>) -> Self {
+    pub fn draw(rng: &mut impl Rng, seed: u64, mistake: Option<Mistake>) -> Self {
+        // Drawn apart, so that jobs without moves are the same as they were before there were moves.
+        let mut apart = ChaCha8Rng::seed_from_u64(!seed);
+        let moves = apart.random_bool(0.6);
+        let busier = if moves { apart.random_range(1..6) } else { 1 };
         let (fault, slip) = match mistake {
             None => (None, None),
             Some(Mistake::Machine(fault)) => (Some(fault), None),
             Some(Mistake::Around(slip)) => (None, Some(slip)),
         };
         let calm = rng.random_bool(0.2);
-        Self {
+        let mut options = Self {
             ranks: rng.random_range(1..=10),
             processes_most: rng.random_range(1..=8),
-            messages: rng.random_range(10..200),
+            messages: rng.random_range(10..200) * busier,
             announced: rng.random_range(0.0..0.6),
             ring_packets: rng.random_range(1..8),
             turn: Spread::of(rng, 200),
@@ -150,9 +188,50 @@ impl Options {
             } else {
                 rng.random_range(0.0..0.1)
             },
+            moves: if moves {
+                apart.random_range(0.001..0.1)
+            } else {
+                0.0
+            },
+            moves_most: 4 << apart.random_range(0..8),
+            snapshot_patience: Duration::from_micros(500 << apart.random_range(0..7)),
+            move_delay: Spread::of(&mut apart, 400),
+            move_trouble: if apart.random_bool(0.5) {
+                0.0
+            } else {
+                apart.random_range(0.0..0.2)
+            },
+            move_kills: if apart.random_bool(0.5) {
+                0.0
+            } else {
+                apart.random_range(0.0001..0.02)
+            },
             fault: Broken(fault),
             slip,
             auto: rng.random_bool(0.3).then(|| 1 << rng.random_range(0..5)),
+        };
+        if moves && apart.random_bool(0.4) {
+            options.make_restless(&mut apart);
+        }
+        options
+    }
+
+    /// Ranks move all the time, and packets are on their way for long.
+    fn make_restless(&mut self, rng: &mut impl Rng) {
+        self.every *= 20;
+        self.moves = 0.1;
+        self.move_delay = Spread::of(rng, 50);
+        self.snapshot_patience = Duration::from_millis(50);
+        self.announced = rng.random_range(0.2..0.8);
+        self.link_delay.usual_us *= 4;
+        self.link_delay.longest_us *= 4;
+        self.trouble /= 4.0;
+        self.moves_most = 2000;
+        // Or only a few times, and nothing comes after it that would mend what they have spoilt.
+        if rng.random_bool(0.5) {
+            self.moves = 0.01;
+            self.moves_most = rng.random_range(1..5);
+            self.troubles = 0;
         }
     }
 }

@@ -7,12 +7,15 @@ use protocol::control::{Assignment, Directive, Felt, Report as Word, exit};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::interval::Bounds;
+use protocol::migration::{Ask, MoveMode};
 use protocol::recovery::Exit;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::command::{Command, Task};
+use super::moving::Errand;
 use super::process::{Context, Hosted, Rings};
+use super::rank::RankState;
 use super::script::{PAGES, Script};
 use super::store::{FileId, Image, ImageMap, Store};
 use super::trouble::{Mistake, Options, Slip};
@@ -50,6 +53,20 @@ pub struct Report {
     pub lost_files: u64,
     /// All checkpoints were damaged, and the job ended with that.
     pub nothing_left: u64,
+    /// Ranks that were moved.
+    pub moves: u64,
+    /// Of these, moves that began while another one was under way.
+    pub moves_beside_others: u64,
+    /// Moves that were not begun, given up, or forgotten with a restart.
+    pub moves_given_up: u64,
+    /// Of these, given up because a snapshot waited.
+    pub moves_for_snapshots: u64,
+    /// Packets that the old place of a rank sent on to the new one.
+    pub forwarded: u64,
+    /// Processes that were killed or hung as source or target of a move, by the move's step.
+    pub move_kills: [u64; 6],
+    /// Commits of checkpoints after a rank was moved in the same start.
+    pub commits_after_moves: u64,
     pub events: u64,
 }
 
@@ -75,6 +92,15 @@ impl Report {
         self.unreadable_bases += other.unreadable_bases;
         self.lost_files += other.lost_files;
         self.nothing_left += other.nothing_left;
+        self.moves += other.moves;
+        self.moves_beside_others += other.moves_beside_others;
+        self.moves_given_up += other.moves_given_up;
+        self.moves_for_snapshots += other.moves_for_snapshots;
+        self.forwarded += other.forwarded;
+        for (sum, kills) in self.move_kills.iter_mut().zip(other.move_kills) {
+            *sum += kills;
+        }
+        self.commits_after_moves += other.commits_after_moves;
         self.events += other.events;
     }
 }
@@ -91,6 +117,8 @@ pub(super) enum Event {
     Restored(Incarnation, Process, Box<Assignment>),
     /// A process's writer is through with an epoch.
     Written(Incarnation, Process, Epoch),
+    /// A step of a move has taken its time.
+    Errand(Incarnation, Process, Errand),
     Exited(u64, Incarnation, Process, Exit),
     /// A process notices that its coordinator is gone.
     Orphaned(Incarnation, Process),
@@ -121,6 +149,7 @@ pub struct World {
     /// Number of the present command; events for others are dropped.
     pub(super) command_id: u64,
     pub(super) troubles_left: u32,
+    moves_left: u32,
     /// Files with a flipped bit, which nobody notices until they are read.
     pub(super) flipped: BTreeSet<FileId>,
     /// Files that somebody has removed.
@@ -139,12 +168,13 @@ pub struct World {
 /// What must never happen, in words.
 pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let options = Options::draw(&mut rng, mistake);
+    let options = Options::draw(&mut rng, seed, mistake);
     let script = Script::draw(&mut rng, options.ranks, options.messages, options.announced);
     let mut world = World {
         now: Duration::ZERO,
         rng,
         troubles_left: options.troubles,
+        moves_left: options.moves_most,
         options,
         script,
         store: Store::default(),
@@ -178,6 +208,7 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
         world.happen(event)?;
         world.perform()?;
         world.trouble()?;
+        world.want_moves()?;
     }
     Ok(world.report)
 }
@@ -273,6 +304,9 @@ impl World {
             Event::Written(incarnation, process, epoch) => {
                 self.written(incarnation, process, epoch);
             }
+            Event::Errand(incarnation, process, errand) => {
+                self.errand(incarnation, process, errand)?;
+            }
             Event::Exited(id, incarnation, process, exit) => {
                 if let Some(command) = self.command(id, Some(incarnation)) {
                     command.exited(now, process, exit);
@@ -295,7 +329,7 @@ impl World {
                     min: every / times,
                     max: every * times,
                 });
-                self.command = Some(Command::new(now, processes, every, auto));
+                self.command = Some(Command::new(now, processes, auto, &self.options));
                 self.command.as_mut().expect("just made").act(now);
             }
         }
@@ -353,8 +387,35 @@ impl World {
     }
 
     fn turn(&mut self, incarnation: Incarnation, process: Process) -> Checked {
+        let is_there = self.act(incarnation, process, |hosted, context| {
+            let running = hosted.running || hosted.mailbox.front() == Some(&Directive::Go);
+            match running {
+                true => hosted.enter(context),
+                false => Ok(()),
+            }
+        })?;
+        if is_there {
+            let delay = self.options.turn.draw(&mut self.rng) + Duration::from_micros(1);
+            self.after(delay, Event::Turn(incarnation, process));
+        }
+        Ok(())
+    }
+
+    /// A step of a move comes to its end, if its process lives.
+    fn errand(&mut self, incarnation: Incarnation, process: Process, errand: Errand) -> Checked {
+        let run = |hosted: &mut Hosted, context: &mut Context| hosted.run_errand(errand, context);
+        self.act(incarnation, process, run).map(drop)
+    }
+
+    /// Has a process do something, unless it hangs, and takes what comes of it. Tells whether it is there.
+    fn act(
+        &mut self,
+        incarnation: Incarnation,
+        process: Process,
+        act: impl FnOnce(&mut Hosted, &mut Context) -> Checked,
+    ) -> Checked<bool> {
         let Some(mut hosted) = self.hosted.remove(&(incarnation, process)) else {
-            return Ok(());
+            return Ok(false);
         };
         let mut context = Context {
             now: self.now,
@@ -365,14 +426,15 @@ impl World {
             others: &self.hosted,
             reports: Vec::new(),
             to_store: Vec::new(),
+            errands: Vec::new(),
+            forwarded: 0,
         };
-        let running = hosted.running || hosted.mailbox.front() == Some(&Directive::Go);
-        let outcome = if running && !hosted.hung {
-            hosted.enter(&mut context)
-        } else {
-            Ok(())
+        let outcome = match hosted.hung {
+            false => act(&mut hosted, &mut context),
+            true => Ok(()),
         };
-        let (words, to_store) = (context.reports, context.to_store);
+        let (words, to_store, errands) = (context.reports, context.to_store, context.errands);
+        self.report.forwarded += context.forwarded;
         self.hosted.insert((incarnation, process), hosted);
         outcome?;
         for word in words {
@@ -382,9 +444,87 @@ impl World {
             let delay = self.options.store_delay.draw(&mut self.rng);
             self.after(delay, Event::Written(incarnation, process, epoch));
         }
-        let delay = self.options.turn.draw(&mut self.rng) + Duration::from_micros(1);
-        self.after(delay, Event::Turn(incarnation, process));
+        for (process, errand) in errands {
+            let delay = self.options.move_delay.draw(&mut self.rng);
+            self.after(delay, Event::Errand(incarnation, process, errand));
+        }
+        if self.options.moves > 0.0 {
+            self.run_by_one(incarnation)?;
+        }
+        Ok(true)
+    }
+
+    /// No rank is run by two processes, nor by one that the record does not name.
+    fn run_by_one(&self, incarnation: Incarnation) -> Checked {
+        let of_it = self.hosted.iter().filter(|(key, _)| key.0 == incarnation);
+        let of_it: Vec<(Process, &Hosted)> = of_it.map(|(key, hosted)| (key.1, hosted)).collect();
+        let moves = self
+            .command
+            .as_ref()
+            .filter(|it| it.incarnation == Some(incarnation));
+        let record = moves.and_then(|command| command.moves.as_ref());
+        for rank in self.ranks() {
+            let runs = |(_, hosted): &&(Process, &Hosted)| hosted.mover.is_here(rank);
+            let running: Vec<Process> = of_it.iter().filter(runs).map(|it| it.0).collect();
+            if running.len() > 1 {
+                return violated(format!("{rank} is run by {running:?}"));
+            }
+            let recorded = record.map(|moves| moves.placement()[rank.index()]);
+            if let (Some(runs), Some(recorded)) = (running.first(), recorded)
+                && *runs != recorded
+            {
+                return violated(format!("{rank} is run by {runs}, and {recorded} owns it"));
+            }
+        }
         Ok(())
+    }
+
+    /// A move has ended: its rank is run where it is said to be.
+    pub(super) fn is_run(&self, rank: Rank, process: Process) -> bool {
+        let incarnation = self
+            .command
+            .as_ref()
+            .and_then(|command| command.incarnation);
+        incarnation.is_some_and(|incarnation| {
+            let hosted = self.hosted.get(&(incarnation, process));
+            hosted
+                .is_none_or(|hosted| hosted.mover.is_here(rank) && hosted.ranks.contains_key(&rank))
+        })
+    }
+
+    /// Somebody may want a rank moved.
+    fn want_moves(&mut self) -> Checked {
+        if self.options.moves == 0.0 || !self.rng.random_bool(self.options.moves) {
+            return Ok(());
+        }
+        let modes = [
+            MoveMode::Stop,
+            MoveMode::Precopy,
+            MoveMode::Postcopy,
+            MoveMode::Checkpoint,
+            MoveMode::Safepoint,
+        ];
+        let now = self.now;
+        if self.moves_left == 0 {
+            return Ok(());
+        }
+        // Whoever wants more than that waits for some of them.
+        let waits = |command: &&mut Command| {
+            let moves = command.moves.as_ref();
+            moves.is_some_and(|moves| moves.waiting() < 8)
+        };
+        let Some(command) = self.command.as_mut().filter(waits) else {
+            return Ok(());
+        };
+        let ask = Ask {
+            rank: Rank(self.rng.random_range(0..self.script.ranks())),
+            to: Process(self.rng.random_range(0..command.processes)),
+            mode: modes[self.rng.random_range(0..modes.len())],
+            within: Duration::from_micros(100 << self.rng.random_range(0..9)),
+        };
+        self.moves_left -= 1;
+        command.ask(now, ask);
+        self.perform()
     }
 
     /// The control thread of a process.
@@ -415,11 +555,9 @@ impl World {
                     return Ok(());
                 }
                 Directive::End => {
-                    if !hosted
-                        .ranks
-                        .values()
-                        .all(|rank| rank.is_finished(&self.script))
-                    {
+                    let runs = |rank: &&RankState| hosted.mover.is_here(rank.me);
+                    let mut running = hosted.ranks.values().filter(runs);
+                    if !running.all(|rank| rank.is_finished(&self.script)) {
                         return violated("the end was announced before every rank had finished");
                     }
                     self.end(incarnation, process, Exit::Code(0));

@@ -1,0 +1,262 @@
+//! The moves of ranks: what a process does as source, target or any other, as its [`protocol::migration::Mover`] says.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use protocol::dirty::Dirty;
+use protocol::faults::Broken;
+use protocol::ids::{Epoch, Move, Process, Rank};
+use protocol::migration::{MoveMode, MoveNeeds, MoverOutput as Output};
+use rand::RngExt;
+
+use super::Checked;
+use super::process::{Context, Control, Hosted, Queued};
+use super::rank::{Address, Packet, RankState};
+use super::store::ImageMap;
+use super::trouble::Slip;
+
+/// A step of a move that takes time.
+#[derive(Clone, Debug)]
+pub enum Errand {
+    /// The source has looked what pins the rank.
+    Examined(Move),
+    /// The target has made ready.
+    Prepared(Move),
+    /// The source has sent what can be sent of a rank that runs, and freezes it.
+    Freeze {
+        id: Move,
+        rank: Rank,
+        to: Process,
+        mode: MoveMode,
+    },
+    /// The frozen rank has come.
+    Come(Box<Parcel>),
+    /// The last page has come.
+    Complete(Move),
+}
+
+/// A rank on its way.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    id: Move,
+    state: RankState,
+    mode: MoveMode,
+    /// What its cuts have found, with the maps of what they build on; without, the next image is a whole one.
+    base: Option<(Dirty<Broken>, BTreeMap<Epoch, ImageMap>)>,
+}
+
+impl Hosted {
+    /// A step of a move has taken its time.
+    pub fn run_errand(&mut self, errand: Errand, context: &mut Context) -> Checked {
+        let fails = context.rng.random_bool(context.options.move_trouble);
+        match errand {
+            Errand::Examined(id) => {
+                let outcome = match fails {
+                    true => Err("a static points into its slot".to_owned()),
+                    false => Ok(MoveNeeds::default()),
+                };
+                self.mover.examined(id, outcome);
+            }
+            Errand::Prepared(id) => {
+                let outcome = match fails {
+                    true => Err("no memory".to_owned()),
+                    false => Ok(()),
+                };
+                self.mover.prepared(id, outcome);
+            }
+            Errand::Freeze { id, rank, to, mode } => {
+                if fails && context.rng.random_bool(0.5) {
+                    self.mover
+                        .failed(id, "its pages are written faster than sent");
+                } else if self.mover.frozen(id) {
+                    let parcel = self.freeze(id, rank, mode, context);
+                    // It may fail to arrive, and it may arrive when the source has said that it can't send it.
+                    if fails {
+                        self.mover.failed(id, "the connection broke");
+                    }
+                    if !fails || context.rng.random_bool(0.5) {
+                        context.errands.push((to, Errand::Come(Box::new(parcel))));
+                    }
+                }
+            }
+            Errand::Come(parcel) => {
+                let id = parcel.id;
+                if fails {
+                    self.mover.failed(id, "a checksum differs");
+                } else if self.mover.received(id) {
+                    self.arrived.insert(id, *parcel);
+                }
+            }
+            Errand::Complete(id) => self.mover.complete(id),
+        }
+        self.settle(context)
+    }
+
+    /// Takes what there is of a rank: from here on nothing of it changes here.
+    fn freeze(&mut self, id: Move, rank: Rank, mode: MoveMode, context: &mut Context) -> Parcel {
+        let mut taken_out = VecDeque::new();
+        if context.options.slip != Some(Slip::QueuedStayBehind) {
+            for link in self.links.values_mut() {
+                let of_rank = |queued: &Queued| !queued.forwarded && queued.packet.from == rank;
+                let (of_rank, rest) = link.packets.drain(..).partition(of_rank);
+                link.packets = rest;
+                let of_rank: VecDeque<Queued> = of_rank;
+                taken_out.extend(of_rank.into_iter().map(|queued| queued.packet));
+            }
+        }
+        let mut state = self.ranks[&rank].clone();
+        let made: Vec<Packet> = state.out.drain(..).collect();
+        state.out = taken_out.iter().cloned().chain(made).collect();
+        self.taken_out.insert(rank, taken_out);
+        let base = context.rng.random_bool(0.5).then(|| {
+            let of_rank = self.maps.iter().filter(|(key, _)| key.1 == rank);
+            let maps = of_rank.map(|(key, map)| (key.0, map.clone())).collect();
+            (self.dirty[&rank].clone(), maps)
+        });
+        Parcel {
+            id,
+            state,
+            mode,
+            base,
+        }
+    }
+
+    /// Does what the machine says.
+    pub(super) fn migrate(&mut self, output: Output, context: &mut Context) -> Checked {
+        match output {
+            Output::Report(report) => {
+                let report = protocol::control::Report::Move(report);
+                context.reports.push(report);
+            }
+            Output::SendLink { peer, control } => {
+                let link = self.links.entry(peer).or_default();
+                link.control.push_back(Control::Move(control));
+            }
+            Output::Examine { id, .. } => context.errands.push((self.me, Errand::Examined(id))),
+            Output::Prepare { id, .. } => context.errands.push((self.me, Errand::Prepared(id))),
+            Output::Transfer { id, rank, to, mode } => {
+                let freeze = Errand::Freeze { id, rank, to, mode };
+                context.errands.push((self.me, freeze));
+            }
+            Output::Resume { rank, .. } => self.resume(rank)?,
+            Output::Discard { id, .. } => {
+                self.arrived.remove(&id);
+            }
+            Output::Run { id, rank } => self.run_moved(id, rank, context)?,
+            Output::Left { rank, to, .. } => {
+                if let Some(state) = self.ranks.remove(&rank) {
+                    self.ghosts.insert(rank, state);
+                }
+                self.taken_out.remove(&rank);
+                self.dirty.remove(&rank);
+                self.maps.retain(|key, _| key.1 != rank);
+                self.reported.retain(|reported| *reported != rank);
+                let held = self.held.remove(&rank).unwrap_or_default();
+                context.forwarded += held.iter().filter(|queued| queued.forwarded).count() as u64;
+                self.links.entry(to).or_default().packets.extend(held);
+            }
+            Output::Placed { id, rank, to } => self.placed(id, rank, to, context)?,
+            Output::Drain { id, rank } => {
+                self.draining.push((id, rank));
+                self.drain(context.options.slip == Some(Slip::NotDrained));
+            }
+            Output::Free { rank, .. } => {
+                self.ghosts.remove(&rank);
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, rank: Rank) -> Checked {
+        if let Some(taken_out) = self.taken_out.remove(&rank)
+            && let Some(state) = self.ranks.get_mut(&rank).or(self.ghosts.get_mut(&rank))
+        {
+            let made: Vec<Packet> = state.out.drain(..).collect();
+            state.out = taken_out.into_iter().chain(made).collect();
+        }
+        for queued in self.held.remove(&rank).unwrap_or_default() {
+            self.deliver(queued)?;
+        }
+        self.route(rank)
+    }
+
+    fn run_moved(&mut self, id: Move, rank: Rank, context: &mut Context) -> Checked {
+        let Some(parcel) = self.arrived.remove(&id) else {
+            return super::violated(format!("{rank} is to run here and has not come"));
+        };
+        let mut state = parcel.state;
+        state.home = Address {
+            incarnation: self.incarnation,
+            process: self.me,
+            since: id,
+        };
+        state.forget_addresses();
+        // Announcements are made anew, with the new place.
+        let unacked = &state.tables.unacked;
+        let is_kept = |packet: &Packet| {
+            let kept = |number| !unacked.contains_key(&(packet.to, number));
+            packet.sequence().is_none_or(kept)
+        };
+        let out = state.out.drain(..).filter(is_kept).collect();
+        state.out = out;
+        state.out.iter_mut().for_each(Packet::forget_address);
+        state.announce_again();
+        self.ranks.insert(rank, state);
+        let mut dirty = Dirty::with_faults(None, self.faults);
+        if let Some((carried, maps)) = parcel.base {
+            dirty = carried;
+            let maps = maps.into_iter().map(|(epoch, map)| ((epoch, rank), map));
+            self.maps.extend(maps);
+        }
+        self.dirty.insert(rank, dirty);
+        for queued in self.held.remove(&rank).unwrap_or_default() {
+            self.deliver(queued)?;
+        }
+        if parcel.mode == MoveMode::Postcopy {
+            context.errands.push((self.me, Errand::Complete(id)));
+        }
+        self.route(rank)
+    }
+
+    fn placed(&mut self, id: Move, rank: Rank, to: Process, context: &mut Context) -> Checked {
+        let mut rerouted = Vec::new();
+        for (_, link) in self.links.iter_mut().filter(|(peer, _)| **peer != to) {
+            let (for_it, rest) = std::mem::take(&mut link.packets)
+                .into_iter()
+                .partition(|queued| queued.packet.to == rank);
+            link.packets = rest;
+            let for_it: VecDeque<Queued> = for_it;
+            rerouted.extend(for_it);
+            if context.options.slip == Some(Slip::QueueKept) {
+                link.packets.extend(rerouted.drain(..));
+            }
+        }
+        for queued in rerouted {
+            self.dispatch(queued)?;
+        }
+        let moved_before = |packet: &Packet| {
+            packet.from == rank && packet.address().is_some_and(|address| address.since < id)
+        };
+        for state in self.ranks.values_mut() {
+            state.forget_addresses_if(moved_before);
+            if context.options.slip != Some(Slip::NotAnnouncedAgain) {
+                state.announce_again_if(|to| to == rank);
+            }
+        }
+        let ranks: Vec<Rank> = self.ranks.keys().copied().collect();
+        ranks.into_iter().try_for_each(|rank| self.route(rank))
+    }
+
+    /// Ends the draining of moves whose forwarded packets are all on links.
+    pub(super) fn drain(&mut self, hasty: bool) {
+        let waiting = |rank: Rank| {
+            let mut packets = self.links.values().flat_map(|link| &link.packets);
+            packets.any(|queued| queued.forwarded && queued.packet.to == rank)
+        };
+        let done = |drain: &(Move, Rank)| hasty || !waiting(drain.1);
+        let done: Vec<(Move, Rank)> = self.draining.iter().copied().filter(done).collect();
+        for (id, rank) in done {
+            self.draining.retain(|other| *other != (id, rank));
+            self.mover.drained(id);
+        }
+    }
+}
