@@ -30,9 +30,11 @@
 //! - [`moves`]: the coordinator's side.
 //! - [`mover`]: the side of a process: as source, as target, and as any other.
 //! - [`places`]: where the ranks are, and since which move: stale news are known by that.
+//! - [`interface`]: what goes in and comes out of both.
 //! - [`messages`]: what they tell each other.
 
 pub mod error;
+pub mod interface;
 pub mod messages;
 pub mod mover;
 pub mod moves;
@@ -44,7 +46,8 @@ mod random;
 mod tests;
 
 pub use error::MigrationError;
+pub use interface::{Ask, Config, Done, MoverOutput, MovesOutput, Route, Step, Underway};
 pub use messages::{MoveControl, MoveDirective, MoveMode, MoveNeeds, MoveReport};
-pub use mover::{Mover, Output as MoverOutput, Route};
-pub use moves::{Ask, Config, Done, Moves, Output as MovesOutput, Step, Underway, settle};
+pub use mover::Mover;
+pub use moves::{Moves, settle};
 pub use places::{Learned, Places};

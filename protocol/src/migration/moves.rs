@@ -15,111 +15,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::interface::{Ask, Config, Done, MovesOutput as Output, Step, Underway};
 use super::messages::{MoveDirective, MoveMode, MoveNeeds, MoveReport};
 use crate::coordinator::{Coordinator, Need, RequestId};
 use crate::faults::{Fault, Faults, Sound};
 use crate::ids::{Move, Process, Rank};
-
-/// What the machine must know of the job before it starts.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Config {
-    /// Number of processes in this incarnation.
-    pub processes: u32,
-    /// The process of each rank at its start.
-    pub placement: Vec<Process>,
-    /// How long a snapshot that is due waits for moves that are not recorded.
-    pub snapshot_patience: Duration,
-    /// When a move is not over this long after it was recorded or given up, the processes that it waits for are named, again
-    /// and again.
-    pub end_patience: Duration,
-}
-
-/// A move that somebody wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ask {
-    /// Which rank.
-    pub rank: Rank,
-    /// Where it is to go.
-    pub to: Process,
-    /// How.
-    pub mode: MoveMode,
-    /// How long it may take from its begin to its record; then it is given up.
-    pub within: Duration,
-}
-
-/// What the caller is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Output {
-    /// Tell one process.
-    Tell {
-        /// Which.
-        process: Process,
-        /// What.
-        directive: MoveDirective,
-    },
-    /// The rank is the target's: tell every process.
-    TellAll {
-        /// What.
-        directive: MoveDirective,
-    },
-    /// A move that is recorded or given up waits for these processes: tell the user. Nothing else changes.
-    Waiting {
-        /// The move.
-        id: Move,
-        /// Who has not learned of it, or who has not done its last part.
-        processes: Vec<Process>,
-    },
-    /// Answer a request for a move.
-    Answer {
-        /// Which request.
-        request: RequestId,
-        /// What was moved, or why it was not.
-        outcome: Result<Done, String>,
-    },
-}
-
-/// A move that is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Done {
-    /// The rank.
-    pub rank: Rank,
-    /// Where it was; where it is, if it was there already.
-    pub from: Process,
-    /// Where it is.
-    pub to: Process,
-}
-
-/// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
-    /// The source looks what pins the rank.
-    Examining,
-    /// The target makes ready.
-    Preparing,
-    /// The rank is sent.
-    Transferring,
-    /// It is recorded as the target's; the processes learn of it, and pages may still come.
-    Spreading,
-    /// The source forgets it.
-    Forgetting,
-    /// It stays where it was; source and target undo what they have done.
-    GivingUp,
-}
-
-/// A move under way, for `ckpt ps`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Underway {
-    /// The move.
-    pub id: Move,
-    /// The rank.
-    pub rank: Rank,
-    /// Where it was.
-    pub from: Process,
-    /// Where it goes.
-    pub to: Process,
-    /// How far it is.
-    pub step: Step,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Active {

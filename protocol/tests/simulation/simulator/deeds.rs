@@ -16,7 +16,7 @@ use super::trouble::Slip;
 use super::world::{Event, World};
 use super::{Checked, violated};
 
-const KILLED: Exit = Exit::Signal(9);
+pub(super) const KILLED: Exit = Exit::Signal(9);
 
 impl World {
     /// Does what the command wants.
@@ -77,27 +77,6 @@ impl World {
             }
             Deed::Moved(outcome) => self.moved(&outcome)?,
             Deed::Ended(end) => self.ended(end)?,
-        }
-        Ok(())
-    }
-
-    fn moved(&mut self, outcome: &Result<protocol::migration::Done, String>) -> Checked {
-        match outcome {
-            Ok(done) => {
-                let moves = self.command.as_ref().and_then(|it| it.moves.as_ref());
-                let underway: Vec<_> = moves.iter().flat_map(|moves| moves.underway()).collect();
-                self.report.moves += u64::from(done.from != done.to);
-                self.report.moves_beside_others += u64::from(!underway.is_empty());
-                let moves_on = underway.iter().any(|other| other.rank == done.rank);
-                if done.from != done.to && !moves_on && !self.is_run(done.rank, done.to) {
-                    return violated(format!("{} was moved and is run by nobody", done.rank));
-                }
-            }
-            Err(reason) => {
-                self.report.moves_given_up += 1;
-                let waited = reason.contains("a checkpoint was due");
-                self.report.moves_for_snapshots += u64::from(waited);
-            }
         }
         Ok(())
     }
@@ -397,36 +376,6 @@ impl World {
             self.after(delay, Event::Orphaned(incarnation, process));
         }
         self.next_command();
-    }
-
-    /// Perhaps the source or the target of a move is killed now, or hangs.
-    fn trouble_a_move(&mut self) -> Checked {
-        let kills = self.options.move_kills;
-        let command = self.command.as_ref();
-        let underway = command.and_then(|it| Some((it.incarnation?, it.moves.as_ref()?)));
-        let Some((incarnation, moves)) = underway else {
-            return Ok(());
-        };
-        let underway: Vec<_> = moves.underway().collect();
-        if underway.is_empty() || !self.rng.random_bool(kills) {
-            return Ok(());
-        }
-        self.troubles_left -= 1;
-        let chosen = underway[self.rng.random_range(0..underway.len())];
-        self.report.move_kills[chosen.step as usize] += 1;
-        let process = match self.rng.random_bool(0.5) {
-            true => chosen.from,
-            false => chosen.to,
-        };
-        if self.rng.random_bool(0.2) {
-            if let Some(hosted) = self.hosted.get_mut(&(incarnation, process)) {
-                hosted.hung = true;
-            }
-            return Ok(());
-        }
-        self.report.process_kills += 1;
-        self.end(incarnation, process, KILLED);
-        self.perform()
     }
 
     /// Perhaps something goes wrong now.

@@ -13,6 +13,7 @@
 //! - `store`: epochs, files, manifests; what survives every kill.
 //! - `check`: what must hold for every published checkpoint.
 //! - `command`: one run of `ckpt`, which drives the coordinator, the moves and the recovery.
+//! - `unrest`: who wants ranks moved, and what must hold of moves.
 //! - `trouble`: how sizes, delays and the amount of trouble are drawn.
 //! - `world`: events in the order of time.
 //! - `deeds`: what the command wants done, and trouble: kills of processes and of `ckpt`, hangs, failed and
@@ -28,6 +29,7 @@ pub mod ring;
 pub mod script;
 pub mod store;
 pub mod trouble;
+mod unrest;
 pub mod world;
 
 pub use trouble::Mistake;

@@ -7,7 +7,6 @@ use protocol::control::{Assignment, Directive, Felt, Report as Word, exit};
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::interval::Bounds;
-use protocol::migration::{Ask, MoveMode};
 use protocol::recovery::Exit;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -149,7 +148,7 @@ pub struct World {
     /// Number of the present command; events for others are dropped.
     pub(super) command_id: u64,
     pub(super) troubles_left: u32,
-    moves_left: u32,
+    pub(super) moves_left: u32,
     /// Files with a flipped bit, which nobody notices until they are read.
     pub(super) flipped: BTreeSet<FileId>,
     /// Files that somebody has removed.
@@ -452,79 +451,6 @@ impl World {
             self.run_by_one(incarnation)?;
         }
         Ok(true)
-    }
-
-    /// No rank is run by two processes, nor by one that the record does not name.
-    fn run_by_one(&self, incarnation: Incarnation) -> Checked {
-        let of_it = self.hosted.iter().filter(|(key, _)| key.0 == incarnation);
-        let of_it: Vec<(Process, &Hosted)> = of_it.map(|(key, hosted)| (key.1, hosted)).collect();
-        let moves = self
-            .command
-            .as_ref()
-            .filter(|it| it.incarnation == Some(incarnation));
-        let record = moves.and_then(|command| command.moves.as_ref());
-        for rank in self.ranks() {
-            let runs = |(_, hosted): &&(Process, &Hosted)| hosted.mover.is_here(rank);
-            let running: Vec<Process> = of_it.iter().filter(runs).map(|it| it.0).collect();
-            if running.len() > 1 {
-                return violated(format!("{rank} is run by {running:?}"));
-            }
-            let recorded = record.map(|moves| moves.placement()[rank.index()]);
-            if let (Some(runs), Some(recorded)) = (running.first(), recorded)
-                && *runs != recorded
-            {
-                return violated(format!("{rank} is run by {runs}, and {recorded} owns it"));
-            }
-        }
-        Ok(())
-    }
-
-    /// A move has ended: its rank is run where it is said to be.
-    pub(super) fn is_run(&self, rank: Rank, process: Process) -> bool {
-        let incarnation = self
-            .command
-            .as_ref()
-            .and_then(|command| command.incarnation);
-        incarnation.is_some_and(|incarnation| {
-            let hosted = self.hosted.get(&(incarnation, process));
-            hosted
-                .is_none_or(|hosted| hosted.mover.is_here(rank) && hosted.ranks.contains_key(&rank))
-        })
-    }
-
-    /// Somebody may want a rank moved.
-    fn want_moves(&mut self) -> Checked {
-        if self.options.moves == 0.0 || !self.rng.random_bool(self.options.moves) {
-            return Ok(());
-        }
-        let modes = [
-            MoveMode::Stop,
-            MoveMode::Precopy,
-            MoveMode::Postcopy,
-            MoveMode::Checkpoint,
-            MoveMode::Safepoint,
-        ];
-        let now = self.now;
-        if self.moves_left == 0 {
-            return Ok(());
-        }
-        // Whoever wants more than that waits for some of them.
-        let waits = |command: &&mut Command| {
-            let moves = command.moves.as_ref();
-            moves.is_some_and(|moves| moves.waiting() < 8)
-        };
-        let Some(command) = self.command.as_mut().filter(waits) else {
-            return Ok(());
-        };
-        let ask = Ask {
-            rank: Rank(self.rng.random_range(0..self.script.ranks())),
-            to: Process(self.rng.random_range(0..command.processes)),
-            mode: modes[self.rng.random_range(0..modes.len())],
-            within: Duration::from_micros(100 << self.rng.random_range(0..9)),
-        };
-        self.moves_left -= 1;
-        command.ask(now, ask);
-        self.perform()
     }
 
     /// The control thread of a process.
