@@ -5,21 +5,10 @@ use tests::bed::PATIENCE;
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process;
-use tests::skip::skip;
 use tests::solver::Solver;
 
 fn solver() -> Solver {
     Solver::heat(4, 64, 64, 2000)
-}
-
-/// Two nodes with Open MPI; none, with the reason printed, where that can't be.
-fn up(test: &str) -> Result<Option<Cluster>> {
-    let mpi = Mpi::OpenMpi;
-    if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-        skip(test, &why);
-        return Ok(None);
-    }
-    Ok(Some(Cluster::up(2)?.with_mpi(mpi)?))
 }
 
 /// Runs the solver on both nodes, which has to fail with all of these words in the message.
@@ -38,7 +27,7 @@ fn refused(cluster: &Cluster, options: &str, words: &[&str]) -> Result<()> {
 
 #[test]
 fn no_mpirun_on_the_path() -> Result<()> {
-    let Some(cluster) = up("no mpirun")? else {
+    let Some(cluster) = Cluster::up_or_skip("no mpirun", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let cluster = cluster.with_variable("PATH=/nowhere");
@@ -49,14 +38,9 @@ fn no_mpirun_on_the_path() -> Result<()> {
 #[test]
 fn a_host_that_can_not_be_reached() -> Result<()> {
     for mpi in Mpi::ALL {
-        let Some(cluster) = up("a host out of reach")? else {
-            return Ok(());
-        };
-        if let Some(why) = mpi.missing() {
-            skip("a host out of reach", &why);
+        let Some(cluster) = Cluster::up_or_skip("a host out of reach", 2, mpi)? else {
             continue;
-        }
-        let cluster = cluster.with_mpi(mpi)?;
+        };
         cluster.nodes().kill(2)?;
         refused(&cluster, "", &["node2"])?;
     }
@@ -65,7 +49,7 @@ fn a_host_that_can_not_be_reached() -> Result<()> {
 
 #[test]
 fn a_store_that_the_other_nodes_do_not_see() -> Result<()> {
-    let Some(cluster) = up("a node-local store")? else {
+    let Some(cluster) = Cluster::up_or_skip("a node-local store", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let store = cluster.local("store");
@@ -76,7 +60,7 @@ fn a_store_that_the_other_nodes_do_not_see() -> Result<()> {
 
 #[test]
 fn a_process_of_another_program() -> Result<()> {
-    let Some(cluster) = up("another program")? else {
+    let Some(cluster) = Cluster::up_or_skip("another program", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let launch = format!(
@@ -95,7 +79,7 @@ fn a_process_of_another_program() -> Result<()> {
 
 #[test]
 fn a_caller_with_a_wrong_token_is_turned_away_and_does_no_harm() -> Result<()> {
-    let Some(cluster) = up("a wrong token")? else {
+    let Some(cluster) = Cluster::up_or_skip("a wrong token", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let mut job = cluster.start_on(&[1, 2], 2, &solver(), "--every 200ms")?;

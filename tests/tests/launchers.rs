@@ -9,18 +9,7 @@ use tests::job::{Job, Outcome};
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process;
-use tests::skip::skip;
 use tests::solver::Solver;
-
-/// Two nodes with Open MPI; none, with the reason printed, where that can't be.
-fn up(test: &str) -> Result<Option<Cluster>> {
-    let mpi = Mpi::OpenMpi;
-    if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-        skip(test, &why);
-        return Ok(None);
-    }
-    Ok(Some(Cluster::up(2)?.with_mpi(mpi)?))
-}
 
 /// Four ranks, to be on two nodes with two each.
 fn heat() -> Solver {
@@ -63,7 +52,7 @@ fn excluded(outcome: &Outcome) -> Vec<String> {
 
 #[test]
 fn with_fewer_nodes_than_are_wanted_the_job_stops_and_goes_on_when_fewer_will_do() -> Result<()> {
-    let Some(cluster) = up("too few nodes")? else {
+    let Some(cluster) = Cluster::up_or_skip("too few nodes", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let outcome = cluster
@@ -99,7 +88,8 @@ fn with_fewer_nodes_than_are_wanted_the_job_stops_and_goes_on_when_fewer_will_do
 #[test]
 fn a_cut_costs_the_node_that_was_cut_whatever_order_the_launcher_places_processes_in() -> Result<()>
 {
-    let Some(cluster) = up("processes placed in another order")? else {
+    let Some(cluster) = Cluster::up_or_skip("processes placed in another order", 2, Mpi::OpenMpi)?
+    else {
         return Ok(());
     };
     let hosts = cluster.nodes().hostfile(&[1, 2], 2)?;
@@ -136,7 +126,7 @@ fn a_cut_costs_the_node_that_was_cut_whatever_order_the_launcher_places_processe
 
 #[test]
 fn a_launch_line_of_the_users_is_filled_in_anew_for_every_start() -> Result<()> {
-    let Some(cluster) = up("a launch line of the user's")? else {
+    let Some(cluster) = Cluster::up_or_skip("a launch line of the user's", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let hosts = cluster.nodes().hostfile(&[1, 2], 2)?;
@@ -167,7 +157,7 @@ fn a_launch_line_of_the_users_is_filled_in_anew_for_every_start() -> Result<()> 
 
 #[test]
 fn the_nodes_that_pbs_and_lsf_name_are_used() -> Result<()> {
-    let Some(cluster) = up("nodes named by PBS and LSF")? else {
+    let Some(cluster) = Cluster::up_or_skip("nodes named by PBS and LSF", 2, Mpi::OpenMpi)? else {
         return Ok(());
     };
     let short = Solver::heat(4, 64, 64, 100);
@@ -191,7 +181,9 @@ fn the_nodes_that_pbs_and_lsf_name_are_used() -> Result<()> {
 
 #[test]
 fn a_launch_line_that_uses_an_excluded_node_ends_the_job() -> Result<()> {
-    let Some(cluster) = up("a launch line that uses a lost node")? else {
+    let Some(cluster) =
+        Cluster::up_or_skip("a launch line that uses a lost node", 2, Mpi::OpenMpi)?
+    else {
         return Ok(());
     };
     let hosts = cluster.nodes().hostfile(&[1, 2], 2)?;
@@ -217,11 +209,9 @@ fn several_ranks_to_a_process_and_processes_to_a_node_outlive_random_kills() -> 
     let solver = Solver::heat(8, 64, 64, 800).on(4);
     let expected = undisturbed(&solver)?;
     for (mpi, seed) in Mpi::ALL.into_iter().zip(41..) {
-        if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-            skip(&format!("kills on nodes with {mpi}"), &why);
+        let Some(cluster) = Cluster::up_or_skip("kills on nodes", 2, mpi)? else {
             continue;
-        }
-        let cluster = Cluster::up(2)?.with_mpi(mpi)?;
+        };
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut job = cluster.start_on(&[1, 2], 2, &solver, "--every 50ms")?;
         for starts in 1..=2 {

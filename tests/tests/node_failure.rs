@@ -10,7 +10,6 @@ use tests::job::{Job, Outcome};
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process::now_us;
-use tests::skip::skip;
 use tests::solver::Solver;
 
 /// Six ranks, to be on three nodes with two each.
@@ -28,11 +27,9 @@ fn undisturbed(solver: &Solver) -> Result<String> {
 /// A cluster of so many nodes for each MPI that there is.
 fn with_each_mpi(test: &str, nodes: usize, run: impl Fn(Cluster, Mpi) -> Result<()>) -> Result<()> {
     for mpi in Mpi::ALL {
-        if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-            skip(&format!("{test} with {mpi}"), &why);
+        let Some(cluster) = Cluster::up_or_skip(test, nodes, mpi)? else {
             continue;
-        }
-        let cluster = Cluster::up(nodes)?.with_mpi(mpi)?;
+        };
         run(cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
     }
     Ok(())

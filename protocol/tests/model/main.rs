@@ -9,6 +9,9 @@ mod job;
 mod moves;
 mod pages;
 
+use std::fmt::Debug;
+use std::hash::Hash;
+
 use job::{Limits, Small};
 use moves::{MoveMistake, Moving};
 use pages::{Paging, StoreMistake};
@@ -17,12 +20,13 @@ use protocol::migration::MoveMode;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// Goes through every state; all that must hold holds, all that should be possible happens.
-fn hold(limits: Limits) {
-    let checker = Small::new(limits, None)
-        .checker()
-        .threads(2)
-        .spawn_bfs()
-        .join();
+fn explore<M>(model: M)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::Action: Clone + Debug + PartialEq,
+{
+    let checker = model.checker().threads(2).spawn_bfs().join();
     println!(
         "{} states, depth {}",
         checker.unique_state_count(),
@@ -31,26 +35,42 @@ fn hold(limits: Limits) {
     checker.assert_properties();
 }
 
-/// With the mistake, some state breaks what must hold.
-fn caught(limits: Limits, fault: Fault) {
-    let checker = Small::new(limits, Some(fault))
+/// With the mistake that `what` names, some state breaks one of these properties: how many steps lead there, and the state.
+fn break_one<M>(model: M, properties: [&'static str; 2], what: &str) -> (usize, M::State)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::Action: Clone + Debug + PartialEq,
+{
+    let checker = model
         .checker()
         .threads(2)
         .finish_when(HasDiscoveries::AnyFailures)
         .spawn_bfs()
         .join();
-    let found = checker
-        .discovery(job::SAFE)
-        .or_else(|| checker.discovery(job::ENDS));
-    let Some(path) = found else {
+    let mut found = properties
+        .iter()
+        .filter_map(|property| checker.discovery(property));
+    let Some(path) = found.next() else {
         panic!(
-            "{fault:?} was not caught in {} states",
+            "{what} was not caught in {} states",
             checker.unique_state_count()
         );
     };
-    let violation = path.last_state().violation.clone();
-    let steps = path.into_actions().len();
-    println!("{fault:?} after {steps} steps: {violation:?}");
+    let last = path.last_state().clone();
+    (path.into_actions().len(), last)
+}
+
+/// Goes through every state of jobs that don't move ranks.
+fn hold(limits: Limits) {
+    explore(Small::new(limits, None));
+}
+
+/// With the mistake, some state breaks what must hold.
+fn caught(limits: Limits, fault: Fault) {
+    let broken = Small::new(limits, Some(fault));
+    let (steps, last) = break_one(broken, [job::SAFE, job::ENDS], &format!("{fault:?}"));
+    println!("{fault:?} after {steps} steps: {:?}", last.violation);
 }
 
 /// Two processes that send to each other, and a snapshot that may fail or be followed by another.
@@ -146,14 +166,11 @@ fn a_late_marker_that_counts_is_caught() {
 
 #[test]
 fn every_checkpoint_of_incremental_files_stays_whole() {
-    let sound = Paging {
+    explore(Paging {
         fault: Broken(None),
         mistake: None,
         cuts: 4,
-    };
-    let checker = sound.checker().threads(2).spawn_bfs().join();
-    println!("{} states", checker.unique_state_count());
-    checker.assert_properties();
+    });
 }
 
 #[test]
@@ -228,18 +245,11 @@ fn larger_jobs_with_moves_are_always_consistent() {
 
 /// Goes through every state of jobs whose ranks move.
 fn move_hold(limits: moves::Limits) {
-    let sound = Moving {
+    explore(Moving {
         limits,
         fault: Broken(None),
         mistake: None,
-    };
-    let checker = sound.checker().threads(2).spawn_bfs().join();
-    println!(
-        "{} states, depth {}",
-        checker.unique_state_count(),
-        checker.max_depth()
-    );
-    checker.assert_properties();
+    });
 }
 
 /// With the mistake, some state breaks what must hold.
@@ -249,19 +259,9 @@ fn move_caught(limits: moves::Limits, fault: Option<Fault>, mistake: Option<Move
         fault: Broken(fault),
         mistake,
     };
-    let checker = broken
-        .checker()
-        .threads(2)
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
-    let found = checker
-        .discovery(moves::SAFE)
-        .or_else(|| checker.discovery(moves::ENDS));
-    let path = found.unwrap_or_else(|| panic!("{fault:?} {mistake:?} was not caught"));
-    let violation = path.last_state().violation.clone();
-    let steps = path.into_actions().len();
-    println!("{fault:?} {mistake:?} after {steps} steps: {violation:?}");
+    let what = format!("{fault:?} {mistake:?}");
+    let (steps, last) = break_one(broken, [moves::SAFE, moves::ENDS], &what);
+    println!("{what} after {steps} steps: {:?}", last.violation);
 }
 
 /// A rank moves to its peer's process; either may refuse, or be lost.

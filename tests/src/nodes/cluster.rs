@@ -13,6 +13,7 @@ use crate::bed::Bed;
 use crate::binaries::Binaries;
 use crate::job::Job;
 use crate::process;
+use crate::skip::skip;
 use crate::solver::Solver;
 
 /// Jobs whose `ckpt` runs on the head, and may use the nodes.
@@ -36,6 +37,18 @@ impl Cluster {
             bed: bed.entering(words),
             nodes,
         })
+    }
+
+    /// So many nodes with this MPI; none, with the reason printed, where that can't be.
+    ///
+    /// # Errors
+    /// When they can't be made though all that they need is here.
+    pub fn up_or_skip(test: &str, count: usize, mpi: Mpi) -> Result<Option<Self>> {
+        if let Some(why) = super::missing().or_else(|| mpi.missing()) {
+            skip(&format!("{test} with {mpi}"), &why);
+            return Ok(None);
+        }
+        Ok(Some(Self::up(count)?.with_mpi(mpi)?))
     }
 
     /// The nodes.
