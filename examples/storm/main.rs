@@ -9,6 +9,8 @@ mod ledger;
 mod receive;
 mod traffic;
 
+use std::time::Duration;
+
 use examples::{Arguments, History, Problem, Random};
 use libckpt::prelude::*;
 use libckpt::request;
@@ -22,7 +24,8 @@ A storm of messages that proves that none is lost, doubled or reordered.
 
   --messages N   messages of all ranks together   [100000]
   --seed S       another storm for another seed   [1]
-  --progress     rank 0 prints each round of messages";
+  --progress     rank 0 prints each round of messages
+  --pause-us US  sleep so long in each round, in microseconds; makes small runs last";
 
 /// Tags in use.
 const TAGS: usize = 5;
@@ -37,6 +40,7 @@ struct Options {
     messages: usize,
     seed: u64,
     progress: bool,
+    pause: Duration,
 }
 
 impl Options {
@@ -46,6 +50,7 @@ impl Options {
             messages: arguments.value("--messages", 100_000)?,
             seed: arguments.value("--seed", 1)?,
             progress: arguments.flag("--progress"),
+            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
         };
         arguments.finish()?;
         Ok(options)
@@ -162,6 +167,9 @@ fn storm(world: &World, options: &Options) -> Result<(), String> {
         }
         if options.progress && speaks {
             println!("step {}", round + 1);
+        }
+        if !options.pause.is_zero() {
+            std::thread::sleep(options.pause);
         }
     }
 

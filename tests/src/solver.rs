@@ -1,6 +1,7 @@
 //! What a job runs: an example solver with its arguments, on so many ranks.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::binaries::Binaries;
 
@@ -56,6 +57,14 @@ impl Solver {
             ranks,
             &format!("--messages {messages} --seed {seed}"),
         )
+    }
+
+    /// The same with a pause in each round: it lasts at least so long on any machine.
+    #[must_use]
+    pub fn pausing(mut self, each_round: Duration) -> Self {
+        self.arguments.push("--pause-us".to_owned());
+        self.arguments.push(each_round.as_micros().to_string());
+        self
     }
 
     /// The same in so many processes.

@@ -1,6 +1,8 @@
 //! Checkpoints that refer to others, taken while the ranks go on: whichever way they are made, a job that is killed
 //! ends with the same bits.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -39,7 +41,7 @@ fn outlives_kills(solver: &Solver, ways: &Ways, expected: &str, seed: u64) -> Re
             ensure!(kills > 1 && job.has_ended()?, "{error:#}");
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(random.random_range(0..60)));
+        std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
         let victim = random.random_range(0..solver.process_count());
         if job.kill(Target::Process(victim))?.is_none() {
             break;
@@ -126,7 +128,11 @@ fn messages_and_solutions_are_the_same_whichever_way_they_are_captured() -> Resu
     let matrix = folder.path().join("own.mtx");
     tests::matrix::write_own(&matrix, 30)?;
     let mut random = ChaCha8Rng::seed_from_u64(14);
-    for solver in [Solver::storm(6, 60_000, 3).on(3), Solver::cg(2, &matrix, 8)] {
+    let storm = Solver::storm(6, 60_000, 3).on(3);
+    for solver in [
+        storm.pausing(Duration::from_millis(5)),
+        Solver::cg(2, &matrix, 8),
+    ] {
         let expected = undisturbed(&solver)?;
         for seed in 0..3 {
             let ways = Ways::draw(&mut random);
