@@ -333,10 +333,6 @@ impl ReadFile for FaultReadFile {
         }
         Ok(read)
     }
-
-    fn will_read(&self, offset: u64, bytes: u64) {
-        self.inner.will_read(offset, bytes);
-    }
 }
 
 /// A plan as text, `FAULT@NUMBER`: `enospc`, `eio`, `short-write`, `disk-full`, `failed-sync`, `lost-sync`,

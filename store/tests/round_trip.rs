@@ -141,6 +141,9 @@ proptest! {
             rest = after;
         }
         for chunk in 0..file.part_count() {
+            if chunk % 3 == 0 {
+                let _ = file.read_together(chunk..file.part_count(), &mut scratch);
+            }
             file.read_part_into(chunk, &mut scratch, |first, count| {
                 // Runs of the index that touch in the chunk are one run there.
                 let mut here = pages.remove(&first).unwrap();
@@ -170,6 +173,12 @@ fn an_image_of_several_chunks_is_restored_by_several_threads() {
     let stored = write_image(storage.clone(), key(1, 1, 0), &image, Compression::Fast).unwrap();
     let file = RankImage::open(&*storage, &stored, key(1, 1, 0), &[]).unwrap();
     assert!(file.part_count() > 4);
+    // Most of it is read at once.
+    let together = file.read_together(0..file.part_count(), &mut Scratch::new());
+    assert!(together > 1, "{together} of {}", file.part_count());
+    let empty = file.read_together(3..3, &mut Scratch::new());
+    let beyond = file.read_together(0..file.part_count() + 1, &mut Scratch::new());
+    assert_eq!((empty, beyond), (0, 0));
     let found: BTreeMap<u64, Vec<u8>> = std::thread::scope(|scope| {
         let file = &file;
         let threads: Vec<_> = (0..4)

@@ -19,6 +19,12 @@ use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 use super::pipeline::{Base, Digest};
 use crate::engine::in_engine;
 
+/// One waits for the disk while the other decompresses.
+const THREADS_PER_PROCESSOR: usize = 2;
+
+/// Chunks that a thread takes at once; it reads them together where they follow each other.
+const CHUNKS_AT_ONCE: usize = 8;
+
 /// Why a rank can't be restored.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -48,7 +54,8 @@ pub(crate) fn restore(
 ) -> Result<Restored, Failure> {
     let begin = Instant::now();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (processors / assignment.processes.max(1) as usize).max(1);
+    let own = (processors / assignment.processes.max(1) as usize).max(1);
+    let threads = own * THREADS_PER_PROCESSOR;
     let mut slots = Vec::with_capacity(hosted.len());
     let mut bases = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());
@@ -168,28 +175,35 @@ impl Image {
     fn place_chunks(&self) -> Result<(), String> {
         let mut scratch = Scratch::default();
         loop {
-            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= self.file.part_count() {
+            let first = self.next.fetch_add(CHUNKS_AT_ONCE, Ordering::Relaxed);
+            let end = (first + CHUNKS_AT_ONCE).min(self.file.part_count());
+            if first >= end {
                 return Ok(());
             }
-            if let Some(digests) = &self.digests {
-                self.place_with_digests(chunk, &mut scratch, digests)?;
-                continue;
-            }
-            let mut refused = None;
-            let read = self
-                .file
-                .read_part_into(chunk, &mut scratch, |first, count| {
-                    self.slot
-                        .window(first, count)
-                        .map_err(|error| refused = Some(error))
-                        .ok()
-                });
-            read.map_err(|error| error.to_string())?;
-            if let Some(error) = refused {
-                return Err(error.to_string());
+            let mut next = first;
+            while next < end {
+                let together = self.file.read_together(next..end, &mut scratch).max(1);
+                for chunk in next..next + together {
+                    self.place(chunk, &mut scratch)?;
+                }
+                next += together;
             }
         }
+    }
+
+    fn place(&self, chunk: usize, scratch: &mut Scratch) -> Result<(), String> {
+        if let Some(digests) = &self.digests {
+            return self.place_with_digests(chunk, scratch, digests);
+        }
+        let mut refused = None;
+        let read = self.file.read_part_into(chunk, scratch, |first, count| {
+            self.slot
+                .window(first, count)
+                .map_err(|error| refused = Some(error))
+                .ok()
+        });
+        read.map_err(|error| error.to_string())?;
+        refused.map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     /// Puts a chunk into place page by page, and takes the digest of each.

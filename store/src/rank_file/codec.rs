@@ -2,6 +2,7 @@
 //! than small chunks do, and fresh memory is slow to touch.
 
 use std::io;
+use std::ops::Range;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{ResetDirective, get_error_name};
@@ -10,6 +11,7 @@ use super::pack::Effort;
 use super::shuffle::{from_planes, to_planes};
 use crate::PAGE_BYTES;
 use crate::format::layout::{CHUNK_RAW_BYTES, ENCODING_PLANES_ZSTD, ENCODING_RAW, ENCODING_ZSTD};
+use crate::storage::Stretch;
 
 /// A compressed chunk must be smaller than this part of its raw bytes, or it is stored as it is:
 /// below that, reading it back costs more than the bytes are worth.
@@ -25,8 +27,11 @@ const SAMPLE_PAGES: usize = 4;
 #[derive(Default)]
 pub struct Scratch {
     decompressor: Option<Decompressor<'static>>,
-    /// A chunk as stored.
-    pub(super) stored: Vec<u8>,
+    stored: Stretch,
+    /// Where in `stored` the chunk is that was fetched last.
+    chunk: Range<usize>,
+    /// The number of the file that `stored` holds a stretch of, which may be more than one chunk.
+    window: Option<u64>,
     /// A chunk after decompression.
     pub(super) raw: Vec<u8>,
     planes: Vec<u8>,
@@ -39,7 +44,50 @@ impl Scratch {
         Self::default()
     }
 
-    /// Decodes what is in `stored[from..]` into `into`, which it must fill exactly.
+    /// The chunk that was fetched last, as stored.
+    pub(super) fn stored(&self) -> &[u8] {
+        &self.stored.bytes()[self.chunk.clone()]
+    }
+
+    /// Room for a chunk of so many bytes, which is the one that was fetched last when it is filled.
+    pub(super) fn room_for_chunk(&mut self, bytes: usize) -> &mut [u8] {
+        self.window = None;
+        self.chunk = 0..bytes;
+        self.stored.aim(0, bytes);
+        self.stored.bytes_mut()
+    }
+
+    /// Lets `read` fill a stretch of a file, out of which chunks can be fetched if it says that it did.
+    pub(super) fn fill_window(
+        &mut self,
+        file: u64,
+        offset: u64,
+        bytes: usize,
+        read: impl FnOnce(&mut Stretch) -> bool,
+    ) {
+        self.chunk = 0..0;
+        self.stored.aim(offset, bytes);
+        self.window = read(&mut self.stored).then_some(file);
+    }
+
+    /// Fetches a chunk out of the stretch that was filled last, if it is there.
+    pub(super) fn fetch_from_window(&mut self, file: u64, offset: u64, bytes: usize) -> bool {
+        if self.window != Some(file) {
+            return false;
+        }
+        let from = offset.checked_sub(self.stored.offset());
+        let Some(from) = from.and_then(|from| usize::try_from(from).ok()) else {
+            return false;
+        };
+        let end = from.saturating_add(bytes);
+        if end > self.stored.bytes().len() {
+            return false;
+        }
+        self.chunk = from..end;
+        true
+    }
+
+    /// Decodes the chunk that was fetched last, from `from` on, into `into`, which it must fill exactly.
     pub(super) fn decode_into(
         &mut self,
         encoding: u32,
@@ -50,12 +98,12 @@ impl Scratch {
             &mut self.decompressor,
             &mut self.planes,
             encoding,
-            &self.stored[from..],
+            &self.stored.bytes()[self.chunk.clone()][from..],
             into,
         )
     }
 
-    /// Decodes what is in `stored[from..]` into `raw`, of which it makes `raw_bytes`.
+    /// Decodes the chunk that was fetched last, from `from` on, into `raw`, of which it makes `raw_bytes`.
     pub(super) fn decode_to_raw(
         &mut self,
         encoding: u32,
@@ -67,7 +115,7 @@ impl Scratch {
             &mut self.decompressor,
             &mut self.planes,
             encoding,
-            &self.stored[from..],
+            &self.stored.bytes()[self.chunk.clone()][from..],
             &mut self.raw,
         )
     }

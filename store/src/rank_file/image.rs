@@ -1,5 +1,6 @@
 //! Reads an image: from the rank's own file, and from those of other checkpoints that it refers to.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use protocol::control::{NeededFile, StoredFile};
@@ -13,17 +14,14 @@ use crate::format::layout::{KIND_PAGES, PageRun};
 use crate::storage::Storage;
 use crate::{CheckpointId, Error, FileKey, PAGE_BYTES, Result};
 
-/// A medium is told of parts so many before they are read...
-const AHEAD_PARTS: usize = 128;
-
-/// ...and of so many at once.
-const AHEAD_AT_ONCE: usize = 16;
+/// Bytes of chunks, before compression, that are read at once at most: a disk is as fast with these as with more.
+const TOGETHER_RAW_BYTES: u64 = 2 << 20;
 
 /// The image of a rank, open for reading. Several threads may read parts at once, each with its own
 /// [`Scratch`].
 ///
 /// A *part* is a chunk that holds pages of the image, in the order of files and chunks. Every page that is
-/// not zeros is in exactly one part. Parts that are read one after the other are asked for ahead of time.
+/// not zeros is in exactly one part.
 #[derive(Debug)]
 pub struct RankImage {
     map: Arc<ImageMap>,
@@ -140,6 +138,31 @@ impl RankImage {
         self.parts.len()
     }
 
+    /// Reads parts from the start of the range on, as many as follow each other in their file, up to 2 MiB or so, and
+    /// tells how many. Where the medium has to fetch them, they are fetched at once and are there when they are
+    /// read next with this scratch; else, nothing is read yet. 0 where the range is empty, or not of this image.
+    #[must_use]
+    pub fn read_together(&self, parts: Range<usize>, scratch: &mut Scratch) -> usize {
+        let Some(parts) = self.parts.get(parts) else {
+            return 0;
+        };
+        let Some(first) = parts.first() else {
+            return 0;
+        };
+        let file = &self.files[first.file as usize];
+        let mut raw_bytes = 0;
+        let together = (first.chunk..).zip(parts).take_while(|(chunk, part)| {
+            if (part.file, part.chunk) != (first.file, *chunk) {
+                return false;
+            }
+            raw_bytes += u64::from(file.index.chunks[part.chunk as usize].raw_bytes.get());
+            raw_bytes <= TOGETHER_RAW_BYTES || *chunk == first.chunk
+        });
+        let count = together.count();
+        file.read_window(first.chunk..first.chunk + count as u32, scratch);
+        count
+    }
+
     /// Reads part `i` and hands out its pages, each with its number. Nothing is handed out unless the
     /// whole chunk is right.
     pub fn read_part(
@@ -149,7 +172,6 @@ impl RankImage {
         mut page: impl FnMut(u64, &[u8]),
     ) -> Result<()> {
         let part = self.part(i)?;
-        self.ask_ahead(i);
         let raw = self.files[part.file as usize].raw_chunk(part.chunk, scratch)?;
         for run in &self.wanted[part.first..part.end] {
             let pages = (run.first_page..).zip(bytes_of(raw, run).chunks_exact(PAGE_BYTES));
@@ -173,7 +195,6 @@ impl RankImage {
         mut place: impl FnMut(u64, usize) -> Option<&'m mut [u8]>,
     ) -> Result<()> {
         let part = self.part(i)?;
-        self.ask_ahead(i);
         let file = &self.files[part.file as usize];
         let wanted = &self.wanted[part.first..part.end];
         let mut placed = Vec::with_capacity(wanted.len());
@@ -231,27 +252,6 @@ impl RankImage {
     /// it any more, and the digests over the whole files.
     pub fn verify(&self) -> Result<()> {
         self.files.iter().try_for_each(RankFile::verify)
-    }
-
-    /// Part `i` is being read: tells the medium of those that come some time after it, and in the beginning of
-    /// those before them, too.
-    fn ask_ahead(&self, i: usize) {
-        if !i.is_multiple_of(AHEAD_AT_ONCE) {
-            return;
-        }
-        let from = if i == 0 { 0 } else { i + AHEAD_PARTS };
-        let end = (i + AHEAD_PARTS + AHEAD_AT_ONCE).min(self.parts.len());
-        let mut coming = self.parts.get(from..end).unwrap_or_default();
-        while let Some(first) = coming.first() {
-            let file = &self.files[first.file as usize];
-            let together = coming
-                .windows(2)
-                .take_while(|two| (two[1].file, two[1].chunk) == (two[0].file, two[0].chunk + 1))
-                .count();
-            let (these, others) = coming.split_at(1 + together);
-            file.will_read(first.chunk, these[together].chunk);
-            coming = others;
-        }
     }
 
     fn part(&self, i: usize) -> Result<Part> {

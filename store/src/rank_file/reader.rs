@@ -1,6 +1,9 @@
 //! Reads one rank file: nothing in it is believed before its checksum is right, and no length before it is
 //! known to lie in the file.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use protocol::control::StoredFile;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -12,8 +15,11 @@ use crate::format::layout::{
     ChunkEntry, ChunkHeader, ENCODING_RAW, FileHeader, HEADER_MAGIC, PAGE_BYTES_FIELD, PageRun,
     RANK_FILE_VERSION, TRAILER_MAGIC, Trailer,
 };
-use crate::storage::{self, ReadFile, Storage, read_exact_at};
+use crate::storage::{self, ReadFile, Storage, Stretch, read_exact_at};
 use crate::{Error, FileKey, Result};
+
+/// How many files were opened.
+static FILES: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes read at once for the digest.
 const READ_BYTES: usize = 1 << 20;
@@ -22,6 +28,8 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct RankFile {
     file: Box<dyn ReadFile>,
+    /// Tells this open file from all others of the process.
+    number: u64,
     /// The path as users see it.
     pub(super) shown: String,
     sums: Checksums,
@@ -72,6 +80,7 @@ impl RankFile {
         }
         Ok(Self {
             file,
+            number: FILES.fetch_add(1, Ordering::Relaxed),
             shown,
             sums,
             stored: stored.clone(),
@@ -98,8 +107,8 @@ impl RankFile {
             if entry.encoding.get() == ENCODING_RAW {
                 self.check_raw(number, raw)?;
             }
-            digest.update(&scratch.stored);
-            at += scratch.stored.len() as u64;
+            digest.update(scratch.stored());
+            at += scratch.stored().len() as u64;
         }
         self.digest(at, self.stored.file_bytes, &mut digest)?;
         if digest.finish() != self.stored.digest {
@@ -142,7 +151,7 @@ impl RankFile {
         let payload = self.fetch(number, scratch)?;
         let entry = &self.index.chunks[number as usize];
         if entry.encoding.get() == ENCODING_RAW {
-            return Ok(&scratch.stored[payload..]);
+            return Ok(&scratch.stored()[payload..]);
         }
         scratch
             .decode_to_raw(
@@ -163,49 +172,74 @@ impl RankFile {
         into: &mut [u8],
     ) -> Result<()> {
         let entry = &self.index.chunks[number as usize];
-        if entry.encoding.get() == ENCODING_RAW {
+        if entry.encoding.get() == ENCODING_RAW && !self.is_in_window(number, scratch) {
             let payload = self.fetch_bytes(number, scratch, false)?;
             let offset = entry.offset.get() + payload as u64;
             read_exact_at(&*self.file, into, offset)
                 .map_err(Error::io("read", self.shown.as_str()))?;
-            return self.check_stored(number, &scratch.stored, into);
+            return self.check_stored(number, scratch.stored(), into);
         }
         let payload = self.fetch(number, scratch)?;
+        if entry.encoding.get() == ENCODING_RAW {
+            into.copy_from_slice(&scratch.stored()[payload..]);
+            return Ok(());
+        }
         scratch
             .decode_into(entry.encoding.get(), payload, into)
             .map_err(|what| self.corrupt_chunk(number, &what))?;
         self.check_raw(number, into)
     }
 
-    /// Tells the medium that these chunks, which follow each other, will be read soon.
-    pub(super) fn will_read(&self, first: u32, last: u32) {
-        let [first, last] = [first, last].map(|chunk| &self.index.chunks[chunk as usize]);
-        let from = first.offset.get();
-        self.file
-            .will_read(from, last.offset.get() + last.whole_bytes() - from);
+    /// Reads these chunks, which follow each other in the file, at once past the medium's cache, if they are not in it.
+    /// Those of them that are fetched next with this scratch are there already.
+    pub(super) fn read_window(&self, chunks: Range<u32>, scratch: &mut Scratch) {
+        let chunks = &self.index.chunks[chunks.start as usize..chunks.end as usize];
+        let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else {
+            return;
+        };
+        let offset = first.offset.get();
+        let bytes = last.offset.get() + last.whole_bytes() - offset;
+        let Ok(bytes) = usize::try_from(bytes) else {
+            return;
+        };
+        let read = |stretch: &mut Stretch| self.file.read_past_cache(stretch);
+        scratch.fill_window(self.number, offset, bytes, read);
     }
 
-    /// Reads a chunk as stored, checks it, and tells where in `scratch.stored` its payload starts.
+    fn is_in_window(&self, number: u32, scratch: &mut Scratch) -> bool {
+        let entry = &self.index.chunks[number as usize];
+        let bytes = entry.whole_bytes() as usize;
+        scratch.fetch_from_window(self.number, entry.offset.get(), bytes)
+    }
+
+    /// Reads a chunk as stored, checks it, and tells where in it its payload starts.
     fn fetch(&self, number: u32, scratch: &mut Scratch) -> Result<usize> {
         let payload = self.fetch_bytes(number, scratch, true)?;
-        let (front, rest) = scratch.stored.split_at(payload);
+        let (front, rest) = scratch.stored().split_at(payload);
         self.check_stored(number, front, rest)?;
         Ok(payload)
     }
 
-    /// Reads a chunk, with or without its payload, into `scratch.stored`; nothing is checked yet.
+    /// Reads a chunk, with or without its payload, into the scratch, where it is not there already; nothing is checked
+    /// yet.
     fn fetch_bytes(&self, number: u32, scratch: &mut Scratch, payload: bool) -> Result<usize> {
         let entry = &self.index.chunks[number as usize];
         let front = front_bytes(entry);
+        if payload && self.is_in_window(number, scratch) {
+            return Ok(front);
+        }
         let wanted = front
             + if payload {
                 entry.stored_bytes.get() as usize
             } else {
                 0
             };
-        scratch.stored.resize(wanted, 0);
-        read_exact_at(&*self.file, &mut scratch.stored, entry.offset.get())
-            .map_err(Error::io("read", self.shown.as_str()))?;
+        read_exact_at(
+            &*self.file,
+            scratch.room_for_chunk(wanted),
+            entry.offset.get(),
+        )
+        .map_err(Error::io("read", self.shown.as_str()))?;
         Ok(front)
     }
 

@@ -1,14 +1,17 @@
 //! A store in a directory of the file system.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, IoSliceMut, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use rustix::io::ReadWriteFlags;
 
-use super::{Access, Entry, LockAttempt, ReadFile, Storage, WriteFile};
+use super::{Access, Entry, LockAttempt, ReadFile, Storage, Stretch, WriteFile};
 use crate::names::is_plain;
 use crate::{Error, Result};
 
@@ -127,7 +130,10 @@ impl Storage for DiskStorage {
         }
         // Only a hint: where the file system does not take it, reading is as it was.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
-        Ok(Box::new(DiskReadFile(file)))
+        Ok(Box::new(DiskReadFile {
+            file,
+            past_cache: OnceLock::new(),
+        }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -232,22 +238,96 @@ impl WriteFile for DiskWriteFile {
 }
 
 #[derive(Debug)]
-struct DiskReadFile(File);
+struct DiskReadFile {
+    file: File,
+    past_cache: OnceLock<Option<File>>,
+}
+
+impl DiskReadFile {
+    /// The same file, open for reading past the page cache; `None` where the file system can't do that.
+    fn past_cache(&self) -> Option<&File> {
+        let open = || {
+            // Nobody reads on after a stretch, and a look for one byte must not begin to read others. Only a hint.
+            let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+            let same = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(libc::O_DIRECT);
+            options.open(same).ok()
+        };
+        self.past_cache.get_or_init(open).as_ref()
+    }
+
+    /// Whether a byte can be read without waiting for the disk.
+    fn is_cached(&self, offset: u64) -> bool {
+        let mut byte = [0];
+        let mut into = [IoSliceMut::new(&mut byte)];
+        !matches!(
+            rustix::io::preadv2(&self.file, &mut into, offset, ReadWriteFlags::NOWAIT),
+            Err(rustix::io::Errno::AGAIN)
+        )
+    }
+}
 
 impl ReadFile for DiskReadFile {
     fn file_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(into, offset)
+        self.file.read_at(into, offset)
     }
 
-    fn will_read(&self, offset: u64, bytes: u64) {
-        if let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) {
-            // Only a hint.
-            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-            let _ = posix_fadvise(&self.0, offset, bytes, advice);
+    /// At a restore the page cache would be made of memory that was free for long, which is slow to touch, for bytes that
+    /// nobody reads again.
+    fn read_past_cache(&self, stretch: &mut Stretch) -> bool {
+        let Some(file) = self.past_cache() else {
+            return false;
+        };
+        let last = stretch.offset() + (stretch.bytes().len() as u64).saturating_sub(1);
+        if self.is_cached(last) {
+            return false;
         }
+        let (offset, needed, blocks) = stretch.blocks_mut();
+        // It may be short, where the file ends within the last block.
+        matches!(file.read_at(blocks, offset), Ok(read) if read >= needed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_in_the_page_cache_is_read_past_it() {
+        // Not in /tmp, which may be memory.
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let storage = DiskStorage::open(folder.path()).unwrap();
+        let content: Vec<u8> = (0..300_001_u32).map(|at| (at % 251) as u8).collect();
+        let mut file = storage.create_new("file", Access::Owner).unwrap();
+        crate::storage::write_all(&mut *file, &content).unwrap();
+        file.sync().unwrap();
+
+        let file = File::open(folder.path().join("file")).unwrap();
+        let reader = DiskReadFile {
+            file,
+            past_cache: OnceLock::new(),
+        };
+        let can = reader.past_cache().is_some();
+        let mut stretch = Stretch::default();
+        for (offset, bytes) in [(0, 1), (0, 300_001), (4095, 8194), (299_000, 1001)] {
+            stretch.aim(offset, bytes);
+            reader.read_at(&mut vec![0; content.len()], 0).unwrap();
+            assert!(!reader.read_past_cache(&mut stretch));
+            // The system may leave pages in the cache that are still in use somewhere.
+            let past_cache = (0..1000).any(|_| {
+                let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                posix_fadvise(&reader.file, 0, 0, advice).unwrap();
+                reader.read_past_cache(&mut stretch)
+            });
+            assert_eq!(past_cache, can, "{bytes} bytes at {offset}");
+            assert!(!can || stretch.bytes() == &content[offset as usize..][..bytes]);
+        }
+        stretch.aim(299_000, 1002);
+        assert!(!reader.read_past_cache(&mut stretch), "beyond the end");
     }
 }

@@ -9,6 +9,7 @@
 
 mod disk;
 mod memory;
+mod stretch;
 
 use std::fmt;
 use std::io;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 pub use disk::DiskStorage;
 pub use memory::{MemoryStorage, Survival};
+pub use stretch::Stretch;
 
 use crate::{Error, Result};
 
@@ -91,9 +93,11 @@ pub trait ReadFile: fmt::Debug + Send + Sync {
     fn file_bytes(&self) -> io::Result<u64>;
     /// Reads some bytes at `offset` and tells how many; 0 at the end.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// These bytes will be read soon: a medium that is slow to find them may begin.
-    fn will_read(&self, offset: u64, bytes: u64) {
-        let _ = (offset, bytes);
+    /// Fills a stretch that is wanted once, past the copies that the medium keeps of what was read; `false` where there
+    /// are such copies, or it can't be done: it is to be read as usual then.
+    fn read_past_cache(&self, stretch: &mut Stretch) -> bool {
+        let _ = stretch;
+        false
     }
 }
 

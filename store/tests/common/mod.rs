@@ -131,11 +131,18 @@ pub fn read_image_with(
         }
     }
     let mut scratch = Scratch::new();
-    for part in 0..file.part_count() {
-        file.read_part(part, &mut scratch, |page, bytes| {
-            let before = image.pages.insert(page, bytes.to_vec());
-            assert!(before.is_none(), "page {page} is there twice");
-        })?;
+    let mut next = 0;
+    while next < file.part_count() {
+        // As a restore does.
+        let together = file.read_together(next..file.part_count(), &mut scratch);
+        assert!(together > 0);
+        for part in next..next + together {
+            file.read_part(part, &mut scratch, |page, bytes| {
+                let before = image.pages.insert(page, bytes.to_vec());
+                assert!(before.is_none(), "page {page} is there twice");
+            })?;
+        }
+        next += together;
     }
     for (at, kind) in SectionKind::ALL.into_iter().enumerate() {
         image.sections[at] = file.section(kind)?;
