@@ -35,9 +35,10 @@ impl Outcome {
             End::SolverFailed { .. } => "solver_failed",
             End::Stopped { .. } => "stopped",
             End::CannotStart { .. } => "usage",
-            End::RestartsUsedUp { .. } | End::NoCheckpoint { .. } | End::StoreFailed { .. } => {
-                "unrecoverable"
-            }
+            End::RestartsUsedUp { .. }
+            | End::NoCheckpoint { .. }
+            | End::StoreFailed { .. }
+            | End::FilesUnusable { .. } => "unrecoverable",
             End::NodesUsedUp { .. } => "nodes_lost",
             End::Superseded { .. } => "superseded",
             End::Broken { .. } => "internal",
@@ -59,6 +60,7 @@ impl Outcome {
             End::RestartsUsedUp { .. }
             | End::NoCheckpoint { .. }
             | End::StoreFailed { .. }
+            | End::FilesUnusable { .. }
             | End::Superseded { .. } => code::UNRECOVERABLE,
             End::Broken { .. } => code::INTERNAL,
         }
@@ -96,6 +98,9 @@ impl Outcome {
                 "given up after {restarts} restarts without a new checkpoint; the last failure: {last}. {go_on}, --max-restarts allows more"
             ),
             End::NoCheckpoint { reason } => format!("nothing to go on from: {reason}"),
+            End::FilesUnusable { reason } => {
+                format!("{reason}. No file was changed; once it is mended, {go_on}")
+            }
             End::StoreFailed { reason } => {
                 format!("the store can't be used: {reason}. Once it can, {go_on}")
             }
