@@ -59,7 +59,7 @@ fn undisturbed(steps: usize) -> Result<(Vec<String>, String)> {
     for lines in &written {
         let numbers = lines
             .lines()
-            .filter_map(|line| line.split(' ').next()?.parse().ok());
+            .filter_map(|line| line.split(' ').next()?.parse::<usize>().ok());
         ensure!(numbers.eq(1..=steps), "not the steps in their order");
     }
     Ok((written, result))
