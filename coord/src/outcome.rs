@@ -134,6 +134,18 @@ mod tests {
     }
 
     #[test]
+    fn files_that_are_missing_cost_nothing_but_the_start() {
+        let missing = outcome(End::FilesUnusable {
+            reason: "no lines.2".to_owned(),
+        });
+        assert_eq!(missing.code(), 69);
+        assert_eq!(
+            missing.message(),
+            "no lines.2. No file was changed; once it is mended, `ckpt restart` goes on from epoch 4"
+        );
+    }
+
+    #[test]
     fn a_stopped_job_says_where_it_goes_on() {
         let stopped = outcome(End::Stopped { without_last: None });
         assert_eq!(stopped.code(), 75);
