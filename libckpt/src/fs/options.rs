@@ -12,7 +12,6 @@ use super::{File, table};
 
 /// How a file is to be opened: [`std::fs::OpenOptions`], for [`File`].
 #[derive(Clone, Debug, Default)]
-#[must_use]
 pub struct OpenOptions {
     pub(super) mode: Mode,
     pub(super) truncate: bool,
@@ -56,6 +55,7 @@ impl Mode {
 
 impl OpenOptions {
     /// Options that allow nothing yet.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
