@@ -83,7 +83,7 @@ fn relay(world: &World, options: &Options) -> Result<(), String> {
     let mut word = mix(rank as u64);
     for step in 1..=options.steps {
         if let Some(numbers) = &mut numbers {
-            word ^= numbers.next()?;
+            word ^= numbers.read()?;
         }
         let page = mix(word) as usize % (memory.len() / PAGE_WORDS) * PAGE_WORDS;
         word = mix(word ^ memory[page]);

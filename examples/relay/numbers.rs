@@ -24,7 +24,7 @@ impl Numbers {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> Result<u64, String> {
+    pub fn read(&mut self) -> Result<u64, String> {
         let said = |error: &dyn std::fmt::Display| format!("{}: {error}", self.path);
         self.line.clear();
         if self
