@@ -35,9 +35,10 @@ impl Outcome {
             End::SolverFailed { .. } => "solver_failed",
             End::Stopped { .. } => "stopped",
             End::CannotStart { .. } => "usage",
-            End::RestartsUsedUp { .. } | End::NoCheckpoint { .. } | End::StoreFailed { .. } => {
-                "unrecoverable"
-            }
+            End::RestartsUsedUp { .. }
+            | End::NoCheckpoint { .. }
+            | End::StoreFailed { .. }
+            | End::FilesUnusable { .. } => "unrecoverable",
             End::NodesUsedUp { .. } => "nodes_lost",
             End::Superseded { .. } => "superseded",
             End::Broken { .. } => "internal",
@@ -59,6 +60,7 @@ impl Outcome {
             End::RestartsUsedUp { .. }
             | End::NoCheckpoint { .. }
             | End::StoreFailed { .. }
+            | End::FilesUnusable { .. }
             | End::Superseded { .. } => code::UNRECOVERABLE,
             End::Broken { .. } => code::INTERNAL,
         }
@@ -96,6 +98,9 @@ impl Outcome {
                 "given up after {restarts} restarts without a new checkpoint; the last failure: {last}. {go_on}, --max-restarts allows more"
             ),
             End::NoCheckpoint { reason } => format!("nothing to go on from: {reason}"),
+            End::FilesUnusable { reason } => {
+                format!("{reason}. No file was changed; once it is mended, {go_on}")
+            }
             End::StoreFailed { reason } => {
                 format!("the store can't be used: {reason}. Once it can, {go_on}")
             }
@@ -126,6 +131,18 @@ mod tests {
             };
             assert_eq!(outcome(end).code(), expected);
         }
+    }
+
+    #[test]
+    fn files_that_are_missing_cost_nothing_but_the_start() {
+        let missing = outcome(End::FilesUnusable {
+            reason: "no lines.2".to_owned(),
+        });
+        assert_eq!(missing.code(), 69);
+        assert_eq!(
+            missing.message(),
+            "no lines.2. No file was changed; once it is mended, `ckpt restart` goes on from epoch 4"
+        );
     }
 
     #[test]

@@ -157,6 +157,9 @@ pub enum StartError {
         /// What failed.
         reason: String,
     },
+    /// A file of a rank can't be made what it was at the checkpoint.
+    #[error(transparent)]
+    File(#[from] crate::fs::FileError),
     /// The engine met something that must not be; going on could corrupt the job.
     #[error("internal error, please report it: {0}")]
     Internal(String),

@@ -20,6 +20,8 @@
 //! on from its last checkpoint with the same bits. Started alone, the program is one rank and takes no
 //! checkpoints.
 //!
+//! Files that are to go on with a rank are opened by [`mod@fs`].
+//!
 //! The layers, from the solver down: [`comm`], `engine`, `runtime`, and the crates `libckpt-rank`,
 //! `libckpt-transport`, `ckpt-store` and `ckpt-protocol`.
 
@@ -28,6 +30,7 @@
 pub mod comm;
 mod engine;
 mod error;
+pub mod fs;
 pub mod prelude;
 mod runtime;
 

@@ -10,7 +10,7 @@ use crate::interval::Ground;
 use crate::migration::{MoveDirective, MoveReport};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 5;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -370,6 +370,12 @@ pub enum Report {
     },
     /// About the move of a rank between running processes ([`crate::migration`]).
     Move(MoveReport),
+    /// The files that the ranks had open at the checkpoint can't be gone on with in this process. Nothing was changed; the
+    /// checkpoint is good, and no other would do better.
+    FilesUnusable {
+        /// Which file of which rank, what is wrong with it, and what to do.
+        reason: String,
+    },
 }
 
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer

@@ -82,7 +82,7 @@ impl Binaries {
     }
 }
 
-const EXAMPLES: &[&str] = &["heat", "cg", "storm", "tangle"];
+const EXAMPLES: &[&str] = &["heat", "cg", "storm", "tangle", "relay"];
 
 fn locate() -> Result<Binaries> {
     let folder = profile_folder()?;

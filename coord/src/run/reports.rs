@@ -316,6 +316,17 @@ impl Job<'_> {
                 };
                 self.recovery.handle_hopeless(&reason, end);
             }
+            Report::FilesUnusable { reason } => {
+                let host = self.start.hosts().get(process.index());
+                let reason = match host.map_or("", String::as_str) {
+                    "" => format!("{process}: {reason}"),
+                    host => format!("{process} on {host}: {reason}"),
+                };
+                let end = End::FilesUnusable {
+                    reason: reason.clone(),
+                };
+                self.recovery.handle_hopeless(&reason, end);
+            }
             Report::Move(report) => self.teller.warn(format!(
                 "{process} reports about {}, which was not asked for",
                 report.id()

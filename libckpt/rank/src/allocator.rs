@@ -6,6 +6,7 @@ use std::ptr;
 use crate::context::{CONTEXT, Mark};
 use crate::header::SlotHeader;
 use crate::hosted;
+use crate::threads;
 
 /// The global allocator of a program whose ranks are captured. `libckpt` sets it:
 ///
@@ -89,6 +90,7 @@ fn is_in_slot(block: *mut u8, header: *mut SlotHeader) -> bool {
 fn shared_header() -> *mut SlotHeader {
     CONTEXT.with(|context| match context.mark.get() {
         Mark::Process => ptr::null_mut(),
+        Mark::Unmarked if threads::are_starting() => ptr::null_mut(),
         Mark::Unmarked => hosted::sole(),
         Mark::Member => context.member.get(),
         Mark::Probe => {

@@ -10,7 +10,8 @@
 //! - *process*: the library's own; allocations go to the system allocator. A thread of the library is
 //!   marked for its whole life ([`library_thread`](crate::library_thread)), a rank for the length of a call ([`in_process`]).
 //! - *unmarked*: everything else. In a process that hosts exactly one rank, such a thread can only be
-//!   that rank's, and allocates in its heap; in every other process it uses the system allocator.
+//!   that rank's, and allocates in its heap; in every other process it uses the system allocator. So it does while a thread
+//!   of the library is being started, which is unmarked at first.
 
 use std::cell::Cell;
 use std::ptr;

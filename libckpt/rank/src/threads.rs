@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,7 +24,14 @@ const LOOKS: u32 = 200;
 /// `PF_EXITING` of the kernel: the thread runs no code of the program any more.
 const EXITING: u64 = 0x4;
 
+/// Threads of the library that have been started and have not said yet that they are.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
 /// Starts a thread of the library: it allocates in process memory all its life, and captures know it.
+///
+/// Returns when the thread has said what it is. Until then nobody can tell it from a thread of a rank, and the standard
+/// library allocates in it (its name, for one). So no other thread allocates in the memory of a process's only rank
+/// meanwhile: this is not for moments at which a rank's own threads may be running.
 ///
 /// # Errors
 /// When the system can't start a thread.
@@ -32,11 +40,41 @@ pub fn library_thread<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     in_process(|| {
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let _registered = register_library_thread();
-            f()
-        })
+        let (registered, wait) = mpsc::channel::<()>();
+        let _starting = Starting::begin();
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _registered = register_library_thread();
+                drop(registered);
+                f()
+            })?;
+        // Nothing is sent: the other end is gone, as soon as it is registered.
+        let _: Result<(), _> = wait.recv();
+        Ok(thread)
     })
+}
+
+/// While there is one, no thread counts as one of a rank's for want of a mark.
+struct Starting;
+
+impl Starting {
+    fn begin() -> Self {
+        STARTING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        STARTING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether a thread without a mark may be one of the library's that has just been started.
+#[inline]
+pub(crate) fn are_starting() -> bool {
+    STARTING.load(Ordering::SeqCst) > 0
 }
 
 /// How much a thread of the library may stand in the ranks' way where there are not processors enough.

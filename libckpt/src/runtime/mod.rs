@@ -23,10 +23,10 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use libckpt_rank::{Slot, current_rank, identity, process, startup};
+use libckpt_rank::{Slot, current_rank, identity, in_process, process, startup};
 use libckpt_transport::{Transport, alone::Alone};
 use protocol::control::{Assignment, Directive, Report, environment, exit};
-use protocol::ids::{Epoch, Incarnation, Process, Rank};
+use protocol::ids::{Incarnation, Process, Rank};
 use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 
 use self::control::Control;
@@ -39,6 +39,7 @@ use crate::comm::World;
 use crate::engine::packet::HEADER_BYTES;
 use crate::engine::{Attention, Core, Engine, in_engine, visit};
 use crate::error::StartError;
+use crate::fs::{self, FileError};
 
 /// How many ranks a program that runs without `ckpt run` has; for trying things out. Otherwise one for each process.
 const STANDALONE_RANKS: &str = "CKPT_STANDALONE_RANKS";
@@ -180,6 +181,10 @@ impl Job {
             Some((control, _)) => Some(Snapshots::start(&assignment, control.clone())?),
             None => None,
         };
+        if control.is_some() {
+            fs::keep_until_durable();
+        }
+        let mut files = Vec::new();
         let (slots, restore_us) = match &assignment.restore {
             None => (fresh_slots(layout, &hosted, solver)?, 0),
             Some(restore) => {
@@ -194,9 +199,23 @@ impl Job {
                         if let Some(snapshots) = &snapshots {
                             snapshots.build_on(restore.epoch, restored.bases);
                         }
+                        match open_files(restored.files, &assignment) {
+                            Ok(opened) => files = opened,
+                            Err(error) => {
+                                let reason = error.to_string();
+                                give_up(control.as_ref(), Report::FilesUnusable { reason })
+                            }
+                        }
                         (restored.slots, restored.took_us)
                     }
-                    Err(failure) => give_up(control.as_ref(), restore.epoch, &failure),
+                    Err(failure) => {
+                        let failed = Report::RestoreFailed {
+                            rank: failure.rank,
+                            epoch: restore.epoch,
+                            reason: failure.reason,
+                        };
+                        give_up(control.as_ref(), failed)
+                    }
                 }
             }
         };
@@ -206,6 +225,10 @@ impl Job {
                 let text = snapshots.description().to_owned();
                 control.report(Report::Note { text });
                 wait_for_go(inbox)?;
+                // All processes have found theirs, so that none is changed in vain.
+                for files in files {
+                    files.go_on()?;
+                }
                 if assignment.restore.is_none() {
                     snapshots.record_baseline();
                 }
@@ -255,6 +278,9 @@ fn live<T: Termination>(solver: fn(World) -> T) {
         Ok(ending) => ending,
         Err(_) => ending::panicked(),
     };
+    if let Some(rank) = current_rank() {
+        in_process(|| fs::close_all(rank));
+    }
     visit(move |engine| {
         let index = engine.running;
         engine.core.hosted[index].tables.finished = true;
@@ -267,18 +293,25 @@ fn own(ending: Ending) -> Ending {
     ending.clone()
 }
 
-/// Tells the coordinator that a checkpoint can't be restored, and ends the process.
-fn give_up(
-    control: Option<&(Control, Receiver<Directive>)>,
-    epoch: Epoch,
-    failure: &restore::Failure,
-) -> ! {
+/// Opens the files that the restored ranks have open, and changes none.
+fn open_files(
+    files: Vec<(Rank, fs::OpenFiles)>,
+    assignment: &Assignment,
+) -> Result<Vec<fs::Reopened>, FileError> {
+    let stragglers = match assignment.lease_us {
+        Some(_) => fs::Stragglers::HaveEnded,
+        None => fs::Stragglers::MayWrite,
+    };
+    files
+        .into_iter()
+        .map(|(rank, files)| fs::check(rank, files, stragglers))
+        .collect()
+}
+
+/// Tells the coordinator why a checkpoint can't be gone on from here, and ends the process.
+fn give_up(control: Option<&(Control, Receiver<Directive>)>, why: Report) -> ! {
     if let Some((control, _)) = control {
-        control.report(Report::RestoreFailed {
-            rank: failure.rank,
-            epoch,
-            reason: failure.reason.clone(),
-        });
+        control.report(why);
         control.flush();
     }
     process::end_now(exit::LIBRARY)

@@ -18,6 +18,7 @@ use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 
 use super::pipeline::{Base, Digest};
 use crate::engine::in_engine;
+use crate::fs::OpenFiles;
 
 /// One waits for the disk while the other decompresses.
 const THREADS_PER_PROCESSOR: usize = 2;
@@ -38,6 +39,8 @@ pub(crate) struct Restored {
     pub(crate) slots: Vec<Slot>,
     /// What the next checkpoint of each builds on.
     pub(crate) bases: Vec<Base>,
+    /// The open files of each rank, not looked at yet.
+    pub(crate) files: Vec<(Rank, OpenFiles)>,
     /// How long it took, in microseconds.
     pub(crate) took_us: u64,
 }
@@ -59,6 +62,7 @@ pub(crate) fn restore(
     let mut slots = Vec::with_capacity(hosted.len());
     let mut bases = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());
+    let mut files = Vec::with_capacity(hosted.len());
     for &rank in hosted {
         let failed = |reason: String| Failure { rank, reason };
         let image = restore_rank(
@@ -74,12 +78,14 @@ pub(crate) fn restore(
         slots.push(image.slot);
         bases.push(image.base);
         sections.push((image.tables, image.channel));
+        files.push((rank, OpenFiles::decode(&image.files).map_err(failed)?));
     }
     in_engine(|engine| engine.restore(sections))
         .map_err(|(rank, reason)| Failure { rank, reason })?;
     Ok(Restored {
         slots,
         bases,
+        files,
         took_us: u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
     })
 }
@@ -89,6 +95,7 @@ struct RestoredRank {
     base: Base,
     tables: Vec<u8>,
     channel: Vec<u8>,
+    files: Vec<u8>,
 }
 
 fn restore_rank(
@@ -148,6 +155,10 @@ fn restore_rank(
         .file
         .section(SectionKind::Channel)
         .map_err(|error| said(&error))?;
+    let files = image
+        .file
+        .section(SectionKind::Metadata)
+        .map_err(|error| said(&error))?;
     Ok(RestoredRank {
         base: Base {
             map: image.file.map(),
@@ -158,6 +169,7 @@ fn restore_rank(
         slot: image.slot.finish(as_stored).map_err(|error| said(&error))?,
         tables,
         channel,
+        files,
     })
 }
 

@@ -15,9 +15,10 @@ use protocol::ids::Epoch;
 use store::PAGE_BYTES;
 
 use super::control::Control;
-use super::pipeline::{Base, Pipeline, RankPlan, pool_bytes};
+use super::pipeline::{Base, CapturedRank, Outside, Pipeline, RankPlan, pool_bytes};
 use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
+use crate::fs;
 
 /// The snapshots of this process.
 pub(crate) struct Snapshots {
@@ -147,6 +148,15 @@ impl Snapshots {
         for (region, differing) in self.pipeline.caught_up() {
             self.capturer.caught_up(&region, differing);
         }
+        // A rank whose files could not be opened elsewhere could not be gone on with.
+        let mut files = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let recorded = fs::record(slot.rank()).map_err(|error| error.to_string());
+            match recorded.and_then(|recorded| recorded.encode()) {
+                Ok(section) => files.push(section),
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
         let scan = self.scan && self.baseline.is_some();
         let plans = slots
             .iter()
@@ -160,7 +170,11 @@ impl Snapshots {
             })
             .collect();
         // Before the files of the snapshot are opened, which are none of the program's.
-        let changes = self.baseline.take().map(|baseline| baseline.changes());
+        let baseline = self.baseline.take();
+        let outside = Outside {
+            changes: baseline.map(|baseline| baseline.changes(&fs::descriptors())),
+            unsynced: fs::unsynced(),
+        };
         let sink = self.pipeline.begin(epoch, plans, self.capturer.compares());
         let cuts = match self.capturer.cut(epoch, slots, &sink) {
             Ok(cuts) => cuts,
@@ -170,10 +184,11 @@ impl Snapshots {
             }
         };
         let mut ranks = Vec::with_capacity(cuts.len());
-        for (index, cut) in cuts.into_iter().enumerate() {
-            ranks.push((cut, in_engine(|engine| engine.capture_tables(index))?));
+        for (index, (cut, files)) in cuts.into_iter().zip(files).enumerate() {
+            let tables = in_engine(|engine| engine.capture_tables(index))?;
+            ranks.push(CapturedRank { cut, tables, files });
         }
-        self.pipeline.cut(epoch, ranks, changes);
+        self.pipeline.cut(epoch, ranks, outside);
         Ok(Ok(()))
     }
 

@@ -6,6 +6,7 @@
 
 mod collectives;
 mod communicators;
+mod files;
 mod messages;
 mod requests;
 
@@ -45,5 +46,6 @@ fn checks(world: World) -> Result<(), libckpt::Error> {
     requests::check(&world)?;
     communicators::check(&world)?;
     collectives::check(&world)?;
+    files::check(&world)?;
     world.barrier()
 }

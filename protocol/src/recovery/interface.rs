@@ -80,6 +80,11 @@ pub enum End {
         /// What failed, where, why.
         reason: String,
     },
+    /// The files that the ranks had open can't be gone on with; once they can, `ckpt restart` goes on.
+    FilesUnusable {
+        /// What is wrong with which, and what to do.
+        reason: String,
+    },
     /// Too few nodes are left; with others, `ckpt restart` goes on.
     NodesUsedUp {
         /// What was lost, and what would be needed.

@@ -36,7 +36,7 @@ pub use writer::{Finished, RankFileWriter};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum SectionKind {
-    /// What is needed to put the image back: how far stack and heap reach, descriptors, clocks.
+    /// The files that the rank had open at the cut.
     Metadata = 2,
     /// The rank's message tables at the cut.
     Tables = 3,

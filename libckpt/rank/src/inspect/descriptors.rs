@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::RawFd;
 
 /// What was open.
 #[derive(Debug, Default)]
@@ -45,13 +46,15 @@ impl Descriptors {
         self.without_sockets = true;
     }
 
-    /// What has been opened since, as `number (target)`.
+    /// What has been opened since by others, as `number (target)`.
     #[must_use]
-    pub fn opened(&self) -> Vec<String> {
+    pub fn opened(&self, own: &[RawFd]) -> Vec<String> {
         Self::record()
             .open
             .iter()
-            .filter(|(number, target)| self.open.get(number) != Some(target))
+            .filter(|(number, target)| {
+                !own.contains(number) && self.open.get(number) != Some(target)
+            })
             .filter(|(_, target)| !(self.without_sockets && is_of_sockets(target)))
             .map(|(number, target)| format!("{number} ({target})"))
             .collect()
@@ -73,7 +76,7 @@ mod tests {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&one);
         let named = |before: &Descriptors| {
-            let opened = before.opened();
+            let opened = before.opened(&[]);
             opened
                 .iter()
                 .any(|opened| opened.starts_with(&format!("{number} (socket:")))
@@ -84,19 +87,34 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_the_library_has_opened_is_not_named() {
+        let before = Descriptors::record();
+        let file = fs::File::open("/proc/version").unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let named = |own: &[RawFd]| {
+            let opened = before.opened(own);
+            opened
+                .iter()
+                .any(|opened| opened.starts_with(&format!("{number} (")))
+        };
+        assert!(named(&[]));
+        assert!(!named(&[number]));
+    }
+
+    #[test]
     fn a_file_opened_since_is_named_and_one_closed_again_is_not() {
         let before = Descriptors::record();
         let file = fs::File::open("/proc/version").unwrap();
         assert!(
             before
-                .opened()
+                .opened(&[])
                 .iter()
                 .any(|opened| opened.contains("/proc/version"))
         );
         drop(file);
         assert!(
             !before
-                .opened()
+                .opened(&[])
                 .iter()
                 .any(|opened| opened.contains("/proc/version"))
         );

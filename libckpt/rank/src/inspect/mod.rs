@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod pointers;
 pub mod statics;
 
+use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use protocol::ids::Rank;
@@ -50,13 +51,13 @@ impl Baseline {
         self
     }
 
-    /// What has changed since. Quick; the words for it ([`Changes::findings`]) take longer and may be found
+    /// What has changed since, but for descriptors that the library has opened for the ranks (`own`). Quick; the words for it ([`Changes::findings`]) take longer and may be found
     /// by any thread, while the ranks go on.
     #[must_use]
-    pub fn changes(&self) -> Changes {
+    pub fn changes(&self, own: &[RawFd]) -> Changes {
         in_process(|| Changes {
             statics: self.statics.changed(),
-            opened: self.descriptors.opened(),
+            opened: self.descriptors.opened(own),
         })
     }
 }
@@ -83,7 +84,7 @@ impl Changes {
         }
         if !self.opened.is_empty() {
             findings.push(Finding(format!(
-                "the program has opened files or sockets, which are not reopened by a restart: {}",
+                "the program has opened files or sockets, which are not reopened by a restart: {}; open files by libckpt::fs",
                 self.opened.join(", ")
             )));
         }

@@ -16,6 +16,7 @@ tests![
     a_thread_of_a_sole_rank_allocates_in_its_slot,
     a_thread_of_one_of_several_ranks_does_when_it_says_so,
     a_library_thread_never_allocates_in_a_slot,
+    the_start_of_a_library_thread_leaves_a_slot_as_it_is,
     threads_of_a_rank_allocate_at_the_same_time_as_the_rank,
 ];
 
@@ -25,6 +26,7 @@ roles![
     sole_threads,
     several_threads,
     library_threads,
+    starting,
     crowded,
 ];
 
@@ -184,6 +186,31 @@ fn library_threads(_: &[String]) {
         assert!(!is_in_slot(&theirs.unwrap()[0], 0));
     });
     assert!(matches!(slot.resume(), Resumed::Finished));
+}
+
+fn the_start_of_a_library_thread_leaves_a_slot_as_it_is() {
+    print("starting", &[]);
+}
+
+/// Bytes of a slot's header that are looked at: more than it has.
+const HEADER_BYTES: usize = 64 << 10;
+
+fn starting(_: &[String]) {
+    let slot = sole_slot();
+    let header = || {
+        let at: *const u8 = std::ptr::with_exposed_provenance(slot.address() as usize);
+        // SAFETY: the first pages of the slot are its header, mapped and readable; no rank runs.
+        (0..HEADER_BYTES)
+            .map(|offset| unsafe { at.add(offset).read_volatile() })
+            .collect::<Vec<_>>()
+    };
+    let before = header();
+    // The standard library makes a copy of the name in the new thread, before that runs anything of ours.
+    for number in 0..20 {
+        let started = library_thread(&format!("ckpt-test-{number}"), || ());
+        started.unwrap().join().unwrap();
+        assert!(header() == before, "the heap was used");
+    }
 }
 
 fn threads_of_a_rank_allocate_at_the_same_time_as_the_rank() {

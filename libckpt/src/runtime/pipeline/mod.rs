@@ -41,6 +41,7 @@ use self::packer::Task;
 use self::writer::Writer;
 use super::control::Control;
 use crate::error::StartError;
+use crate::fs::Unsynced;
 
 /// Chunks that are packed and not yet written, at most.
 const PACKED_MAX: usize = 8;
@@ -86,9 +87,8 @@ enum Job {
     /// The cut was taken: what is known now beside the pages.
     Cut {
         epoch: Epoch,
-        ranks: Vec<(RankCut, Vec<u8>)>,
-        /// What the first cut of a process found outside of the ranks' memory.
-        changes: Option<Changes>,
+        ranks: Vec<CapturedRank>,
+        outside: Outside,
     },
     /// Every marker has come.
     Channels {
@@ -141,6 +141,24 @@ pub(super) struct RankPlan {
     pub(super) parent: Option<Epoch>,
     /// Looks for pointers out of the image, at the first cut of a job.
     pub(super) scan: Option<PointerScan>,
+}
+
+/// What is known of a rank after its cut, beside the pages.
+pub(super) struct CapturedRank {
+    pub(super) cut: RankCut,
+    /// Its message tables, encoded.
+    pub(super) tables: Vec<u8>,
+    /// Its open files, encoded.
+    pub(super) files: Vec<u8>,
+}
+
+/// What a checkpoint has to do with outside of the ranks' memory.
+#[derive(Default)]
+pub(super) struct Outside {
+    /// What the first cut of a process found changed there.
+    pub(super) changes: Option<Changes>,
+    /// Files that have to be on disk before it is reported.
+    pub(super) unsynced: Vec<Unsynced>,
 }
 
 /// A rank's file while its pages are being packed.
@@ -251,16 +269,11 @@ impl Pipeline {
     }
 
     /// The cut was taken.
-    pub(super) fn cut(
-        &self,
-        epoch: Epoch,
-        ranks: Vec<(RankCut, Vec<u8>)>,
-        changes: Option<Changes>,
-    ) {
+    pub(super) fn cut(&self, epoch: Epoch, ranks: Vec<CapturedRank>, outside: Outside) {
         self.tell(Job::Cut {
             epoch,
             ranks,
-            changes,
+            outside,
         });
     }
 

@@ -17,7 +17,8 @@ use store::{Effort, FileKey, ImageMap, Packer, RankFileWriter, SectionKind, Shar
 use super::digests::{Digest, Digests};
 use super::effort::Efforts;
 use super::packer::{Task, ranges};
-use super::{Job, Packed, RankRound, Round, Shared, lock};
+use super::{CapturedRank, Job, Outside, Packed, RankRound, Round, Shared, lock};
+use crate::fs::Unsynced;
 use crate::runtime::control::Control;
 
 /// The writer's thread.
@@ -67,6 +68,8 @@ struct Open {
     cut: Option<Vec<RankCut>>,
     packed: bool,
     channels: Option<(Vec<Vec<u8>>, Vec<LinkCount>)>,
+    /// Files of the ranks with something written that may not be on disk.
+    unsynced: Vec<Unsynced>,
     /// Time spent in writing.
     wrote: Duration,
 }
@@ -119,8 +122,8 @@ impl Writer {
             Job::Cut {
                 epoch,
                 ranks,
-                changes,
-            } => self.handle_cut(epoch, ranks, changes),
+                outside,
+            } => self.handle_cut(epoch, ranks, outside),
             Job::Channels {
                 epoch,
                 channels,
@@ -200,6 +203,7 @@ impl Writer {
                     cut: None,
                     packed: false,
                     channels: None,
+                    unsynced: Vec::new(),
                     wrote: Duration::ZERO,
                 });
             }
@@ -290,13 +294,8 @@ impl Writer {
         }
     }
 
-    fn handle_cut(
-        &mut self,
-        epoch: Epoch,
-        ranks: Vec<(RankCut, Vec<u8>)>,
-        changes: Option<Changes>,
-    ) {
-        let findings: Vec<_> = changes.iter().flat_map(Changes::findings).collect();
+    fn handle_cut(&mut self, epoch: Epoch, ranks: Vec<CapturedRank>, outside: Outside) {
+        let findings: Vec<_> = outside.changes.iter().flat_map(Changes::findings).collect();
         let refusal = self.tell_findings(findings);
         let Some(open) = self.open(epoch) else {
             return;
@@ -307,12 +306,17 @@ impl Writer {
         }
         let mut cuts = Vec::with_capacity(ranks.len());
         let mut written = Ok(());
-        for (file, (cut, tables)) in open.files.iter_mut().zip(ranks) {
-            let tables = file.section(SectionKind::Tables, SECTION_EFFORT, &tables);
-            written = written.and(tables);
-            cuts.push(cut);
+        for (file, rank) in open.files.iter_mut().zip(ranks) {
+            for (kind, bytes) in [
+                (SectionKind::Tables, &rank.tables),
+                (SectionKind::Metadata, &rank.files),
+            ] {
+                written = written.and(file.section(kind, SECTION_EFFORT, bytes));
+            }
+            cuts.push(rank.cut);
         }
         open.cut = Some(cuts);
+        open.unsynced = outside.unsynced;
         match written {
             Ok(()) => self.finish_if_complete(),
             Err(error) => self.fail(&error.to_string()),
@@ -376,6 +380,14 @@ impl Writer {
         let mut written = Vec::with_capacity(cuts.len());
         let mut observed = Vec::with_capacity(cuts.len());
         let mut wrote = open.wrote;
+        // Here, as all pages are packed: no rank waits for memory that this thread would have to free.
+        for file in open.unsynced {
+            if self.shared.is_discarded(epoch) {
+                return Ok(());
+            }
+            file.sync()
+                .map_err(|error| Failure::Snapshot(error.to_string()))?;
+        }
         for (((mut file, cut), round), channel) in
             open.files.into_iter().zip(cuts).zip(rounds).zip(channels)
         {
