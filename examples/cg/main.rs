@@ -6,11 +6,9 @@ mod matrix_market;
 mod solver;
 mod sparse;
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use examples::{Arguments, History, Problem};
+use examples::{Arguments, History, Pause, Problem};
 use libckpt::prelude::*;
+use std::path::{Path, PathBuf};
 
 use crate::distributed::{Distributed, rows_of};
 use crate::solver::{Failure, Limits, Solver};
@@ -34,7 +32,7 @@ struct Options {
     max_iterations: Option<u64>,
     repeat: u64,
     progress: bool,
-    pause: Duration,
+    pause: Pause,
 }
 
 #[derive(Debug)]
@@ -70,7 +68,7 @@ impl Options {
             max_iterations: (limit > 0).then_some(limit),
             repeat: arguments.value("--repeat", 1)?,
             progress: arguments.flag("--progress"),
-            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+            pause: Pause::read(&mut arguments)?,
         };
         if options.tolerance.is_nan() || options.tolerance <= 0.0 {
             return Err(Problem::wrong(format!(
@@ -126,9 +124,7 @@ fn solve(world: &World, options: &Options) -> Result<(), Failure> {
     for number in 0..options.repeat {
         let solution = solver.solve(world, number, limits, &mut history, || {
             steps += 1;
-            if !options.pause.is_zero() {
-                std::thread::sleep(options.pause);
-            }
+            options.pause.take();
             if options.progress && speaks {
                 println!("step {steps}");
             }

@@ -8,8 +8,10 @@
 
 pub mod arguments;
 pub mod history;
+pub mod pause;
 pub mod random;
 
 pub use arguments::{Arguments, Problem};
 pub use history::History;
+pub use pause::Pause;
 pub use random::Random;

@@ -12,9 +12,7 @@ mod grid;
 mod patches;
 mod times;
 
-use std::time::Duration;
-
-use examples::{Arguments, History, Problem};
+use examples::{Arguments, History, Pause, Problem};
 use libckpt::prelude::*;
 
 use crate::block::Block;
@@ -45,7 +43,7 @@ struct Options {
     warm: Share,
     times: Option<String>,
     progress: bool,
-    pause: Duration,
+    pause: Pause,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +64,7 @@ impl Options {
             warm: arguments.value("--warm", Share::WARM)?,
             times: arguments.text("--times")?,
             progress: arguments.flag("--progress"),
-            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+            pause: Pause::read(&mut arguments)?,
         };
         arguments.finish()?;
         if options.times.is_some() && options.steps > times::STEPS {
@@ -162,9 +160,7 @@ fn compute(world: &World, options: &Options, times: &mut Times) -> libckpt::Resu
     let mut history = History::new();
     for step in 1..=options.steps {
         block.step(world, &mut history, times)?;
-        if !options.pause.is_zero() {
-            std::thread::sleep(options.pause);
-        }
+        options.pause.take();
         times.step();
         if options.progress && speaks {
             println!("step {step}");

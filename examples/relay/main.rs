@@ -4,10 +4,8 @@
 mod lines;
 mod numbers;
 
-use std::time::Duration;
-
 use examples::random::mix;
-use examples::{Arguments, History, Problem};
+use examples::{Arguments, History, Pause, Problem};
 use libckpt::prelude::*;
 
 use crate::lines::{Lines, Way};
@@ -34,7 +32,7 @@ struct Options {
     steps: u64,
     mib: usize,
     progress: bool,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Options {
@@ -49,7 +47,7 @@ impl Options {
             steps: arguments.value("--steps", 1000)?,
             mib: arguments.value("--mib", 4)?,
             progress: arguments.flag("--progress"),
-            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+            pause: Pause::read(&mut arguments)?,
         };
         arguments.finish()?;
         if options.mib == 0 {
@@ -92,9 +90,7 @@ fn relay(world: &World, options: &Options) -> Result<(), String> {
             send_receive(&word, &next, &before).map_err(|error| format!("step {step}: {error}"))?;
         history.fold(word);
         lines.write(step, word).map_err(of_output)?;
-        if !options.pause.is_zero() {
-            std::thread::sleep(options.pause);
-        }
+        options.pause.take();
         if options.progress && rank == 0 {
             println!("step {step}");
         }

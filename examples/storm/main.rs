@@ -9,9 +9,7 @@ mod ledger;
 mod receive;
 mod traffic;
 
-use std::time::Duration;
-
-use examples::{Arguments, History, Problem, Random};
+use examples::{Arguments, History, Pause, Problem, Random};
 use libckpt::prelude::*;
 use libckpt::request;
 
@@ -40,7 +38,7 @@ struct Options {
     messages: usize,
     seed: u64,
     progress: bool,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Options {
@@ -50,7 +48,7 @@ impl Options {
             messages: arguments.value("--messages", 100_000)?,
             seed: arguments.value("--seed", 1)?,
             progress: arguments.flag("--progress"),
-            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+            pause: Pause::read(&mut arguments)?,
         };
         arguments.finish()?;
         Ok(options)
@@ -168,9 +166,7 @@ fn storm(world: &World, options: &Options) -> Result<(), String> {
         if options.progress && speaks {
             println!("step {}", round + 1);
         }
-        if !options.pause.is_zero() {
-            std::thread::sleep(options.pause);
-        }
+        options.pause.take();
     }
 
     // Nothing may be left over.

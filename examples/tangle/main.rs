@@ -11,9 +11,7 @@ mod graph;
 mod recursion;
 mod tables;
 
-use std::time::Duration;
-
-use examples::{Arguments, History, Problem, Random};
+use examples::{Arguments, History, Pause, Problem, Random};
 use libckpt::prelude::*;
 
 const USAGE: &str = "\
@@ -33,7 +31,7 @@ struct Options {
     blocks_mib: usize,
     seed: u64,
     progress: bool,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Options {
@@ -46,7 +44,7 @@ impl Options {
             blocks_mib: arguments.value("--blocks", 4)?,
             seed: arguments.value("--seed", 1)?,
             progress: arguments.flag("--progress"),
-            pause: Duration::from_micros(arguments.value("--pause-us", 0)?),
+            pause: Pause::read(&mut arguments)?,
         };
         arguments.finish()?;
         if options.blocks_mib == 0 {
@@ -137,9 +135,7 @@ fn tangle(world: &World, options: &Options) -> libckpt::Result<()> {
         }
         // Another strand comes first in each round.
         strands.rotate_left(1);
-        if !options.pause.is_zero() {
-            std::thread::sleep(options.pause);
-        }
+        options.pause.take();
         if options.progress && speaks {
             println!("step {round}");
         }

@@ -90,6 +90,15 @@ fn check(bed: &Bed, outcome: &Outcome, expected: &(Vec<String>, String)) -> Resu
     Ok(())
 }
 
+/// All these words are in what the job told its user.
+fn check_told(outcome: &Outcome, words: &[&str]) -> Result<()> {
+    let told = outcome.stderr_text();
+    for word in words {
+        ensure!(told.contains(word), "{word:?} is not in: {told}");
+    }
+    Ok(())
+}
+
 /// Waits for so many checkpoints since the last start, and some more time.
 fn wait_for_checkpoints(job: &mut Job<'_>, count: usize, random: &mut ChaCha8Rng) -> Result<()> {
     let before = job
@@ -240,10 +249,7 @@ fn a_file_that_is_missing_or_shorter_refuses_the_restart_and_nothing_is_lost() -
     let refused = |words: &[&str]| -> Result<()> {
         let before = snapshot(&bed.join("."))?;
         let outcome = bed.restart("")?.wait(PATIENCE)?.expect_code(69)?;
-        let told = outcome.stderr_text();
-        for word in words {
-            ensure!(told.contains(word), "{word:?} is not in: {told}");
-        }
+        check_told(&outcome, words)?;
         ensure!(
             snapshot(&bed.join("."))? == before,
             "a file was changed by a restart that was refused"
@@ -290,12 +296,7 @@ fn a_rank_that_is_lost_with_its_files_ends_the_job_with_the_reason() -> Result<(
     })?;
     ensure!(job.kill(Target::Process(1))?.is_some(), "nothing to kill");
     let outcome = job.wait(PATIENCE)?.expect_code(69)?;
-    let told = outcome.stderr_text();
-    ensure!(
-        told.contains("lines.0") && told.contains("rank 0"),
-        "{told}"
-    );
-    Ok(())
+    check_told(&outcome, &["lines.0", "rank 0"])
 }
 
 #[test]
@@ -308,11 +309,7 @@ fn a_second_writer_of_a_file_is_refused() -> Result<()> {
     let outcome = bed
         .run(&relay(&bed, "each", 10)?, "--every off")?
         .expect_code(1)?;
-    let told = outcome.stderr_text();
-    ensure!(
-        told.contains("lines.1") && told.contains("locked"),
-        "{told}"
-    );
+    check_told(&outcome, &["lines.1", "locked"])?;
     assert_eq!(fs::read_to_string(&path)?, "of somebody else\n");
     Ok(())
 }

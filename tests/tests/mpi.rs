@@ -17,11 +17,9 @@ use tests::solver::Solver;
 /// Runs a test on the head of a cluster without nodes, with each MPI that there is.
 fn with_each_mpi(test: &str, run: impl Fn(&Cluster, Mpi) -> Result<()>) -> Result<()> {
     for mpi in Mpi::ALL {
-        if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-            skip(&format!("{test} with {mpi}"), &why);
+        let Some(cluster) = Cluster::up_or_skip(test, 0, mpi)? else {
             continue;
-        }
-        let cluster = Cluster::up(0)?.with_mpi(mpi)?;
+        };
         run(&cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
     }
     Ok(())

@@ -8,7 +8,6 @@ use tests::bed::{Bed, PATIENCE};
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process::now_us;
-use tests::skip::skip;
 use tests::solver::Solver;
 
 /// The checkpoints that may be used: epoch and incarnation.
@@ -33,17 +32,16 @@ fn a_coordinator_that_was_stopped_and_replaced_publishes_nothing_when_it_goes_on
         .expect_code(0)?
         .result()?;
     for mpi in Mpi::ALL {
-        if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
-            skip(&format!("a coordinator replaced with {mpi}"), &why);
+        let Some(cluster) = Cluster::up_or_skip("a coordinator replaced", 2, mpi)? else {
             continue;
-        }
-        is_replaced(mpi, &solver, &expected).map_err(|error| error.context(mpi.to_string()))?;
+        };
+        is_replaced(&cluster, mpi, &solver, &expected)
+            .map_err(|error| error.context(mpi.to_string()))?;
     }
     Ok(())
 }
 
-fn is_replaced(mpi: Mpi, solver: &Solver, expected: &str) -> Result<()> {
-    let cluster = Cluster::up(2)?.with_mpi(mpi)?;
+fn is_replaced(cluster: &Cluster, mpi: Mpi, solver: &Solver, expected: &str) -> Result<()> {
     let options = "--every 100ms --heartbeat-timeout 1s --keep 1000";
     let mut first = cluster.start_on(&[1, 2], 2, solver, options)?;
     first.wait_events("two checkpoints", 2, |event| event.is("committed"))?;
@@ -68,7 +66,7 @@ fn is_replaced(mpi: Mpi, solver: &Solver, expected: &str) -> Result<()> {
         "{}",
         refused.story()
     );
-    let before = published(&cluster)?;
+    let before = published(cluster)?;
     let last = before.iter().map(|(_, incarnation)| *incarnation).max();
     let mut second = cluster.restart("--take-over")?;
     second.wait_event("its start", |event| {
@@ -89,7 +87,7 @@ fn is_replaced(mpi: Mpi, solver: &Solver, expected: &str) -> Result<()> {
     let outcome = second.wait(PATIENCE)?.expect_code(0)?;
     ensure!(outcome.result()? == expected, "{}", outcome.story());
 
-    let mut after = published(&cluster)?;
+    let mut after = published(cluster)?;
     ensure!(after.len() > before.len(), "no checkpoint by the new one");
     after.retain(|(_, incarnation)| Some(*incarnation) <= last);
     ensure!(

@@ -172,11 +172,7 @@ impl Job<'_> {
             return self.refuse(number, true, format!("no {process} is awaited"));
         }
         if let Err(mismatch) = self.start.accept(identity) {
-            let place = match host {
-                "" => process.to_string(),
-                host => format!("{process} on {host}"),
-            };
-            let (reason, end) = describe(&place, &mismatch);
+            let (reason, end) = describe(&shown(process, host), &mismatch);
             self.recovery.handle_hopeless(&reason, end);
             return self.refuse(number, true, reason);
         }
@@ -305,10 +301,9 @@ impl Job<'_> {
                 .recovery
                 .handle_rank_failed(process, rank, code, message),
             Report::StoreUnseen { reason } => {
-                let host = self.start.hosts().get(process.index());
                 let reason = format!(
-                    "{process} on {} does not see the store at {}: {reason}; give a --store on a file system that all nodes share",
-                    host.map_or("", String::as_str),
+                    "{} does not see the store at {}: {reason}; give a --store on a file system that all nodes share",
+                    self.shown(process),
                     self.plan.store.display(),
                 );
                 let end = End::CannotStart {
@@ -317,11 +312,7 @@ impl Job<'_> {
                 self.recovery.handle_hopeless(&reason, end);
             }
             Report::FilesUnusable { reason } => {
-                let host = self.start.hosts().get(process.index());
-                let reason = match host.map_or("", String::as_str) {
-                    "" => format!("{process}: {reason}"),
-                    host => format!("{process} on {host}: {reason}"),
-                };
+                let reason = format!("{}: {reason}", self.shown(process));
                 let end = End::FilesUnusable {
                     reason: reason.clone(),
                 };
@@ -342,6 +333,12 @@ impl Job<'_> {
         }
     }
 
+    /// A process and where it is, for messages.
+    fn shown(&self, process: Process) -> String {
+        let host = self.start.hosts().get(process.index());
+        shown(process, host.map_or("", String::as_str))
+    }
+
     fn handle_request(&mut self, number: u32, request: &Request) {
         if let Some(peer) = self.peers.get_mut(number) {
             peer.who = Who::Command { asked: true };
@@ -359,6 +356,14 @@ impl Job<'_> {
                 }
             }
         }
+    }
+}
+
+/// A process and its host, if that is known, for messages.
+fn shown(process: Process, host: &str) -> String {
+    match host {
+        "" => process.to_string(),
+        host => format!("{process} on {host}"),
     }
 }
 

@@ -172,7 +172,13 @@ impl RankFile {
         into: &mut [u8],
     ) -> Result<()> {
         let entry = &self.index.chunks[number as usize];
-        if entry.encoding.get() == ENCODING_RAW && !self.is_in_window(number, scratch) {
+        if entry.encoding.get() == ENCODING_RAW {
+            if self.is_in_window(number, scratch) {
+                let (front, payload) = scratch.stored().split_at(front_bytes(entry));
+                self.check_stored(number, front, payload)?;
+                into.copy_from_slice(payload);
+                return Ok(());
+            }
             let payload = self.fetch_bytes(number, scratch, false)?;
             let offset = entry.offset.get() + payload as u64;
             read_exact_at(&*self.file, into, offset)
@@ -180,10 +186,6 @@ impl RankFile {
             return self.check_stored(number, scratch.stored(), into);
         }
         let payload = self.fetch(number, scratch)?;
-        if entry.encoding.get() == ENCODING_RAW {
-            into.copy_from_slice(&scratch.stored()[payload..]);
-            return Ok(());
-        }
         scratch
             .decode_into(entry.encoding.get(), payload, into)
             .map_err(|what| self.corrupt_chunk(number, &what))?;

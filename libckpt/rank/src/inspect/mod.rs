@@ -51,8 +51,8 @@ impl Baseline {
         self
     }
 
-    /// What has changed since, but for descriptors that the library has opened for the ranks (`own`). Quick; the words for it ([`Changes::findings`]) take longer and may be found
-    /// by any thread, while the ranks go on.
+    /// What has changed since, but for descriptors that the library has opened for the ranks (`own`). Quick; the words
+    /// for it ([`Changes::findings`]) take longer and may be found by any thread, while the ranks go on.
     #[must_use]
     pub fn changes(&self, own: &[RawFd]) -> Changes {
         in_process(|| Changes {
