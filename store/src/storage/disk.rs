@@ -11,17 +11,18 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use rustix::io::ReadWriteFlags;
 
+use super::disk_writer::DiskWriter;
+use super::stretch::BLOCK as BLOCK_BYTES;
 use super::{Access, Entry, LockAttempt, ReadFile, Storage, Stretch, WriteFile};
 use crate::names::is_plain;
 use crate::{Error, Result};
-
-/// Bytes after which the system is told to begin with writing.
-const PUSH_BYTES: u64 = 8 << 20;
 
 /// A [`Storage`] below a directory.
 #[derive(Clone, Debug)]
 pub struct DiskStorage {
     root: PathBuf,
+    /// Bytes gathered for each write past the page cache; 0 for writing as usual.
+    gather_bytes: usize,
 }
 
 impl DiskStorage {
@@ -30,7 +31,10 @@ impl DiskStorage {
         let root = root.into();
         let shown = root.display().to_string();
         match fs::metadata(&root) {
-            Ok(found) if found.is_dir() => Ok(Self { root }),
+            Ok(found) if found.is_dir() => Ok(Self {
+                root,
+                gather_bytes: 0,
+            }),
             Ok(_) => Err(Error::NotAStore {
                 path: shown,
                 why: "it is no directory".into(),
@@ -41,6 +45,14 @@ impl DiskStorage {
             }),
             Err(error) => Err(Error::io("open", shown)(error)),
         }
+    }
+
+    /// The same, but new files are written past the page cache where the file system can do that, so many bytes at a time (rounded up
+    /// to blocks of 4096). Takes as much memory for each file that is being written. What is shorter than that is written as usual.
+    #[must_use]
+    pub fn writing_past_cache(mut self, gather_bytes: usize) -> Self {
+        self.gather_bytes = gather_bytes.next_multiple_of(BLOCK_BYTES);
+        self
     }
 
     /// The directory `root`, made durably (with its parents) where it does not exist.
@@ -116,11 +128,7 @@ impl Storage for DiskStorage {
             .create_new(true)
             .mode(mode)
             .open(self.path(path)?)?;
-        Ok(Box::new(DiskWriteFile {
-            file,
-            written_bytes: 0,
-            pushed_bytes: 0,
-        }))
+        Ok(Box::new(DiskWriter::new(file, self.gather_bytes)))
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn ReadFile>> {
@@ -196,44 +204,6 @@ impl Storage for DiskStorage {
             }
             Err((_, errno)) => Err(errno.into()),
         }
-    }
-}
-
-#[derive(Debug)]
-struct DiskWriteFile {
-    file: File,
-    written_bytes: u64,
-    /// How far the system was told to begin with writing.
-    pushed_bytes: u64,
-}
-
-impl DiskWriteFile {
-    /// Lets the system begin to write what it holds back, so that the fsync at the end has little left to do. On
-    /// Linux this advice starts the writing of pages that are not written yet, and drops only those that are: told
-    /// once for each, right after they were given, it drops hardly any.
-    fn push(&mut self) {
-        let (from, bytes) = (self.pushed_bytes, self.written_bytes - self.pushed_bytes);
-        if let (Ok(from), Ok(bytes)) = (i64::try_from(from), i64::try_from(bytes)) {
-            // Only a hint: where the file system does not take it, fsync does all.
-            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-            let _ = posix_fadvise(&self.file, from, bytes, advice);
-        }
-        self.pushed_bytes = self.written_bytes;
-    }
-}
-
-impl WriteFile for DiskWriteFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.written_bytes += written as u64;
-        if self.written_bytes - self.pushed_bytes >= PUSH_BYTES {
-            self.push();
-        }
-        Ok(written)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_all()
     }
 }
 

@@ -8,6 +8,7 @@
 //! Writes and reads may be short, as those of the system are; the helpers here go on until all is done.
 
 mod disk;
+mod disk_writer;
 mod memory;
 mod stretch;
 

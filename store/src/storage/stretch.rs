@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What reads past the page cache need: addresses, offsets and lengths are multiples of it. No common device has larger
 /// logical blocks (open(2), `O_DIRECT`).
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// A piece of a file in memory, which is kept and used again for the next piece.
 ///

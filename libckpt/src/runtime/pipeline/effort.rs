@@ -9,7 +9,7 @@ use protocol::control::Assignment;
 use store::Effort;
 use store::{EffortControl, Situation};
 
-use super::{lock, packers};
+use super::{is_processor_free, lock, packers};
 
 /// How long it may take until a checkpoint is durable, where packing takes time from the ranks. A failure before
 /// that costs what was computed since the checkpoint before, so it should be far below common intervals.
@@ -33,11 +33,10 @@ pub(super) struct Timing<'a> {
 
 impl Efforts {
     pub(super) fn new(assignment: &Assignment) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             control: Mutex::new(assignment.compression.into()),
             threads: packers(assignment),
-            processor_is_free: (assignment.processes as usize) < processors,
+            processor_is_free: is_processor_free(assignment),
             raw_bytes: AtomicU64::new(0),
         }
     }

@@ -52,6 +52,13 @@ const PACKERS_MAX: usize = 4;
 /// Memory for packing, in bytes: compression contexts of every level, and buffers, of a thread that packs.
 const PACKER_BYTES: usize = 6 << 20;
 
+/// Memory for what goes past the page cache, in bytes: of all files that are being written.
+const GATHER_BYTES: usize = 2 << 20;
+
+/// Least and most of it for one file.
+const GATHER_MIN: usize = 64 << 10;
+const GATHER_MAX: usize = 1 << 20;
+
 /// Memory beside all that, in bytes: stacks of threads, queues, what the allocator holds back.
 const PROCESS_BYTES: usize = 4 << 20;
 
@@ -198,7 +205,9 @@ impl Pipeline {
             path: path.to_owned(),
             reason,
         };
-        let storage = DiskStorage::open(path).map_err(|error| failed(error.to_string()))?;
+        let storage = DiskStorage::open(path)
+            .map_err(|error| failed(error.to_string()))?
+            .writing_past_cache(gather_bytes(assignment));
         let (tasks, task_inbox) = unbounded();
         let (jobs, job_inbox) = unbounded();
         let (packed, packed_inbox) = bounded(PACKED_MAX);
@@ -363,13 +372,31 @@ pub(super) fn pool_bytes(assignment: &Assignment, image_bytes: usize) -> usize {
     let packing = (packers(assignment) + WRITER_PACKERS) * PACKER_BYTES
         + PACKED_MAX * store::format::layout::CHUNK_RAW_BYTES;
     let records = image_bytes / PAGE_BYTES * PAGE_RECORD_BYTES;
-    budget.saturating_sub(PROCESS_BYTES + packing + records)
+    budget.saturating_sub(PROCESS_BYTES + GATHER_BYTES + packing + records)
+}
+
+/// How much is gathered for each write past the page cache, in bytes. Nothing, so that files go through the cache and are there for
+/// a restart, where a processor is free to copy them.
+fn gather_bytes(assignment: &Assignment) -> usize {
+    if is_processor_free(assignment) {
+        return 0;
+    }
+    let ranks = assignment.placement.len() / assignment.processes.max(1) as usize;
+    (GATHER_BYTES / ranks.max(1)).clamp(GATHER_MIN, GATHER_MAX)
+}
+
+/// Whether there are processors on which no rank computes.
+fn is_processor_free(assignment: &Assignment) -> bool {
+    (assignment.processes as usize) < processors()
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// How many packers this process has: its share of the processors.
 fn packers(assignment: &Assignment) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    (processors / assignment.processes.max(1) as usize).clamp(1, PACKERS_MAX)
+    (processors() / assignment.processes.max(1) as usize).clamp(1, PACKERS_MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
