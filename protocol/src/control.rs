@@ -163,6 +163,8 @@ pub struct Assignment {
     pub placement: Vec<Process>,
     /// How many processes the job has.
     pub processes: u32,
+    /// How many of them share a machine's processors and memory, on the node that has the most.
+    pub processes_beside: u32,
     /// Bytes of address space per slot.
     pub slot_bytes: u64,
     /// Bytes of address space of a rank's stack.

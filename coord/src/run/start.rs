@@ -50,6 +50,8 @@ pub(super) struct Start {
     identity: Option<ProgramIdentity>,
     /// What each process may use for storing checkpoints.
     memory_bytes: u64,
+    /// Processes of the node that has the most.
+    processes_beside: u32,
     computing: Vec<Vec<(Rank, u64)>>,
     processes: u32,
     /// What its processes have to show.
@@ -76,11 +78,11 @@ impl Start {
         token: Token,
     ) -> Self {
         let processes = layout.map_or(plan.processes, Layout::processes);
-        // Each node has a memory of its own, taken to be like this one's.
-        let beside = match layout {
+        let processes_beside = match layout {
             Some(layout) => layout.shares.iter().map(|share| share.processes).max(),
             None => Some(processes),
         };
+        let processes_beside = processes_beside.unwrap_or(1);
         Self {
             incarnation,
             newest,
@@ -88,9 +90,11 @@ impl Start {
             origins,
             placement: placement::in_blocks(plan.ranks, processes),
             identity: None,
+            // Each node has a memory of its own, taken to be like this one's.
             memory_bytes: plan
                 .memory_bytes
-                .unwrap_or_else(|| memory::default_budget_bytes(beside.unwrap_or(1))),
+                .unwrap_or_else(|| memory::default_budget_bytes(processes_beside)),
+            processes_beside,
             computing: vec![Vec::new(); processes as usize],
             processes,
             token: Some(token),
@@ -240,6 +244,7 @@ impl Start {
             epoch: self.newest,
             placement: self.placement.clone(),
             processes: self.processes,
+            processes_beside: self.processes_beside,
             slot_bytes: plan.slot_bytes,
             stack_bytes: plan.stack_bytes,
             store: plan.store.to_string_lossy().into_owned(),

@@ -16,7 +16,7 @@ use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
 use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 
-use super::pipeline::{Base, Digest};
+use super::pipeline::{Base, Digest, own_processors};
 use crate::engine::in_engine;
 use crate::fs::OpenFiles;
 
@@ -56,9 +56,7 @@ pub(crate) fn restore(
     mut as_stored: impl FnMut(&Slot),
 ) -> Result<Restored, Failure> {
     let begin = Instant::now();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let own = (processors / assignment.processes.max(1) as usize).max(1);
-    let threads = own * THREADS_PER_PROCESSOR;
+    let threads = own_processors(assignment) * THREADS_PER_PROCESSOR;
     let mut slots = Vec::with_capacity(hosted.len());
     let mut bases = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());

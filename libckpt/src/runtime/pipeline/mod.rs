@@ -387,7 +387,12 @@ fn gather_bytes(assignment: &Assignment) -> usize {
 
 /// Whether there are processors on which no rank computes.
 fn is_processor_free(assignment: &Assignment) -> bool {
-    (assignment.processes as usize) < processors()
+    (assignment.processes_beside as usize) < processors()
+}
+
+/// A process's share of the processors, and one at least.
+pub(super) fn own_processors(assignment: &Assignment) -> usize {
+    (processors() / assignment.processes_beside.max(1) as usize).max(1)
 }
 
 fn processors() -> usize {
@@ -396,7 +401,7 @@ fn processors() -> usize {
 
 /// How many packers this process has: its share of the processors.
 fn packers(assignment: &Assignment) -> usize {
-    (processors() / assignment.processes.max(1) as usize).clamp(1, PACKERS_MAX)
+    own_processors(assignment).min(PACKERS_MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
