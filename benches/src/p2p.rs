@@ -75,8 +75,15 @@ fn measure_mpi(effort: &Effort) -> Result<Vec<Record>> {
         );
     }
     let mut cases: Vec<(String, Vec<f64>, Vec<f64>)> = Vec::new();
+    let mut packets: Vec<(String, Vec<f64>)> = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let words: Vec<_> = line.split_whitespace().collect();
+        if let ["packets", name, us] = words.as_slice() {
+            match packets.iter_mut().find(|case| case.0 == *name) {
+                Some(case) => case.1.push(us.parse()?),
+                None => packets.push(((*name).to_owned(), vec![us.parse()?])),
+            }
+        }
         let ["mpi", name, ours, plain] = words.as_slice() else {
             continue;
         };
@@ -94,7 +101,10 @@ fn measure_mpi(effort: &Effort) -> Result<Vec<Record>> {
             let case = format!("over MPI {name}");
             let ours = Record::new(&case, "library_us", ours);
             let plain = Record::new(&case, "plain_mpi_us", plain);
-            [ours.against(&plain), plain]
+            let bare = packets.iter().find(|packets| packets.0 == *name);
+            let bare =
+                bare.map(|(_, us)| Record::new(&case, "bare_packets_us", us).against(&plain));
+            [ours.against(&plain), plain].into_iter().chain(bare)
         })
         .collect())
 }
