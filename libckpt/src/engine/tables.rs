@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use protocol::channel::{Incoming, Outgoing};
-use protocol::ids::Rank;
+use protocol::ids::{Move, Rank};
 use serde::{Deserialize, Serialize};
 
 use super::packet::{Label, Place};
@@ -71,6 +71,45 @@ pub(crate) enum Recorded {
     Announce(Label),
     /// An acknowledgment from the label's destination to its source.
     Ack(Label),
+}
+
+impl Recorded {
+    /// The rank that made the packet.
+    pub(crate) fn from(&self) -> Rank {
+        match self {
+            Self::Eager(label, _) | Self::Announce(label) => label.source,
+            Self::Ack(label) => label.destination,
+        }
+    }
+
+    /// The rank that the packet is for.
+    pub(crate) fn to(&self) -> Rank {
+        match self {
+            Self::Eager(label, _) | Self::Announce(label) => label.destination,
+            Self::Ack(label) => label.source,
+        }
+    }
+}
+
+/// A packet that is not on a link: it waits for one, or for the outcome of a move.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) packet: Recorded,
+    /// Of an announcement that came on a link, where the message lies. Our own get theirs when they are put on a link.
+    pub(crate) place: Option<Place>,
+    /// It has come on a link: its sender was not here.
+    pub(crate) forwarded: bool,
+}
+
+impl Queued {
+    /// A packet of a rank of this process.
+    pub(crate) fn own(packet: Recorded) -> Self {
+        Self {
+            packet,
+            place: None,
+            forwarded: false,
+        }
+    }
 }
 
 /// The message tables of one rank.
@@ -162,6 +201,24 @@ impl Tables {
                 && source.is_none_or(|source| source == arrived.label.source)
                 && tag.is_none_or(|tag| tag == arrived.label.tag)
         })
+    }
+
+    /// Forgets where messages lie that this rank announced before its move `since`.
+    pub(crate) fn forget_places(&mut self, of: Rank, since: Move) {
+        let is_stale = |place: &Place| place.since() < since;
+        let arrived = self.unexpected.iter_mut().chain(self.probed.values_mut());
+        for arrived in arrived.filter(|arrived| arrived.label.source == of) {
+            if let Body::Announced(place) = &mut arrived.body {
+                *place = place.filter(|place| !is_stale(place));
+            }
+        }
+        let transfers = self.transfers.range_mut((of, 0)..=(of, u64::MAX));
+        for (_, transfer) in transfers {
+            if transfer.place.as_ref().is_some_and(is_stale) {
+                transfer.place = None;
+                transfer.received_bytes = 0;
+            }
+        }
     }
 
     /// Binds a message that is announced again to the place where it now lies. Tells which entry it found.

@@ -11,7 +11,7 @@ use libckpt_rank::Slot;
 use libckpt_rank::capture::{Capturer, Options};
 use libckpt_rank::inspect::{Baseline, PointerScan};
 use protocol::control::{Assignment, LinkCount, Report};
-use protocol::ids::Epoch;
+use protocol::ids::{Epoch, Rank};
 use store::PAGE_BYTES;
 
 use super::control::Control;
@@ -224,6 +224,11 @@ impl Snapshots {
         in_engine(|engine| engine.discard_recording(epoch));
         self.capturer.aborted(epoch);
         self.pipeline.discard(epoch);
+    }
+
+    /// A rank has gone to another process. Should it come back, its next image is a whole one.
+    pub(crate) fn forget(&mut self, rank: Rank) {
+        self.capturer.forget(rank);
     }
 
     /// What checkpoints build on is not there any more: the next one holds whole images.
