@@ -28,7 +28,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
 fn case(ranks: usize, mib: usize, samples: usize) -> Result<Vec<Record>> {
     let name = format!("heat, {ranks} ranks of {mib} MiB");
     let bed = Bed::new()?;
-    let mut job = bed.start(&jobs::heat(ranks, mib), "--every off --keep 1")?;
+    let mut job = bed.start_free(&jobs::heat(ranks, mib), "--every off --keep 1")?;
     job.wait_lines("the first steps", 5, |line| line.starts_with("step "))?;
     let copies = Copies::new(ranks, mib << 20);
     let [

@@ -32,7 +32,7 @@ const PARTS: [&str; 5] = ["detect_ms", "stop_ms", "spawn_ms", "restore_ms", "go_
 pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let samples = effort.samples.unwrap_or(21);
     let bed = Bed::new()?;
-    let mut job = bed.start(
+    let mut job = bed.start_free(
         &jobs::heat(RANKS, MIB_PER_RANK),
         "--every 1s --max-restarts 1000",
     )?;

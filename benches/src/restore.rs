@@ -67,7 +67,7 @@ fn measure_case(case: &Case, effort: &Effort) -> Result<Vec<Record>> {
     let mut solver = case.solver(1_000_000_000);
     solver.arguments.push("--progress".to_owned());
     let options = format!("--every off --max-restarts 1000 {}", effort.launcher);
-    let mut job = bed.start(&solver, &options)?;
+    let mut job = bed.start_free(&solver, &options)?;
     for nth in 0..checkpoints {
         // Two steps change all that changes at all.
         let steps = job.stdout().len();

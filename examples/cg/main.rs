@@ -23,7 +23,8 @@ Conjugate gradients on a sparse symmetric positive definite matrix.
   --max-iterations N   give up after so many                      [10 for each row]
   --repeat N           solve so often, each time for another right-hand side [1]
   --progress           rank 0 prints each iteration
-  --pause-us US        sleep so long in each iteration, in microseconds; makes small runs last";
+  --pause-us US        sleep so long in each iteration, in microseconds; makes small runs last
+  --until FILE         do not end before this file is there";
 
 #[derive(Debug)]
 struct Options {
@@ -138,6 +139,7 @@ fn solve(world: &World, options: &Options) -> Result<(), Failure> {
             );
         }
     }
+    options.pause.until_it_may_end(world)?;
     history.print_result(world)?;
     Ok(())
 }

@@ -130,6 +130,12 @@ impl Arguments {
         }
     }
 
+    /// The words that were not asked for.
+    #[must_use]
+    pub fn rest(self) -> Vec<String> {
+        self.left
+    }
+
     /// Nothing more is expected.
     ///
     /// # Errors

@@ -30,7 +30,8 @@ The heat equation in two dimensions.
   --times FILE          at the end each rank writes FILE.RANK: when each step ended, and the longest time in it
                         between two looks at the clock (one for each MiB); nanoseconds of CLOCK_MONOTONIC
   --progress            rank 0 prints each step
-  --pause-us US         sleep so long in each step, in microseconds; makes small runs last";
+  --pause-us US         sleep so long in each step, in microseconds; makes small runs last
+  --until FILE          do not end before this file is there";
 
 /// Columns of the grid where its size is told in MiB.
 const COLUMNS_BY_MIB: usize = 2048;
@@ -166,6 +167,7 @@ fn compute(world: &World, options: &Options, times: &mut Times) -> libckpt::Resu
             println!("step {step}");
         }
     }
+    options.pause.until_it_may_end(world)?;
     let mut warmth = 0.0;
     world.all_reduce_into(&block.warmth(), &mut warmth, SystemOperation::sum())?;
     history.fold_float(warmth);

@@ -20,7 +20,8 @@ Ranks that read a number and write a line in each step.
   --steps N      how many                                    [1000]
   --mib MIB      memory of each rank, of which each step changes a page [4]
   --progress     rank 0 prints each step
-  --pause-us US  sleep so long in each step, in microseconds; makes small runs last";
+  --pause-us US  sleep so long in each step, in microseconds; makes small runs last
+  --until FILE   do not end before this file is there";
 
 /// Words of a page.
 const PAGE_WORDS: usize = 512;
@@ -95,8 +96,8 @@ fn relay(world: &World, options: &Options) -> Result<(), String> {
             println!("step {step}");
         }
     }
+    let told = |error: libckpt::Error| error.to_string();
+    options.pause.until_it_may_end(world).map_err(told)?;
     lines.finish().map_err(of_output)?;
-    history
-        .print_result(world)
-        .map_err(|error| error.to_string())
+    history.print_result(world).map_err(told)
 }

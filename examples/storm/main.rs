@@ -23,7 +23,8 @@ A storm of messages that proves that none is lost, doubled or reordered.
   --messages N   messages of all ranks together   [100000]
   --seed S       another storm for another seed   [1]
   --progress     rank 0 prints each round of messages
-  --pause-us US  sleep so long in each round, in microseconds; makes small runs last";
+  --pause-us US  sleep so long in each round, in microseconds; makes small runs last
+  --until FILE   do not end before this file is there";
 
 /// Tags in use.
 const TAGS: usize = 5;
@@ -206,6 +207,7 @@ fn storm(world: &World, options: &Options) -> Result<(), String> {
             all.messages, all.bytes
         );
     }
+    options.pause.until_it_may_end(world).map_err(told)?;
     history.print_result(world).map_err(told)
 }
 

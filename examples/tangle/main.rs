@@ -23,7 +23,8 @@ of memory that come and go.
   --blocks MIB   memory that comes and goes on each rank   [4]
   --seed S       other numbers for another seed            [1]
   --progress     rank 0 prints each round
-  --pause-us US  sleep so long in each round, in microseconds; makes small runs last";
+  --pause-us US  sleep so long in each round, in microseconds; makes small runs last
+  --until FILE   do not end before this file is there";
 
 struct Options {
     rounds: u64,
@@ -140,5 +141,6 @@ fn tangle(world: &World, options: &Options) -> libckpt::Result<()> {
             println!("step {round}");
         }
     }
+    options.pause.until_it_may_end(world)?;
     history.print_result(world)
 }

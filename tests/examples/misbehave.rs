@@ -2,15 +2,21 @@
 //!
 //! `misbehave WAY STEP [STEPS [MILLISECONDS]]`: all ranks add up numbers for STEPS steps of so many
 //! milliseconds each; at STEP the last rank does WAY (`nothing`, `panic`, `error`, `exit`, `abort`, `overflow`,
-//! `sleep`: a minute without a call of the library).
+//! `sleep`: a minute without a call of the library). With `--until FILE` they do not end before that file is there.
 
 use std::time::Duration;
 
+use examples::{Arguments, Pause, Problem};
 use libckpt::prelude::*;
+
+const USAGE: &str = "misbehave WAY STEP [STEPS [MILLISECONDS]] [--until FILE]";
 
 #[libckpt::main]
 fn main(world: World) -> Result<(), String> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (pause, arguments) = match read() {
+        Ok(read) => read,
+        Err(problem) => return problem.told_by_rank_0(&world),
+    };
     let number = |index: usize, default: u64| -> u64 {
         arguments
             .get(index)
@@ -34,10 +40,18 @@ fn main(world: World) -> Result<(), String> {
             println!("step {step}");
         }
     }
+    pause
+        .until_it_may_end(&world)
+        .map_err(|error| error.to_string())?;
     if world.rank() == 0 {
         println!("result: {hash:016x}");
     }
     Ok(())
+}
+
+fn read() -> Result<(Pause, Vec<String>), Problem> {
+    let mut arguments = Arguments::from_environment(USAGE)?;
+    Ok((Pause::read(&mut arguments)?, arguments.rest()))
 }
 
 fn misbehave(way: &str) -> Result<(), String> {

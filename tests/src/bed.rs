@@ -135,7 +135,8 @@ impl Bed {
         &self.mark
     }
 
-    /// Starts `ckpt run` with a solver and options of the launcher (words).
+    /// Starts `ckpt run` with a solver and options of the launcher (words). The solver does not end before [`Job::wait`] is
+    /// called, however fast the machine is: what a test does to the job before that, it does to a running one.
     ///
     /// # Errors
     /// When it can't be started.
@@ -144,7 +145,18 @@ impl Bed {
         self.start_with(solver, &options)
     }
 
-    /// The same with options that may hold blanks.
+    /// The same, but the solver ends when it is done.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_free(&self, solver: &Solver, options: &str) -> Result<Job<'_>> {
+        let mut command = self.command();
+        let options: Vec<_> = options.split_whitespace().collect();
+        self.add_run(&mut command, solver, &options);
+        Job::start(self, command, None)
+    }
+
+    /// As [`Bed::start`] with options that may hold blanks.
     ///
     /// # Errors
     /// When it can't be started.
@@ -163,6 +175,13 @@ impl Bed {
         options: &[&str],
     ) -> Result<Job<'_>> {
         let mut command = self.command_under(words);
+        self.add_run(&mut command, solver, options);
+        let may_end = self.hold()?;
+        command.arg("--until").arg(&may_end);
+        Job::start(self, command, Some(may_end))
+    }
+
+    fn add_run(&self, command: &mut Command, solver: &Solver, options: &[&str]) {
         command.arg("run").args(["-n", &solver.ranks.to_string()]);
         if let Some(processes) = solver.processes {
             command.args(["--procs", &processes.to_string()]);
@@ -177,10 +196,21 @@ impl Bed {
             .arg("--")
             .arg(solver.program(&self.binaries))
             .args(&solver.arguments);
-        Job::start(self, command)
     }
 
-    /// Starts `ckpt restart` on the store.
+    /// The file without which a solver that was told of it does not end. It is not there now.
+    fn hold(&self) -> Result<PathBuf> {
+        let may_end = self.join("may-end");
+        match std::fs::remove_file(&may_end) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", may_end.display()))
+            }
+            _ => Ok(may_end),
+        }
+    }
+
+    /// Starts `ckpt restart` on the store. As with [`Bed::start`], a solver that was told to wait does not end before
+    /// [`Job::wait`].
     ///
     /// # Errors
     /// When it can't be started.
@@ -188,7 +218,7 @@ impl Bed {
         let mut command = self.command();
         command.arg("restart").arg("--events").arg(self.events());
         command.args(options.split_whitespace()).arg(&self.store);
-        Job::start(self, command)
+        Job::start(self, command, Some(self.hold()?))
     }
 
     /// Runs a solver to its end.
@@ -196,7 +226,7 @@ impl Bed {
     /// # Errors
     /// When it can't be started or does not end in time.
     pub fn run(&self, solver: &Solver, options: &str) -> Result<Outcome> {
-        self.start(solver, options)?.wait(PATIENCE)
+        self.start_free(solver, options)?.wait(PATIENCE)
     }
 
     /// Runs a command of `ckpt` to its end.
@@ -206,7 +236,7 @@ impl Bed {
     pub fn ckpt(&self, arguments: &[&str]) -> Result<Outcome> {
         let mut command = self.command();
         command.args(arguments);
-        Job::start(self, command)?.wait(PATIENCE)
+        Job::start(self, command, None)?.wait(PATIENCE)
     }
 
     /// Runs a command of `ckpt` on the store, with further arguments and `--json`; the result in its record.

@@ -1,6 +1,8 @@
 //! A running job, and how it ended.
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ pub struct Job<'a> {
     child: Child,
     stdout: Reader,
     stderr: Reader,
+    /// The file without which the solver does not end.
+    may_end: Option<PathBuf>,
 }
 
 /// A kill that was made: who, and between which readings of the clock.
@@ -40,7 +44,11 @@ pub struct Kill {
 }
 
 impl<'a> Job<'a> {
-    pub(crate) fn start(bed: &'a Bed, mut command: Command) -> Result<Self> {
+    pub(crate) fn start(
+        bed: &'a Bed,
+        mut command: Command,
+        may_end: Option<PathBuf>,
+    ) -> Result<Self> {
         let shown = format!("{command:?}");
         let mut child = command.spawn().with_context(|| format!("start {shown}"))?;
         let (stdout, stderr) = readers(&mut child)?;
@@ -50,6 +58,7 @@ impl<'a> Job<'a> {
             child,
             stdout,
             stderr,
+            may_end,
         })
     }
 
@@ -239,11 +248,14 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Waits for `ckpt` to end and for its output to be read.
+    /// Lets the solver end, and waits for `ckpt` to end and for its output to be read.
     ///
     /// # Errors
     /// When that takes too long; then everything is killed.
     pub fn wait(mut self, patience: Duration) -> Result<Outcome> {
+        if let Some(may_end) = &self.may_end {
+            File::create(may_end).with_context(|| format!("make {}", may_end.display()))?;
+        }
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().context("wait for ckpt")? {

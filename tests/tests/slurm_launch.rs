@@ -77,7 +77,11 @@ fn srun_starts_the_processes_and_again_after_kills_and_after_scancel() -> Result
         return Ok(());
     };
     let slurm = Slurm::up(&cluster)?;
-    let solver = heat(2000);
+    // It ends when it has been through all of this.
+    let may_end = cluster.join("may-end");
+    let mut solver = heat(2000);
+    let until = ["--until".to_owned(), may_end.display().to_string()];
+    solver.arguments.extend(until);
     let mut random = ChaCha8Rng::seed_from_u64(51);
     let text = script(&cluster, &solver, "--launch srun --every 100ms");
     let options = "--nodes=2 --ntasks-per-node=2";
@@ -105,6 +109,7 @@ fn srun_starts_the_processes_and_again_after_kills_and_after_scancel() -> Result
         "no last checkpoint when it was cancelled:\n{output}"
     );
 
+    std::fs::write(&may_end, "")?;
     let job = slurm.submit(options, &text)?;
     job.wait_state("COMPLETED")?;
     let expected = format!("result: {}", undisturbed(&solver)?);

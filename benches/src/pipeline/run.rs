@@ -95,7 +95,7 @@ pub fn run(case: &Case, way: Way, steps: u64, trigger: Trigger, options: &str) -
         (_, Trigger::Every(seconds)) => format!("{seconds}s"),
     };
     let start = Instant::now();
-    let mut job = bed.start(
+    let mut job = bed.start_free(
         &solver,
         &format!(
             "--every {every} {} {} {options}",
@@ -216,7 +216,7 @@ pub fn estimate(case: &Case, options: &str, image_bytes: usize) -> Result<Estima
     let (bed, _folder) = case.bed()?;
     let mut solver = case.solver(1_000_000_000);
     solver.arguments.push("--progress".to_owned());
-    let mut job = bed.start(
+    let mut job = bed.start_free(
         &solver,
         &format!("--every off {} {options}", case.options()),
     )?;

@@ -115,7 +115,7 @@ fn strike_all(plan: &Plan, bed: &Bed) -> Result<Struck> {
         plan.every.as_millis(),
         plan.ways
     );
-    let mut job = bed.start(&plan.solver, &options)?;
+    let mut job = bed.start_free(&plan.solver, &options)?;
     for strike in &plan.strikes {
         if !aim(&mut job, strike)? {
             break;
