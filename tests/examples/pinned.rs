@@ -2,13 +2,17 @@
 //!
 //! `pinned WAY STEPS MILLISECONDS`: all ranks add up numbers for STEPS steps of so many milliseconds each. Before the first,
 //! the last rank does WAY: `nothing`, `static`, `thread_local`, `thread` (one that lives), `file` (one that the library
-//! does not know of), `returns` (from main, while the others go on without it), or `memory` (it keeps 64 MiB).
+//! does not know of), `returns` (from main, while the others go on without it), or `memory` (it keeps 64 MiB). With `--until FILE` they do not end before that
+//! file is there, but for `returns`.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
+use examples::{Arguments, Pause, Problem};
 use libckpt::prelude::*;
+
+const USAGE: &str = "pinned WAY STEPS MILLISECONDS [--until FILE]";
 
 /// Memory of a rank, kept where no rank can take it along.
 static CACHE_OF_THE_SOLVER: AtomicPtr<u64> = AtomicPtr::new(std::ptr::null_mut());
@@ -20,7 +24,10 @@ thread_local! {
 #[libckpt::main]
 fn main(world: World) -> Result<(), String> {
     let told = |error: libckpt::Error| error.to_string();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (pause, arguments) = match read() {
+        Ok(read) => read,
+        Err(problem) => return problem.told_by_rank_0(&world),
+    };
     let number = |index: usize, default: u64| -> u64 {
         arguments
             .get(index)
@@ -31,7 +38,7 @@ fn main(world: World) -> Result<(), String> {
     let is_last = world.rank() + 1 == world.size();
     let returns = way == "returns";
     let others = world
-        .split_by_color(Color::with_value(i32::from(returns && is_last)))
+        .split_by_color(Color::with_value(u32::from(returns && is_last)))
         .map_err(told)?
         .ok_or("no communicator")?;
     let mut kept = Vec::new();
@@ -62,10 +69,18 @@ fn main(world: World) -> Result<(), String> {
             println!("step {step}");
         }
     }
+    if !returns {
+        pause.until_it_may_end(&world).map_err(told)?;
+    }
     if world.rank() == 0 {
         println!("result: {hash:016x}");
     }
     Ok(())
+}
+
+fn read() -> Result<(Pause, Vec<String>), Problem> {
+    let mut arguments = Arguments::from_environment(USAGE)?;
+    Ok((Pause::read(&mut arguments)?, arguments.rest()))
 }
 
 fn pin(way: &str) {

@@ -143,8 +143,8 @@ fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> 
     wait_for_go(&mut job)?;
     let stop = AtomicBool::new(false);
     let mut kills = 0;
+    let time = Duration::from_secs(60);
     let moved = std::thread::scope(|scope| -> Result<usize> {
-        let time = Duration::from_secs(60);
         let mover = scope.spawn(|| move_about(&bed, solver, &mut moving, time, &stop));
         let killed = (|| -> Result<()> {
             for starts in 2..=5 {
@@ -165,10 +165,17 @@ fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> 
     })?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     let committed = outcome.count("committed");
-    println!("{}: seed {seed}, {moved} moves, {kills} kills, {committed} checkpoints", solver.name);
+    println!(
+        "{}: seed {seed}, {moved} moves, {kills} kills, {committed} checkpoints",
+        solver.name
+    );
     ensure!(kills > 0 && moved > 0, "{}", outcome.story());
     ensure!(outcome.result()? == expected, "{}", outcome.story());
-    ensure!(bed.json("verify", &[])?["sound"] == true, "{}", outcome.story());
+    ensure!(
+        bed.json("verify", &[])?["sound"] == true,
+        "{}",
+        outcome.story()
+    );
     Ok(())
 }
 
@@ -210,22 +217,41 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
     let mut broken = 0;
     for (starts, victim) in (2..).zip([2, 1, 2, 0, 2, 1]) {
         // The last rank, which has all the memory, from process 2 to the victim, or to another if that is the source.
-        let to = if victim == 2 { random.random_range(0..2) } else { victim };
+        let to = if victim == 2 {
+            random.random_range(0..2)
+        } else {
+            victim
+        };
         let delay = Duration::from_millis(random.random_range(5..60));
         job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
         let outcome = std::thread::scope(|scope| -> Result<Outcome> {
             let mover = scope.spawn(|| migrate(&bed, 2, to));
             std::thread::sleep(delay);
-            ensure!(job.kill(Target::Process(victim))?.is_some(), "nothing to kill");
+            ensure!(
+                job.kill(Target::Process(victim))?.is_some(),
+                "nothing to kill"
+            );
             mover.join().expect("it does not panic")
         })?;
         broken += usize::from(outcome.code() != Some(0));
-        println!("seed 21: process {victim} killed after {delay:?}: {:?}", outcome.code());
+        println!(
+            "seed 21: process {victim} killed after {delay:?}: {:?}",
+            outcome.code()
+        );
         job.wait_events("the next start", starts, |event| event.is("go"))?;
         std::thread::sleep(Duration::from_millis(250));
     }
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    ensure!(broken > 0, "no move was hit\n{}", outcome.story());
+    let begun = outcome.count("moving");
+    println!(
+        "seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
+        outcome.count("moved")
+    );
+    ensure!(
+        begun > outcome.count("moved"),
+        "no move was hit\n{}",
+        outcome.story()
+    );
     assert_eq!(outcome.result()?, expected, "{}", outcome.story());
     Ok(())
 }
@@ -263,7 +289,7 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
     let bed = Bed::new()?;
     let early = bed.on_store("migrate", &["0", "--to", "1"])?;
     assert_eq!(early.code(), Some(64), "no such job: {}", early.story());
-    let mut job = bed.start(&Solver::new("pinned", 3, "returns 150 10"), "--every off")?;
+    let mut job = bed.start(&Solver::new("pinned", 3, "returns 400 10"), "--every off")?;
     job.wait_event("the end of a rank", |event| event.is("finished"))?;
     let refused = |rank: usize, to: usize, told: &str| -> Result<()> {
         let outcome = migrate(&bed, rank, to)?.expect_code(69)?;
@@ -276,18 +302,29 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
     refused(2, 0, "rank 2 has returned from its main function")?;
     let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "precopy"])?;
     assert_eq!(mode.code(), Some(64), "{}", mode.story());
-    assert!(mode.stderr_text().contains("not there yet"), "{}", mode.story());
+    assert!(
+        mode.stderr_text().contains("not there yet"),
+        "{}",
+        mode.story()
+    );
     let there = bed.json("migrate", &["0", "--to", "0"])?;
     assert_eq!((&there["from"], &there["to"]), (&0.into(), &0.into()));
     let moved = bed.json("migrate", &["0", "--to", "1"])?;
     assert_eq!((&moved["from"], &moved["to"]), (&0.into(), &1.into()));
     assert!(moved["image_bytes"].as_u64() > Some(0), "{moved}");
-    assert!(moved["took_us"].as_u64() >= moved["stood_us"].as_u64(), "{moved}");
+    assert!(
+        moved["took_us"].as_u64() >= moved["stood_us"].as_u64(),
+        "{moved}"
+    );
     let status = bed.json("status", &[])?;
     assert_eq!(status["status"]["placement"], serde_json::json!([1, 1, 2]));
     job.wait(PATIENCE)?.expect_code(0)?;
     let late = migrate(&bed, 0, 1)?.expect_code(69)?;
-    assert!(late.stdout_text().contains("not running"), "{}", late.story());
+    assert!(
+        late.stdout_text().contains("not running"),
+        "{}",
+        late.story()
+    );
     Ok(())
 }
 
@@ -318,7 +355,9 @@ fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
 /// A relay of which each rank writes lines, in a way of its own.
 fn relay(bed: &Bed, write: &str) -> Result<Solver> {
     let input = bed.join("numbers");
-    let numbers: Vec<_> = (0..701_u64).map(|number| (number * 7919).to_string()).collect();
+    let numbers: Vec<_> = (0..701_u64)
+        .map(|number| (number * 7919).to_string())
+        .collect();
     fs::write(&input, numbers.join("\n") + "\n")?;
     let arguments = format!("--pause-us 1500 --steps 1500 --write {write}");
     let mut relay = Solver::new("relay", 3, &arguments);
@@ -339,7 +378,11 @@ fn lines_of(bed: &Bed) -> Result<Vec<String>> {
 
 #[test]
 fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
-    for (seed, write, kills) in [(31, "buffered", false), (32, "each", true), (33, "reopened", true)] {
+    for (seed, write, kills) in [
+        (31, "buffered", false),
+        (32, "each", true),
+        (33, "reopened", true),
+    ] {
         let calm = Bed::new()?;
         let solver = relay(&calm, write)?;
         let expected = calm.run(&solver, "--every off")?.expect_code(0)?.result()?;
@@ -359,9 +402,17 @@ fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         println!("relay, {write}: seed {seed}, {moved} moves");
         ensure!(moved > 5, "{}", outcome.story());
-        ensure!(outcome.result()? == expected, "{write}: {}", outcome.story());
+        ensure!(
+            outcome.result()? == expected,
+            "{write}: {}",
+            outcome.story()
+        );
         for (rank, (found, expected)) in lines_of(&bed)?.iter().zip(lines_of(&calm)?).enumerate() {
-            ensure!(*found == expected, "{write}: lines of rank {rank}\n{}", outcome.story());
+            ensure!(
+                *found == expected,
+                "{write}: lines of rank {rank}\n{}",
+                outcome.story()
+            );
         }
     }
     Ok(())
@@ -378,7 +429,10 @@ fn a_file_that_is_gone_refuses_the_move() -> Result<()> {
     fs::rename(&path, &aside)?;
     let refused = migrate(&bed, 1, 2)?.expect_code(69)?;
     let reason = refused.stdout_text();
-    ensure!(reason.contains("lines.1") && reason.contains("renamed"), "{reason}");
+    ensure!(
+        reason.contains("lines.1") && reason.contains("renamed"),
+        "{reason}"
+    );
     fs::rename(&aside, &path)?;
     migrate(&bed, 1, 2)?.expect_code(0)?;
     job.wait(PATIENCE)?.expect_code(0)?;
@@ -396,12 +450,27 @@ fn lines_are_labelled_with_their_rank_wherever_it_is() -> Result<()> {
         migrate(&bed, rank, to)?.expect_code(0)?;
     }
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    let lines: Vec<&str> = outcome.stdout.iter().map(|line| line.text.as_str()).collect();
+    let lines: Vec<&str> = outcome
+        .stdout
+        .iter()
+        .map(|line| line.text.as_str())
+        .collect();
     assert_eq!(lines.len(), 101, "{}", outcome.story());
     let (labels, texts): (Vec<&str>, Vec<&str>) = (lines.iter())
         .filter_map(|line| line.split_once("step ").or(line.split_once("result: ")))
         .unzip();
-    assert!(labels.iter().all(|label| label == &labels[0] && !label.is_empty()), "{}", outcome.story());
-    assert_eq!(texts.last(), Some(&expected.as_str()), "{}", outcome.story());
+    assert!(
+        labels
+            .iter()
+            .all(|label| label == &labels[0] && !label.is_empty()),
+        "{}",
+        outcome.story()
+    );
+    assert_eq!(
+        texts.last(),
+        Some(&expected.as_str()),
+        "{}",
+        outcome.story()
+    );
     Ok(())
 }

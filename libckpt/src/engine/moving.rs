@@ -331,3 +331,7 @@ impl Engine {
         self.settle()
     }
 }
+
+#[cfg(test)]
+#[path = "moving_tests.rs"]
+mod tests;

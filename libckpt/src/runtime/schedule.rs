@@ -199,7 +199,8 @@ impl Scheduler {
         let Some(snapshots) = &mut self.snapshots else {
             self.die(&Fatal::new("a snapshot without a store"));
         };
-        if let Err(fatal) = snapshots.cut(epoch, &self.slots) {
+        let outputs = self.output.descriptors().collect();
+        if let Err(fatal) = snapshots.cut(epoch, &self.slots, outputs) {
             self.die(&fatal);
         }
     }

@@ -5,6 +5,7 @@
 //! marker has come, the channel state follows.
 
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use libckpt_rank::Slot;
@@ -109,15 +110,20 @@ impl Snapshots {
         resident_bytes
     }
 
-    /// Captures all ranks. They are suspended.
+    /// Captures all ranks. They are suspended. `outputs` are descriptors that the library has for them.
     ///
     /// # Errors
     /// Only what must end the process; a capture that is refused is reported and aborts the snapshot.
-    pub(crate) fn cut(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<(), Fatal> {
+    pub(crate) fn cut(
+        &mut self,
+        epoch: Epoch,
+        slots: &[Slot],
+        outputs: Vec<RawFd>,
+    ) -> Result<(), Fatal> {
         let begin = Instant::now();
         // What a rank has printed belongs before the cut, and must not be lost with this process.
         let _ = std::io::stdout().flush();
-        let captured = self.capture(epoch, slots)?;
+        let captured = self.capture(epoch, slots, outputs)?;
         in_engine(|engine| engine.begin_recording(epoch))?;
         let stall_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         match captured {
@@ -132,7 +138,12 @@ impl Snapshots {
         Ok(())
     }
 
-    fn capture(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<Result<(), String>, Fatal> {
+    fn capture(
+        &mut self,
+        epoch: Epoch,
+        slots: &[Slot],
+        outputs: Vec<RawFd>,
+    ) -> Result<Result<(), String>, Fatal> {
         if let Some(busy) = self.pipeline.busy() {
             let what = if self.pipeline.is_discarded(busy) {
                 "was given up, and its files are still being closed"
@@ -171,8 +182,9 @@ impl Snapshots {
             .collect();
         // Before the files of the snapshot are opened, which are none of the program's.
         let baseline = self.baseline.take();
+        let own = [fs::descriptors(), outputs].concat();
         let outside = Outside {
-            changes: baseline.map(|baseline| baseline.changes(&fs::descriptors())),
+            changes: baseline.map(|baseline| baseline.changes(&own)),
             unsynced: fs::unsynced(),
         };
         let sink = self.pipeline.begin(epoch, plans, self.capturer.compares());
