@@ -77,6 +77,7 @@ pub(crate) struct Core {
     only_rank: Vec<Option<Rank>>,
     /// Index into `hosted` by rank; `None` for ranks of other processes.
     hosted_at: Vec<Option<u32>>,
+    /// In the order of their numbers.
     pub(crate) hosted: Vec<Hosted>,
     pub(crate) participant: Participant,
     pub(crate) outbound: Vec<Outbound>,

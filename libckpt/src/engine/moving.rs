@@ -213,13 +213,20 @@ impl Core {
         hosted
     }
 
-    /// Puts a rank that was aside at the end of `hosted`, gives it what was held for it, sends what it has queued, and
-    /// announces again what it has announced: who was told of it may have asked in vain. Then it may run.
+    /// Puts a rank that was aside among those that run here, in the order of their numbers: those after it move down. Gives it
+    /// what was held for it, sends what it has queued, and announces again what it has announced: who was told of it may have
+    /// asked in vain. Then it may run.
     fn put_back(&mut self, hosted: Hosted) -> Result<(), Fatal> {
         let rank = hosted.rank;
-        let index = self.hosted.len();
-        self.hosted.push(hosted);
-        self.set_index(rank, Some(index));
+        let index = self.hosted.partition_point(|other| other.rank < rank);
+        let moved_down = |at: usize| if at >= index { at + 1 } else { at };
+        self.ready.iter_mut().for_each(|at| *at = moved_down(*at));
+        let reads = self.reads.iter_mut();
+        reads.for_each(|read| read.0 = moved_down(read.0));
+        self.hosted.insert(index, hosted);
+        for at in index..self.hosted.len() {
+            self.set_index(self.hosted[at].rank, Some(at));
+        }
         let tables = &mut self.hosted[index].tables;
         let unsent = std::mem::take(&mut tables.unsent);
         for (key, transfer) in &mut tables.transfers {

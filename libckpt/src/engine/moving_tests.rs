@@ -283,6 +283,11 @@ fn ranks_after_one_that_leaves_are_still_found() {
     assert_eq!(found, [Some(0), None, Some(1)]);
     assert_eq!(core.ready, [0, 1]);
     core.put_back(hosted).unwrap();
-    assert_eq!(core.index_of(Rank(1)), Some(2));
-    assert_eq!(core.ready, [0, 1, 2]);
+    let found: Vec<_> = (0..3).map(|rank| core.index_of(Rank(rank))).collect();
+    assert_eq!(
+        found,
+        [Some(0), Some(1), Some(2)],
+        "cuts need them in this order"
+    );
+    assert_eq!(core.ready, [0, 2, 1]);
 }

@@ -171,7 +171,7 @@ impl Scheduler {
                 "{rank} is to run here and has not come"
             )));
         };
-        self.slots.push(arrived.slot);
+        self.put(arrived.slot);
         arrived.files.adopt();
         if let Some(output) = arrived.output {
             self.output.add(rank, output);

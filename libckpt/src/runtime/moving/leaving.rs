@@ -146,7 +146,7 @@ impl Scheduler {
         let Some(frozen) = frozen else {
             return Ok(());
         };
-        self.slots.push(frozen.slot);
+        self.put(frozen.slot);
         if let Some(output) = frozen.output {
             self.output.add(rank, output);
         }

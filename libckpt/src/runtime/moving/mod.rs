@@ -154,6 +154,13 @@ impl Scheduler {
         }
     }
 
+    /// Puts a slot where the engine puts its rank.
+    fn put(&mut self, slot: Slot) {
+        let rank = slot.rank();
+        let index = self.slots.partition_point(|other| other.rank() < rank);
+        self.slots.insert(index, slot);
+    }
+
     fn obey(&mut self, output: MoverOutput) -> Result<(), Fatal> {
         let Some(moving) = &mut self.moving else {
             return Err(Fatal::new("a move without a coordinator"));
