@@ -62,7 +62,9 @@ fn next_packet(core: &mut Core, peer: Process) -> Option<Vec<u8>> {
     let queued = core.outbound[peer.index()].data.pop_front()?;
     core.participant.data_sent(peer);
     let place = |label: &Label| queued.place.unwrap_or_else(|| core.place_of(label));
-    Some(with_parts(&queued.packet, stamp, place, <[&[u8]]>::concat))
+    Some(with_parts(&queued.packet, stamp, place, |parts| {
+        parts.concat()
+    }))
 }
 
 /// Has a rank send a number, by whatever way its process thinks right.
