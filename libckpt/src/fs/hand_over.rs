@@ -137,26 +137,17 @@ pub(crate) fn is_there(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-    use std::os::fd::{BorrowedFd, OwnedFd};
 
     use super::super::{OpenOptions, close_all, keep_until_durable};
     use super::*;
 
     /// As another process would get them.
     fn duplicate(descriptor: RawFd) -> std::io::Result<File> {
-        let path = format!("/proc/self/fd/{descriptor}");
-        assert!(std::fs::read_link(path).is_ok());
-        nix_dup(descriptor).map(File::from)
-    }
-
-    fn nix_dup(descriptor: RawFd) -> std::io::Result<OwnedFd> {
         let open = table::all_of_tests();
         let file = open
             .iter()
             .find(|file| file.file().as_raw_fd() == descriptor);
-        let file = file.ok_or(std::io::ErrorKind::NotFound)?;
-        let borrowed: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(file.file());
-        borrowed.try_clone_to_owned()
+        file.ok_or(std::io::ErrorKind::NotFound)?.file().try_clone()
     }
 
     #[test]
