@@ -25,9 +25,10 @@ fn cores() -> Vec<Core> {
 
 /// Brings what waits for links to its cores, until nothing waits.
 fn carry(cores: &mut [Core]) {
-    let mut quiet = false;
-    while !quiet {
-        quiet = true;
+    // A packet for a link that is not open yet has an opening go first, in the next round.
+    let mut quiet_rounds = 0;
+    while quiet_rounds < 2 {
+        quiet_rounds += 1;
         for from in 0..cores.len() {
             while let Some(output) = cores[from].participant.poll_output() {
                 if let Output::SendLink { peer, control } = output {
@@ -39,10 +40,9 @@ fn carry(cores: &mut [Core]) {
             }
             for to in 0..cores.len() {
                 while let Some(packet) = next_packet(&mut cores[from], Process(to as u32)) {
-                    cores[to]
-                        .handle_packet(Process(from as u32), &packet)
-                        .unwrap();
-                    quiet = false;
+                    let peer = Process(from as u32);
+                    cores[to].handle_packet(peer, &packet).unwrap();
+                    quiet_rounds = 0;
                 }
             }
         }
