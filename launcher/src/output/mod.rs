@@ -13,8 +13,7 @@ pub use quiet::Quiet;
 
 use crate::failure::Failure;
 use crate::report::{
-    ListReport, MovedReport, RemovedReport, RunReport, ShowReport, StatusReport, TakenReport,
-    VerifyReport,
+    ListReport, RemovedReport, RunReport, ShowReport, StatusReport, TakenReport, VerifyReport,
 };
 
 /// A result of one of the commands.
@@ -26,7 +25,6 @@ pub enum Report {
     Verify(VerifyReport),
     Taken(TakenReport),
     Status(StatusReport),
-    Moved(MovedReport),
     Removed(RemovedReport),
 }
 

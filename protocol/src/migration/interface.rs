@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::messages::{MoveControl, MoveDirective, MoveMode, MoveNeeds, MoveReport};
 use crate::coordinator::RequestId;
 use crate::ids::{Move, Process, Rank};
@@ -80,7 +78,7 @@ pub struct Done {
 }
 
 /// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// The source looks what pins the rank.
     Examining,
@@ -101,8 +99,6 @@ pub enum Step {
 pub struct Underway {
     /// The move.
     pub id: Move,
-    /// Who asked for it.
-    pub request: RequestId,
     /// The rank.
     pub rank: Rank,
     /// Where it was.
