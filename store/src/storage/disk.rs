@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read, Seek, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -12,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use rustix::io::ReadWriteFlags;
 
 use super::disk_writer::DiskWriter;
-use super::stretch::BLOCK as BLOCK_BYTES;
+use super::stretch::{BLOCK as BLOCK_BYTES, open_past_cache};
 use super::{Access, Entry, LockAttempt, ReadFile, Storage, Stretch, WriteFile};
 use crate::names::is_plain;
 use crate::{Error, Result};
@@ -219,10 +218,7 @@ impl DiskReadFile {
         let open = || {
             // Nobody reads on after a stretch, and a look for one byte must not begin to read others. Only a hint.
             let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
-            let same = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            let mut options = OpenOptions::new();
-            options.read(true).custom_flags(libc::O_DIRECT);
-            options.open(same).ok()
+            open_past_cache(&self.file, OpenOptions::new().read(true))
         };
         self.past_cache.get_or_init(open).as_ref()
     }

@@ -2,13 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::stretch::open_past_cache;
 use super::{Stretch, WriteFile};
 
 /// Bytes after which the system is told to begin with writing.
@@ -27,7 +27,7 @@ pub(super) struct DiskWriter {
 /// What is written in whole blocks past the page cache.
 ///
 /// The page cache would be made of memory that is touched for the first time and not soon again, and each byte copied
-/// there: an order of magnitude more work for the processor than handing blocks to the disk (docs/performance.md).
+/// there: several times the work for the processor that handing blocks to the disk is (docs/performance.md).
 #[derive(Debug)]
 struct PastCache {
     /// The same file; none before there is enough for it.
@@ -122,27 +122,21 @@ impl PastCache {
         &self.gathered.bytes()[..self.gathered_bytes]
     }
 
-    /// Writes all that is gathered. False, and nothing of the file was written so far, where the file system can't write past the
+    /// Writes all that is gathered, when it is full. False, and nothing of the file was written so far, where the file system can't write past the
     /// page cache.
     fn pass(&mut self, usual: &File) -> io::Result<bool> {
         let is_first = self.file.is_none();
         let file = match &self.file {
             Some(file) => file,
             None => {
-                let same = format!("/proc/self/fd/{}", usual.as_raw_fd());
-                let mut options = OpenOptions::new();
-                options.write(true).custom_flags(libc::O_DIRECT);
-                let Ok(file) = options.open(same) else {
+                let Some(file) = open_past_cache(usual, OpenOptions::new().write(true)) else {
                     return Ok(false);
                 };
                 self.file.insert(file)
             }
         };
         // A write that is cut short ends on a block, or with an error at the next one.
-        match file.write_all_at(
-            &self.gathered.bytes()[..self.gathered_bytes],
-            self.passed_bytes,
-        ) {
+        match file.write_all_at(self.gathered.bytes(), self.passed_bytes) {
             Err(error) if is_first && error.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 return Ok(false);
             }

@@ -1,8 +1,11 @@
 //! Memory for a piece of a file.
 
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 
-/// What reads past the page cache need: addresses, offsets and lengths are multiples of it. No common device has larger
+/// What reads and writes past the page cache need: addresses, offsets and lengths are multiples of it. No common device has larger
 /// logical blocks (open(2), `O_DIRECT`).
 pub(super) const BLOCK: usize = 4096;
 
@@ -59,6 +62,12 @@ impl Stretch {
         let blocks = &mut self.memory[start..start + needed.next_multiple_of(BLOCK)];
         (self.offset - front as u64, needed, blocks)
     }
+}
+
+/// The same file, opened once more past the page cache; `None` where the file system can't do that.
+pub(super) fn open_past_cache(file: &File, options: &mut OpenOptions) -> Option<File> {
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    options.custom_flags(libc::O_DIRECT).open(same).ok()
 }
 
 /// How far into a block an offset is.
