@@ -4,13 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use rustix::io::ReadWriteFlags;
 
-use super::disk_writer::DiskWriter;
+use super::disk_writer::{DiskWriter, Gathering};
 use super::stretch::{BLOCK as BLOCK_BYTES, open_past_cache};
 use super::{Access, Entry, LockAttempt, ReadFile, Storage, Stretch, WriteFile};
 use crate::names::is_plain;
@@ -20,8 +20,8 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct DiskStorage {
     root: PathBuf,
-    /// Bytes gathered for each write past the page cache; 0 for writing as usual.
-    gather_bytes: usize,
+    /// What is written past the page cache; none for writing as usual.
+    gathering: Option<Arc<Gathering>>,
 }
 
 impl DiskStorage {
@@ -32,7 +32,7 @@ impl DiskStorage {
         match fs::metadata(&root) {
             Ok(found) if found.is_dir() => Ok(Self {
                 root,
-                gather_bytes: 0,
+                gathering: None,
             }),
             Ok(_) => Err(Error::NotAStore {
                 path: shown,
@@ -47,10 +47,12 @@ impl DiskStorage {
     }
 
     /// The same, but new files are written past the page cache where the file system can do that, so many bytes at a time (rounded up
-    /// to blocks of 4096). Takes as much memory for each file that is being written. What is shorter than that is written as usual.
+    /// to blocks of 4096; 0 for writing as usual). Takes as much memory for each file that is being written, and keeps it for the next
+    /// ones. What is shorter than that is written as usual.
     #[must_use]
     pub fn writing_past_cache(mut self, gather_bytes: usize) -> Self {
-        self.gather_bytes = gather_bytes.next_multiple_of(BLOCK_BYTES);
+        let bytes = gather_bytes.next_multiple_of(BLOCK_BYTES);
+        self.gathering = (bytes > 0).then(|| Arc::new(Gathering::new(bytes)));
         self
     }
 
@@ -127,7 +129,7 @@ impl Storage for DiskStorage {
             .create_new(true)
             .mode(mode)
             .open(self.path(path)?)?;
-        Ok(Box::new(DiskWriter::new(file, self.gather_bytes)))
+        Ok(Box::new(DiskWriter::new(file, self.gathering.as_ref())))
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn ReadFile>> {

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -30,6 +31,7 @@ pub(super) struct DiskWriter {
 /// there: several times the work for the processor that handing blocks to the disk is (docs/performance.md).
 #[derive(Debug)]
 struct PastCache {
+    gathering: Arc<Gathering>,
     /// The same file; none before there is enough for it.
     file: Option<File>,
     /// What was written and is not in the file yet. It begins on a block.
@@ -39,20 +41,55 @@ struct PastCache {
     passed_bytes: u64,
 }
 
+/// How much is gathered for each write past the page cache, and the memory that no file needs at the moment: memory that is touched for
+/// the first time is slow.
+#[derive(Debug)]
+pub(super) struct Gathering {
+    bytes: usize,
+    /// As many as there were files at once, at most.
+    spares: Mutex<Vec<Stretch>>,
+}
+
+impl Gathering {
+    /// So many bytes for each write, a multiple of 4096 and not 0.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self {
+            bytes,
+            spares: Mutex::default(),
+        }
+    }
+
+    fn take(&self) -> Stretch {
+        let mut stretch = self.spares().pop().unwrap_or_default();
+        stretch.aim(0, self.bytes);
+        stretch
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<Stretch>> {
+        // Whole at any moment.
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for PastCache {
+    fn drop(&mut self) {
+        let gathered = std::mem::take(&mut self.gathered);
+        self.gathering.spares().push(gathered);
+    }
+}
+
 impl DiskWriter {
-    /// A writer of an empty file. Gathers so many bytes (a multiple of 4096) for each write past the page cache, where the
-    /// file system can do that; writes as usual with 0.
-    pub(super) fn new(file: File, gather_bytes: usize) -> Self {
-        let past_cache = (gather_bytes > 0 && !is_memory(&file)).then(|| {
-            let mut gathered = Stretch::default();
-            gathered.aim(0, gather_bytes);
-            PastCache {
+    /// A writer of an empty file. Gathers what goes past the page cache, where it is told how and the file system can do that.
+    pub(super) fn new(file: File, gathering: Option<&Arc<Gathering>>) -> Self {
+        let past_cache = gathering
+            .filter(|_| !is_memory(&file))
+            .map(|gathering| PastCache {
+                gathering: gathering.clone(),
                 file: None,
-                gathered,
+                gathered: gathering.take(),
                 gathered_bytes: 0,
                 passed_bytes: 0,
-            }
-        });
+            });
         Self {
             file,
             written_bytes: 0,
@@ -160,6 +197,10 @@ mod tests {
 
     const GATHER_BYTES: usize = 64 << 10;
 
+    fn gathering() -> Arc<Gathering> {
+        Arc::new(Gathering::new(GATHER_BYTES))
+    }
+
     fn content(bytes: usize) -> Vec<u8> {
         (0..bytes).map(|at| (at % 251) as u8).collect()
     }
@@ -168,6 +209,8 @@ mod tests {
     fn what_is_written_past_the_page_cache_is_what_was_given_whatever_its_length() {
         // Not in /tmp, which may be memory.
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        // Memory of files before is used again.
+        let gathering = gathering();
         for bytes in [
             0,
             1,
@@ -178,13 +221,15 @@ mod tests {
             1_000_001,
         ] {
             let path = folder.path().join(bytes.to_string());
-            let mut writer = DiskWriter::new(File::create_new(&path).unwrap(), GATHER_BYTES);
+            let file = File::create_new(&path).unwrap();
+            let mut writer = DiskWriter::new(file, Some(&gathering));
             let content = content(bytes);
             for piece in content.chunks(70_001) {
                 write_all(&mut writer, piece).unwrap();
             }
             writer.sync().unwrap();
             assert!(std::fs::read(&path).unwrap() == content, "{bytes} bytes");
+            assert_eq!(gathering.spares().len(), 1, "kept for the next file");
         }
     }
 
@@ -192,7 +237,11 @@ mod tests {
     fn files_in_memory_are_written_as_usual() {
         if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
             let file = File::create_new(folder.path().join("file")).unwrap();
-            assert!(DiskWriter::new(file, GATHER_BYTES).past_cache.is_none());
+            assert!(
+                DiskWriter::new(file, Some(&gathering()))
+                    .past_cache
+                    .is_none()
+            );
         }
     }
 
@@ -200,7 +249,7 @@ mod tests {
     fn a_file_system_that_can_not_write_past_its_cache_gets_the_same_bytes() {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = folder.path().join("file");
-        let mut writer = DiskWriter::new(File::create_new(&path).unwrap(), GATHER_BYTES);
+        let mut writer = DiskWriter::new(File::create_new(&path).unwrap(), Some(&gathering()));
         // A block that does not begin at a multiple of its size is what the system refuses, with the same error.
         if let Some(past_cache) = &mut writer.past_cache {
             past_cache.gathered.aim(1, GATHER_BYTES);
@@ -218,7 +267,7 @@ mod tests {
         let path = folder.path().join("file");
         File::create_new(&path).unwrap();
         // It may not be written to.
-        let mut writer = DiskWriter::new(File::open(&path).unwrap(), GATHER_BYTES);
+        let mut writer = DiskWriter::new(File::open(&path).unwrap(), Some(&gathering()));
         write_all(&mut writer, &content(100)).unwrap();
         assert!(writer.sync().is_err());
     }
