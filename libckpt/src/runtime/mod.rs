@@ -2,6 +2,7 @@
 //!
 //! - `control`: the connection to the coordinator.
 //! - `links`: the links to the other processes of the job.
+//! - `processors`: how the processes of a node share its processors.
 //! - `restore`: images and tables out of a checkpoint.
 //! - `schedule`: the loop that runs the ranks.
 //! - `snapshot`: the cut, and storing what it captured.
@@ -13,6 +14,7 @@ mod ending;
 mod links;
 mod output;
 mod pipeline;
+mod processors;
 mod restore;
 mod schedule;
 mod snapshot;

@@ -16,7 +16,8 @@ use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
 use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
 
-use super::pipeline::{Base, Digest, own_processors};
+use super::pipeline::{Base, Digest};
+use super::processors::Processors;
 use crate::engine::in_engine;
 use crate::fs::OpenFiles;
 
@@ -56,7 +57,7 @@ pub(crate) fn restore(
     mut as_stored: impl FnMut(&Slot),
 ) -> Result<Restored, Failure> {
     let begin = Instant::now();
-    let threads = own_processors(assignment) * THREADS_PER_PROCESSOR;
+    let threads = Processors::of(assignment).share() * THREADS_PER_PROCESSOR;
     let mut slots = Vec::with_capacity(hosted.len());
     let mut bases = Vec::with_capacity(hosted.len());
     let mut sections = Vec::with_capacity(hosted.len());

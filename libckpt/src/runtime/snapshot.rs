@@ -16,6 +16,7 @@ use store::PAGE_BYTES;
 
 use super::control::Control;
 use super::pipeline::{Base, CapturedRank, Outside, Pipeline, RankPlan, pool_bytes};
+use super::processors::Processors;
 use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
 use crate::fs;
@@ -43,7 +44,7 @@ impl Snapshots {
     pub(crate) fn start(assignment: &Assignment, control: Control) -> Result<Self, StartError> {
         let capturer = Capturer::new(&Options {
             tracking: assignment.tracking,
-            mode: assignment.capture,
+            mode: Processors::of(assignment).capture(assignment.capture),
             memory_bytes: pool_bytes(assignment, 0),
         });
         Ok(Self {

@@ -9,7 +9,8 @@ use protocol::control::Assignment;
 use store::Effort;
 use store::{EffortControl, Situation};
 
-use super::{is_processor_free, lock, packers};
+use super::super::processors::Processors;
+use super::{lock, packers};
 
 /// How long it may take until a checkpoint is durable, where packing takes time from the ranks. A failure before
 /// that costs what was computed since the checkpoint before, so it should be far below common intervals.
@@ -36,7 +37,7 @@ impl Efforts {
         Self {
             control: Mutex::new(assignment.compression.into()),
             threads: packers(assignment),
-            processor_is_free: is_processor_free(assignment),
+            processor_is_free: Processors::of(assignment).is_one_free(),
             raw_bytes: AtomicU64::new(0),
         }
     }

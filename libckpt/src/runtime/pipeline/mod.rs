@@ -40,6 +40,7 @@ use self::digests::Digests;
 use self::packer::Task;
 use self::writer::Writer;
 use super::control::Control;
+use super::processors::Processors;
 use crate::error::StartError;
 use crate::fs::Unsynced;
 
@@ -378,30 +379,16 @@ pub(super) fn pool_bytes(assignment: &Assignment, image_bytes: usize) -> usize {
 /// How much is gathered for each write past the page cache, in bytes. Nothing, so that files go through the cache and are there for
 /// a restart, where a processor is free to copy them.
 fn gather_bytes(assignment: &Assignment) -> usize {
-    if is_processor_free(assignment) {
+    if Processors::of(assignment).is_one_free() {
         return 0;
     }
     let ranks = assignment.placement.len() / assignment.processes.max(1) as usize;
     (GATHER_BYTES / ranks.max(1)).clamp(GATHER_MIN, GATHER_MAX)
 }
 
-/// Whether there are processors on which no rank computes.
-fn is_processor_free(assignment: &Assignment) -> bool {
-    (assignment.processes_beside as usize) < processors()
-}
-
-/// A process's share of the processors, and one at least.
-pub(super) fn own_processors(assignment: &Assignment) -> usize {
-    (processors() / assignment.processes_beside.max(1) as usize).max(1)
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// How many packers this process has: its share of the processors.
 fn packers(assignment: &Assignment) -> usize {
-    own_processors(assignment).min(PACKERS_MAX)
+    Processors::of(assignment).share().min(PACKERS_MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
