@@ -3,7 +3,7 @@
 //! At the cut the pages are write-protected, which takes microseconds where they are huge pages. Afterwards
 //! they are saved in units of 2 MiB, each once, by whoever comes first:
 //!
-//! - the *saver*, a thread that goes through all units in the background;
+//! - the *saver*, a thread that goes through all units in the background, ahead of a rank that writes one after the other;
 //! - the *handler*, a thread that is told by the kernel that a rank waits in a write to a unit;
 //! - the rank itself, where its heap is about to give pages back or to move them, which no protection
 //!   would tell ([`before_change`]).
@@ -43,6 +43,9 @@ const MESSAGES: usize = 16;
 const PENDING: u8 = 0;
 const BUSY: u8 = 1;
 const DONE: u8 = 2;
+
+/// In [`Round::ahead`].
+const NOWHERE: usize = usize::MAX;
 
 /// Whether a round is under way, for the heap to ask before it takes a lock.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
@@ -103,6 +106,9 @@ struct Round {
     /// By address.
     units: Vec<Unit>,
     left: AtomicUsize,
+    /// The unit after the one that a rank last waited for: a rank that goes through its memory comes there next. [`NOWHERE`]
+    /// when the saver has taken it up.
+    ahead: AtomicUsize,
     sink: Sink,
     cancelled: AtomicBool,
     faults: AtomicU64,
@@ -122,6 +128,20 @@ pub(super) struct Cost {
 }
 
 impl Round {
+    fn new(units: Vec<Unit>, sink: Sink) -> Self {
+        Self {
+            left: AtomicUsize::new(units.len()),
+            units,
+            ahead: AtomicUsize::new(NOWHERE),
+            sink,
+            cancelled: AtomicBool::new(false),
+            faults: AtomicU64::new(0),
+            waited_ns: AtomicU64::new(0),
+            longest_ns: AtomicU64::new(0),
+            copied_ns: AtomicU64::new(0),
+        }
+    }
+
     fn overlapping(&self, range: &Range<usize>) -> &[Unit] {
         let first = self
             .units
@@ -130,6 +150,24 @@ impl Round {
             .units
             .partition_point(|unit| unit.protected.start < range.end);
         &self.units[first..end.max(first)]
+    }
+
+    /// The unit that a page is in.
+    fn find(&self, page: usize) -> Option<usize> {
+        let index = self
+            .units
+            .partition_point(|unit| unit.protected.end <= page);
+        let found = self.units.get(index)?;
+        found.protected.contains(&page).then_some(index)
+    }
+
+    /// What the saver is to save next, after it has come to `at`.
+    fn next_pending(&self, at: usize) -> Option<usize> {
+        let ahead = self.ahead.swap(NOWHERE, Ordering::Relaxed);
+        let from = if ahead == NOWHERE { at } else { ahead }.min(self.units.len());
+        (from..self.units.len())
+            .chain(0..from)
+            .find(|&index| self.units[index].is(PENDING))
     }
 
     fn felt(&self) -> Felt {
@@ -208,16 +246,7 @@ impl Guard {
     /// they may run. `units` are in the order of their addresses.
     pub(super) fn begin(&self, units: Vec<Unit>, sink: Sink) {
         debug_assert!(units.is_sorted_by_key(|unit| unit.protected.start));
-        let round = Arc::new(Round {
-            left: AtomicUsize::new(units.len()),
-            units,
-            sink,
-            cancelled: AtomicBool::new(false),
-            faults: AtomicU64::new(0),
-            waited_ns: AtomicU64::new(0),
-            longest_ns: AtomicU64::new(0),
-            copied_ns: AtomicU64::new(0),
-        });
+        let round = Arc::new(Round::new(units, sink));
         if round.units.is_empty() {
             (round.sink)(Saved::All(round.felt()));
             return;
@@ -343,11 +372,13 @@ impl Shared {
                     }
                 }
             };
-            for unit in &round.units {
+            let mut at = 0;
+            while let Some(index) = round.next_pending(at) {
                 if round.cancelled.load(Ordering::Relaxed) {
                     break;
                 }
-                self.save(&round, unit, Need::Background);
+                self.save(&round, &round.units[index], Need::Background);
+                at = index + 1;
             }
         }
     }
@@ -385,9 +416,12 @@ impl Shared {
         let Some(round) = self.current() else {
             return false;
         };
-        let [unit, ..] = round.overlapping(&(page..page + PAGE_BYTES)) else {
+        let Some(index) = round.find(page) else {
             return false;
         };
+        // While this one is saved here.
+        round.ahead.store(index + 1, Ordering::Relaxed);
+        let unit = &round.units[index];
         self.save(&round, unit, Need::Rank);
         unit.wait_until_saved();
         self.wake(page);
@@ -436,4 +470,49 @@ fn processor_time() -> u64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What they hold is replaced as a whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two runs of two units, with a gap between.
+    fn round() -> Round {
+        let units = [1, 2, 4, 5].map(|at| {
+            let protected = at * UNIT_BYTES..(at + 1) * UNIT_BYTES;
+            Unit::new(0, 0, protected.clone(), vec![protected])
+        });
+        Round::new(units.into(), Arc::new(|_| {}))
+    }
+
+    #[test]
+    fn a_page_is_found_in_its_unit() {
+        let round = round();
+        let found = [0, 1, 2, 3, 4, 5, 6].map(|at| round.find(at * UNIT_BYTES));
+        assert_eq!(
+            found,
+            [None, Some(0), Some(1), None, Some(2), Some(3), None]
+        );
+        assert_eq!(round.find(3 * UNIT_BYTES - PAGE_BYTES), Some(1));
+    }
+
+    #[test]
+    fn the_saver_goes_ahead_of_a_rank_that_waited_and_leaves_nothing_out() {
+        let round = round();
+        let mut order = Vec::new();
+        let mut at = 0;
+        while let Some(index) = round.next_pending(at) {
+            assert!(round.units[index].claim());
+            order.push(index);
+            at = index + 1;
+            if order == [0] {
+                // The rank waits for the third unit, which the handler saves.
+                assert!(round.units[2].claim());
+                round.ahead.store(3, Ordering::Relaxed);
+            }
+        }
+        assert_eq!(order, [0, 3, 1]);
+        round.ahead.store(round.units.len(), Ordering::Relaxed);
+        assert_eq!(round.next_pending(at), None, "waited for the last one");
+    }
 }
