@@ -318,10 +318,13 @@ impl Job<'_> {
                 };
                 self.recovery.handle_hopeless(&reason, end);
             }
-            Report::Move(report) => self.teller.warn(format!(
-                "{process} reports about {}, which was not asked for",
-                report.id()
-            )),
+            Report::Move(report) => self.handle_move_report(process, report),
+            Report::RankMoved {
+                id,
+                rank: _,
+                image_bytes,
+                stood_us,
+            } => self.handle_rank_moved(id, image_bytes, stood_us),
             Report::Warning { text } => self.teller.warn(text),
             Report::Note { text } => {
                 tracing::info!(%process, %text, "note");
@@ -354,6 +357,9 @@ impl Job<'_> {
                     Some(coordinator) => coordinator.handle_request(clock::now(), request),
                     None => self.held.push(request),
                 }
+            }
+            &Request::Migrate { rank, to, mode } => {
+                self.handle_migrate(RequestId(u64::from(number)), rank, to, mode);
             }
         }
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::{Output, Report};
 use crate::failure::Failure;
 use crate::report::{
-    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, NeededRow,
-    ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport, TakenReport,
-    TotalsRow, VerifyReport,
+    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, MovedReport,
+    NeededRow, ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport,
+    TakenReport, TotalsRow, VerifyReport,
 };
 use crate::units;
 
@@ -41,6 +41,7 @@ fn tell(report: &Report) -> String {
         Report::Verify(verify) => tell_verify(verify),
         Report::Taken(TakenReport { store: _, epoch }) => format!("epoch {epoch} is committed\n"),
         Report::Status(status) => tell_status(status),
+        Report::Moved(moved) => tell_moved(moved),
         Report::Removed(removed) => tell_removed(removed),
     }
 }
@@ -449,6 +450,27 @@ fn tell_interval(interval: &IntervalRow) -> String {
         time(*ran_ms)
     );
     text
+}
+
+fn tell_moved(moved: &MovedReport) -> String {
+    let MovedReport {
+        store: _,
+        rank,
+        from,
+        to,
+        image_bytes,
+        stood_us,
+        took_us,
+    } = moved;
+    if from == to {
+        return format!("rank {rank} is in process {to} already\n");
+    }
+    format!(
+        "rank {rank} has moved from process {from} to process {to}: {}, stood still for {}, took {}\n",
+        units::bytes(*image_bytes),
+        units::time_us(*stood_us),
+        units::time_us(*took_us)
+    )
 }
 
 fn tell_removed(removed: &RemovedReport) -> String {

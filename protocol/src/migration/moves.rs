@@ -149,6 +149,7 @@ impl<F: Faults> Moves<F> {
     pub fn underway(&self) -> impl Iterator<Item = Underway> {
         self.active.iter().map(|(&id, active)| Underway {
             id,
+            request: active.request,
             rank: active.rank,
             from: active.from,
             to: active.to,

@@ -276,6 +276,11 @@ impl Capturer {
         }
     }
 
+    /// A rank is not in this process any more. Should it come back, its next cut saves all pages.
+    pub fn forget(&mut self, rank: Rank) {
+        self.ranks.remove(&rank);
+    }
+
     /// What a checkpoint showed about the regions of a rank (by page number divided by
     /// [`super::REGION_PAGES`]).
     pub fn observe(&mut self, rank: Rank, observations: &BTreeMap<u64, Observation>) {

@@ -132,6 +132,24 @@ impl Slot {
         }
     }
 
+    /// The pages that the image of a stopped rank is made of, by their numbers, for whoever copies them while it stays
+    /// stopped. All others are zeros.
+    ///
+    /// # Errors
+    /// The rank is in a state that an image can't hold.
+    pub fn image(&self) -> Result<Vec<Range<u64>>, CaptureError> {
+        crate::context::in_process(|| {
+            self.check_state()?;
+            // SAFETY: the rank, the heap's owner, is stopped, and this is its thread.
+            unsafe { self.header().heap.drain_remote() };
+            let live = self.live_ranges();
+            let mut present = pagemap::present(&live.unwatched);
+            present.extend(pagemap::present(&live.heap));
+            let pages = present.iter().map(|range| geometry::pages(self, range));
+            Ok(pages.collect())
+        })
+    }
+
     /// The header comes first: blocks that other threads free meanwhile are then either on the list that its
     /// copy holds, or just not freed.
     pub(crate) fn live_ranges(&self) -> LiveRanges {

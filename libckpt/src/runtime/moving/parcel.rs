@@ -1,0 +1,85 @@
+//! What the source tells of a frozen rank beside its pages. It lies in the source's memory, and the target reads it there.
+
+use std::ops::Range;
+
+use protocol::ids::Rank;
+use serde::{Deserialize, Serialize};
+
+use crate::fs;
+
+/// Version of the parcel. Both ends run the same program; a check against garbage.
+const VERSION: u32 = 1;
+
+/// The longest parcel that is read, in bytes: message tables hold what has arrived and nobody has received.
+pub(super) const PARCEL_BYTES_MAX: u64 = 16 << 30;
+
+/// See the module.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Parcel {
+    pub(super) rank: Rank,
+    /// The pages of its image, by their numbers. They lie in the source where they will lie in the target.
+    pub(super) pages: Vec<Range<u64>>,
+    /// Its message tables, as the engine encodes them.
+    pub(super) tables: Vec<u8>,
+    /// Its open files.
+    pub(super) files: fs::Offer,
+    /// Descriptors of its standard output and error in the source, where each rank has its own.
+    pub(super) output: Option<(i32, i32)>,
+    /// When it was frozen, in microseconds of `CLOCK_MONOTONIC`.
+    pub(super) frozen_us: u64,
+}
+
+impl Parcel {
+    pub(super) fn encode(&self) -> Result<Box<[u8]>, String> {
+        postcard::to_stdvec(&(VERSION, self))
+            .map(Vec::into_boxed_slice)
+            .map_err(|error| error.to_string())
+    }
+
+    pub(super) fn decode(bytes: &[u8], rank: Rank) -> Result<Self, String> {
+        let (version, parcel): (u32, Self) =
+            postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+        if version != VERSION || parcel.rank != rank {
+            return Err(format!(
+                "what the source tells of it is of version {version} and about {}",
+                parcel.rank
+            ));
+        }
+        Ok(parcel)
+    }
+}
+
+/// Microseconds of `CLOCK_MONOTONIC`, which all processes of a machine read alike.
+pub(super) fn now_us() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| {
+        let now = std::time::Duration::from(now);
+        u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parcel_of_another_rank_or_none_at_all_is_refused() {
+        let parcel = Parcel {
+            rank: Rank(3),
+            pages: vec![0..2, 900..901],
+            tables: vec![1, 2, 3],
+            files: fs::Offer::default(),
+            output: Some((9, 10)),
+            frozen_us: now_us(),
+        };
+        let bytes = parcel.encode().unwrap();
+        let read = Parcel::decode(&bytes, Rank(3)).unwrap();
+        assert_eq!((read.pages, read.tables), (parcel.pages, parcel.tables));
+        assert!(
+            Parcel::decode(&bytes, Rank(4))
+                .unwrap_err()
+                .contains("rank 3")
+        );
+        assert!(Parcel::decode(&bytes[..4], Rank(3)).is_err());
+    }
+}
