@@ -71,6 +71,8 @@ fn move_about(
                     "ending or about to restart",
                     "returned from its main function",
                     "connection broke",
+                    // Killed, and the other side of the move noticed before the coordinator.
+                    "is gone: its memory can't be read",
                 ];
                 ensure!(known.iter().any(|known| reason.contains(known)), "{reason}");
             }
@@ -138,10 +140,9 @@ fn many_ranks_move_between_few_processes() -> Result<()> {
     Ok(())
 }
 
-/// How many checkpoints there were so far.
-fn committed(job: &Job<'_>) -> Result<usize> {
-    let events = job.events()?;
-    Ok(events.iter().filter(|event| event.is("committed")).count())
+/// How many events of a kind there were so far.
+fn count(job: &Job<'_>, name: &str) -> Result<usize> {
+    Ok(job.events()?.iter().filter(|event| event.is(name)).count())
 }
 
 /// Checkpoints and moves without pause, and a process killed again and again.
@@ -233,11 +234,14 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         } else {
             victim
         };
-        let delay = Duration::from_millis(random.random_range(5..60));
-        let commits = committed(&job)?;
+        let delay = Duration::from_millis(random.random_range(0..10));
+        let commits = count(&job, "committed")?;
         job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
+        let begun = count(&job, "moving")?;
         let outcome = std::thread::scope(|scope| -> Result<Outcome> {
             let mover = scope.spawn(|| migrate(&bed, 2, to));
+            // It takes tens of milliseconds, so that the kill comes in the middle of it.
+            job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
             std::thread::sleep(delay);
             ensure!(
                 job.kill(Target::Process(victim))?.is_some(),

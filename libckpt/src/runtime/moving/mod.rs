@@ -39,6 +39,7 @@ use self::arriving::{Arrived, Arriving};
 use self::fetch::Came;
 use self::leaving::Frozen;
 use super::control::Control;
+use super::pipeline::own_processors;
 use super::schedule::Scheduler;
 use crate::engine::moving::Errand;
 use crate::engine::{Attention, Fatal, in_engine};
@@ -85,11 +86,10 @@ impl Moving {
     /// To be called when all of the library's files are open and no rank has run.
     pub(crate) fn new(assignment: &Assignment, layout: SlotLayout, control: Control) -> Self {
         let (came, news) = channel();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             control,
             layout,
-            threads: (processors / assignment.processes.max(1) as usize).max(1),
+            threads: own_processors(assignment),
             store: std::fs::canonicalize(&assignment.store)
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| assignment.store.clone()),
