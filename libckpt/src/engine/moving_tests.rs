@@ -8,7 +8,8 @@ use protocol::participant::{Gate, Output};
 use zerocopy::IntoBytes as _;
 
 use super::super::core::with_parts;
-use super::super::packet::{Label, ShortHeader};
+use super::super::packet::{Label, Place, ShortHeader};
+use super::super::progress::Lies;
 use super::super::tables::Body;
 use super::*;
 
@@ -248,6 +249,34 @@ fn what_a_frozen_rank_had_queued_and_what_was_held_for_it_goes_on_if_it_stays() 
     send(&mut cores[1], MOVING, Rank(0), 5);
     carry(&mut cores);
     assert_eq!(come(&cores[0], Rank(0), MOVING), [5]);
+}
+
+#[test]
+fn what_a_rank_announces_at_its_target_is_read_also_by_a_source_that_has_not_heard() {
+    let mut cores = cores();
+    send(&mut cores[1], MOVING, Rank(0), 1);
+    freeze(&mut cores, 2);
+    told(&mut cores[2], moved(2));
+    let source = &mut cores[1];
+    let label = Label {
+        source: MOVING,
+        destination: Rank(0),
+        context: 0,
+        tag: 0,
+        sequence: 1,
+        bytes: 1 << 20,
+    };
+    let place = |process, since| Some(Place::new(Process(process), 0x1000, since));
+    // Its old place is the frozen copy's: it will be announced again.
+    let old = source.where_lies(&label, place(1, Move(0))).unwrap();
+    assert!(matches!(old, Lies::Untold), "{old:?}");
+    source.mover.handle_announced(MOVING, Process(2), ID);
+    source.pump_mover().unwrap();
+    let new = source.where_lies(&label, place(2, ID)).unwrap();
+    assert!(
+        matches!(new, Lies::At(at) if at.process() == Process(2)),
+        "{new:?}"
+    );
 }
 
 #[test]

@@ -115,18 +115,11 @@ impl Engine {
         let place = transfer.place;
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         let bytes = label.bytes as usize;
-        let home = match self.core.mover.route(label.source).map_err(Fatal::new)? {
-            Route::Here => return self.read_here(index, key, &label),
-            // The rank announces it again when it goes on, here or elsewhere.
-            Route::Hold => return Ok(()),
-            Route::Link(home) => home,
-        };
-        if self.core.numbered.on {
-            return self.receive_numbered(index, key);
-        }
-        // Without its place it will be announced again: the job was restored, or the sender has moved.
-        let Some(place) = place else {
-            return Ok(());
+        let place = match self.core.where_lies(&label, place)? {
+            Lies::Here => return self.read_here(index, key, &label),
+            Lies::AtHome if self.core.numbered.on => return self.receive_numbered(index, key),
+            Lies::AtHome | Lies::Untold => return Ok(()),
+            Lies::At(place) => place,
         };
         let source = BulkSource {
             process: place.process(),
@@ -142,7 +135,7 @@ impl Engine {
             .bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
         match outcome {
             Ok(()) => self.core.finish_transfer(index, key),
-            Err(BulkError::Forbidden { .. }) => self.pull(home, label),
+            Err(BulkError::Forbidden { .. }) => self.pull(place.process(), label),
             // The sender's process is gone: the coordinator notices and restarts the job.
             Err(BulkError::Gone { .. }) => {}
             Err(error) => return Err(Fatal::new(error)),
@@ -302,7 +295,34 @@ impl Engine {
     }
 }
 
+/// Where the bytes of an announced message are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lies {
+    /// In the memory of a rank that runs here.
+    Here,
+    /// In memory that can be read.
+    At(Place),
+    /// With its sender, which sends it under a number.
+    AtHome,
+    /// It will be announced again: the job was restored, or the sender has moved or is about to.
+    Untold,
+}
+
 impl super::Core {
+    /// Where an announced message is to be read, of which this place was told.
+    pub(super) fn where_lies(&self, label: &Label, place: Option<Place>) -> Result<Lies, Fatal> {
+        Ok(match self.mover.route(label.source).map_err(Fatal::new)? {
+            Route::Here => Lies::Here,
+            Route::Link(_) if self.numbered.on => Lies::AtHome,
+            Route::Link(_) => place.map_or(Lies::Untold, Lies::At),
+            // A rank that is frozen here may run at its target already, and have announced the message from there, before the
+            // coordinator's word has come: it will not do so again. Otherwise it does when it goes on, here or elsewhere.
+            Route::Hold => place
+                .filter(|place| place.process() != self.me)
+                .map_or(Lies::Untold, Lies::At),
+        })
+    }
+
     /// An announcement whose message was acknowledged while it was queued, by an acknowledgment of before a restart: the
     /// receiver has the message.
     fn is_void(&self, packet: &Recorded) -> bool {
