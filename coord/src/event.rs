@@ -208,6 +208,10 @@ pub enum Event {
         stood_us: u64,
         /// From the begin of the move until nothing of it was left.
         took_us: u64,
+        /// How it was moved: `stop`, `precopy`, `safepoint`.
+        mode: String,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
     },
     /// A rank was not moved.
     NotMoved {
@@ -504,6 +508,8 @@ mod tests {
                 image_bytes: 0,
                 stood_us: 0,
                 took_us: 0,
+                mode: text(),
+                rounds: 0,
             },
             Event::NotMoved {
                 rank: 0,

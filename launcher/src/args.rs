@@ -196,9 +196,13 @@ pub struct MigrateArgs {
     /// The process that it goes to, by its number
     #[arg(long, value_name = "PROCESS")]
     pub to: u32,
-    /// How its memory gets there: stop (it stands still while it is copied)
+    /// How its memory gets there: stop (it stands still while it is copied), precopy (it is copied while it runs, and stands
+    /// still for the rest), safepoint (as stop, where the solver says so), auto (stop or precopy)
     #[arg(long, value_name = "MODE", default_value = "stop", value_parser = units::parse_move_mode)]
     pub mode: MoveMode,
+    /// Give up when it does not run there after this time, e.g. 10s [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub within: Option<Duration>,
 }
 
 /// Which checkpoint.

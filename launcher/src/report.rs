@@ -165,6 +165,10 @@ pub struct MovedReport {
     pub stood_us: u64,
     /// From the begin of the move until nothing of it was left.
     pub took_us: u64,
+    /// How it was moved.
+    pub mode: String,
+    /// How many rounds were copied while it ran.
+    pub rounds: u32,
 }
 
 /// How a job is.

@@ -90,6 +90,7 @@ pub fn parse_move_mode(text: &str) -> Result<MoveMode, String> {
         ("postcopy", MoveMode::Postcopy),
         ("checkpoint", MoveMode::Checkpoint),
         ("safepoint", MoveMode::Safepoint),
+        ("auto", MoveMode::Auto),
     ];
     one_of(text, &words)
 }

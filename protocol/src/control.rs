@@ -388,6 +388,10 @@ pub enum Report {
         image_bytes: u64,
         /// How long it stood still, in microseconds.
         stood_us: u64,
+        /// How it was moved, where that was left open, or could not be done as it was asked for.
+        mode: MoveMode,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
     },
 }
 
@@ -418,6 +422,8 @@ pub enum Request {
         to: Process,
         /// How.
         mode: MoveMode,
+        /// The longest that it may take until the rank is the target's, in microseconds; else the usual limit.
+        within_us: Option<u64>,
     },
 }
 
@@ -453,6 +459,10 @@ pub enum Response {
         stood_us: u64,
         /// How long the move took from its begin until nothing of it was left, in microseconds.
         took_us: u64,
+        /// How it was moved.
+        mode: MoveMode,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
     },
 }
 

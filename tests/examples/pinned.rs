@@ -2,7 +2,8 @@
 //!
 //! `pinned WAY STEPS MILLISECONDS`: all ranks add up numbers for STEPS steps of so many milliseconds each. Before the first,
 //! the last rank does WAY: `nothing`, `static`, `thread_local`, `thread` (one that lives), `file` (one that the library
-//! does not know of), `returns` (from main, while the others go on without it), or `memory` (it keeps 64 MiB). With `--until FILE` they do not end before that
+//! does not know of), `returns` (from main, while the others go on without it), `memory` (it keeps 64 MiB), or `safepoint` (it comes
+//! to one every 16 steps, and may be moved nowhere else). With `--until FILE` they do not end before that
 //! file is there, but for `returns`.
 
 use std::cell::Cell;
@@ -56,6 +57,7 @@ fn main(world: World) -> Result<(), String> {
         }
     };
     let mut hash = 0_u64;
+    let mut place = place();
     for step in 1..=steps {
         let mut sum = [0_u64];
         let own = kept.get((step as usize * 7919) % kept.len().max(1));
@@ -71,6 +73,17 @@ fn main(world: World) -> Result<(), String> {
         if world.rank() == 0 {
             println!("step {step}");
         }
+        if way == "safepoint" && is_last {
+            let here = self::place();
+            // A restart goes on elsewhere, too.
+            if here.0 == place.0 && here != place {
+                return Err(format!("moved between safepoints, at step {step}"));
+            }
+            if step % 16 == 0 {
+                libckpt::safepoint();
+            }
+            place = self::place();
+        }
     }
     if !returns {
         pause.until_it_may_end(&world).map_err(told)?;
@@ -84,6 +97,11 @@ fn main(world: World) -> Result<(), String> {
 fn read() -> Result<(Pause, Vec<String>), Problem> {
     let mut arguments = Arguments::from_environment(USAGE)?;
     Ok((Pause::read(&mut arguments)?, arguments.rest()))
+}
+
+/// Which start of the job this is, by its token, and which process.
+fn place() -> (Option<String>, u32) {
+    (std::env::var("CKPT_TOKEN").ok(), std::process::id())
 }
 
 fn pin(way: &str) {

@@ -40,8 +40,15 @@ fn wait_for_go(job: &mut Job<'_>) -> Result<()> {
 }
 
 fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
+    migrate_by(bed, rank, to, "stop")
+}
+
+/// The ways to move that go wherever memory is shared.
+const MODES: [&str; 3] = ["stop", "precopy", "auto"];
+
+fn migrate_by(bed: &Bed, rank: usize, to: usize, mode: &str) -> Result<Outcome> {
     let (rank, to) = (rank.to_string(), to.to_string());
-    bed.on_store("migrate", &[&rank, "--to", &to, "--json"])
+    bed.on_store("migrate", &[&rank, "--to", &to, "--mode", mode, "--json"])
 }
 
 /// Moves random ranks to random processes without pause, until the time is over and at least so many have moved, or something
@@ -59,7 +66,8 @@ fn move_about(
         ensure!(begin.elapsed() < PATIENCE, "only {moved} moves");
         let rank = random.random_range(0..solver.ranks);
         let to = random.random_range(0..solver.process_count());
-        let outcome = migrate(bed, rank, to)?;
+        let mode = MODES[random.random_range(0..MODES.len())];
+        let outcome = migrate_by(bed, rank, to, mode)?;
         let record = outcome.json()?;
         match outcome.code() {
             Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
@@ -73,6 +81,9 @@ fn move_about(
                     "connection broke",
                     // Killed, and the other side of the move noticed before the coordinator.
                     "is gone: its memory can't be read",
+                    "is gone, or has given it up",
+                    "nobody is there",
+                    "the source can't be reached",
                 ];
                 ensure!(known.iter().any(|known| reason.contains(known)), "{reason}");
             }
@@ -271,6 +282,191 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
     Ok(())
 }
 
+/// The heat equation on ranks of so many MiB, of which a page here and there changes.
+fn sparse(mib: usize, steps: usize) -> Solver {
+    let arguments =
+        format!("--mib-per-rank {mib} --changing 0.02 --steps {steps} --pause-us 4000 --progress");
+    Solver::new("heat", 3, &arguments)
+}
+
+#[test]
+fn a_large_rank_that_writes_is_copied_while_it_runs() -> Result<()> {
+    let solver = sparse(32, 800);
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+    for (rank, to) in [(2, 0), (2, 1), (1, 2), (2, 2), (1, 1)] {
+        let moved = bed.json(
+            "migrate",
+            &[
+                rank.to_string().as_str(),
+                "--to",
+                &to.to_string(),
+                "--mode",
+                "precopy",
+            ],
+        )?;
+        println!("{moved}");
+        ensure!(
+            moved["mode"] == "precopy" && moved["rounds"].as_u64() > Some(0),
+            "{moved}"
+        );
+        ensure!(moved["image_bytes"].as_u64() > Some(32 << 20), "{moved}");
+    }
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_after_a_move_that_was_given_up_holds_what_was_written_before() -> Result<()> {
+    let solver = sparse(48, 1500);
+    let expected = undisturbed(&solver)?;
+    let mut random = ChaCha8Rng::seed_from_u64(41);
+    for options in [
+        "--track kernel --capture copy",
+        "--track kernel",
+        "--track auto --capture cow",
+    ] {
+        let bed = Bed::new()?;
+        let end = bed.join("end");
+        let mut solver = solver.clone();
+        let until = ["--until".to_owned(), end.display().to_string()];
+        solver.arguments.extend(until);
+        let mut job = bed.start(&solver, &format!("--every off --max-restarts 20 {options}"))?;
+        job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+        bed.json("checkpoint", &[])?;
+        bed.json("checkpoint", &[])?;
+        let mut given_up = 0;
+        let mut starts = 1;
+        for round in 0..12 {
+            let within = format!("{}ms", random.random_range(2..30));
+            let rank = random.random_range(0..3).to_string();
+            let to = random.random_range(0..3).to_string();
+            let how = [
+                &rank, "--to", &to, "--mode", "precopy", "--within", &within, "--json",
+            ];
+            let outcome = bed.on_store("migrate", &how)?;
+            match outcome.code() {
+                Some(0) => {}
+                Some(69) => given_up += u32::from(outcome.stdout_text().contains("sent in time")),
+                _ => anyhow::bail!("{}", outcome.story()),
+            }
+            bed.json("checkpoint", &[])?;
+            if round % 4 == 3 {
+                ensure!(
+                    job.kill(Target::Process(random.random_range(0..3)))?
+                        .is_some(),
+                    "all gone"
+                );
+                starts += 1;
+                job.wait_events("the next start", starts, |event| event.is("go"))?;
+            }
+        }
+        fs::write(&end, "")?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!("{options}: {given_up} moves were given up while the rank was sent");
+        ensure!(given_up > 0, "{options}: {}", outcome.story());
+        assert_eq!(
+            outcome.result()?,
+            expected,
+            "{options}: {}",
+            outcome.story()
+        );
+        ensure!(
+            bed.json("verify", &[])?["sound"] == true,
+            "{}",
+            outcome.story()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_tracks_nothing_a_rank_is_stopped_and_this_is_told() -> Result<()> {
+    let solver = Solver::new("pinned", 3, "nothing 300 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off --track hash")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    let moved = bed.json("migrate", &["1", "--to", "2", "--mode", "precopy"])?;
+    ensure!(moved["mode"] == "stop" && moved["rounds"] == 0, "{moved}");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    let told = "rank 1 is stopped for the whole of its move";
+    ensure!(outcome.story().contains(told), "{}", outcome.story());
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn small_ranks_are_stopped_and_large_calm_ones_copied_in_rounds_if_the_choice_is_free() -> Result<()>
+{
+    let bed = Bed::new()?;
+    let mut job = bed.start(&large(600), "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    for (rank, to, mode) in [
+        ("0", "1", "stop"),
+        ("2", "1", "precopy"),
+        ("2", "0", "precopy"),
+    ] {
+        let moved = bed.json("migrate", &[rank, "--to", to, "--mode", "auto"])?;
+        ensure!(moved["mode"] == mode, "{moved}");
+    }
+    job.wait(PATIENCE)?.expect_code(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_rank_is_moved_at_a_safepoint_and_nowhere_else() -> Result<()> {
+    // It ends with an error if it finds itself in another process outside of its safepoints.
+    let solver = Solver::new("pinned", 3, "safepoint 400 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every 50ms --max-restarts 20")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    for to in ["0", "1", "2"] {
+        let moved = bed.json("migrate", &["2", "--to", to, "--mode", "safepoint"])?;
+        ensure!(moved["mode"] == "safepoint", "{moved}");
+    }
+    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    job.wait_events("the next start", 2, |event| event.is("go"))?;
+    bed.json("migrate", &["2", "--to", "0", "--mode", "safepoint"])?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_move_that_waits_for_a_safepoint_in_vain_is_given_up_with_a_word_of_why() -> Result<()> {
+    let solver = Solver::new("pinned", 3, "nothing 200 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    let how = [
+        "2",
+        "--to",
+        "0",
+        "--mode",
+        "safepoint",
+        "--within",
+        "300ms",
+        "--json",
+    ];
+    let refused = bed.on_store("migrate", &how)?.expect_code(69)?;
+    ensure!(
+        refused.stdout_text().contains("libckpt::safepoint()"),
+        "{}",
+        refused.story()
+    );
+    // Nothing waits any more.
+    migrate(&bed, 2, 0)?.expect_code(0)?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
 #[test]
 fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result<()> {
     for (way, told) in [
@@ -315,7 +511,7 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
     refused(3, 0, "there is no rank 3: the job has 3 ranks")?;
     refused(0, 3, "there is no process 3: the job has 3 processes")?;
     refused(2, 0, "rank 2 has returned from its main function")?;
-    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "precopy"])?;
+    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "postcopy"])?;
     assert_eq!(mode.code(), Some(64), "{}", mode.story());
     assert!(
         mode.stderr_text().contains("not there yet"),

@@ -14,7 +14,7 @@ use protocol::migration::{
 use super::job::{Job, microseconds, number_of};
 use crate::clock;
 use crate::event::Event;
-use crate::plan::{MOVE_END_PATIENCE, MOVE_SNAPSHOT_PATIENCE, MOVE_WITHIN};
+use crate::plan::{MOVE_END_PATIENCE, MOVE_SNAPSHOT_PATIENCE};
 
 /// The moves of the present start, while its ranks run.
 #[derive(Debug)]
@@ -31,10 +31,18 @@ struct Asked {
     to: Process,
     /// Once it has begun: which it is, when, and how far it was when that was last told.
     begun: Option<(Move, Duration, Step)>,
-    image_bytes: u64,
-    stood_us: u64,
+    trip: Trip,
     /// Who keeps it waiting was told.
     named: bool,
+}
+
+/// How a rank has come to its target.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trip {
+    pub(super) image_bytes: u64,
+    pub(super) stood_us: u64,
+    pub(super) mode: MoveMode,
+    pub(super) rounds: u32,
 }
 
 impl Moving {
@@ -103,20 +111,15 @@ impl Job<'_> {
     }
 
     /// Somebody wants a rank moved.
-    pub(super) fn handle_migrate(
-        &mut self,
-        request: RequestId,
-        rank: Rank,
-        to: Process,
-        mode: MoveMode,
-    ) {
+    pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
+        let Ask { rank, to, mode, .. } = ask;
         let refusal = if self.plan.launch.is_some() {
             Some(
                 "ranks of a job that a launcher has started, or that runs on several nodes, can't be moved yet; stop it and \
                  restart it as you want it placed",
             )
-        } else if mode != MoveMode::Stop {
-            Some("only the mode `stop` is there yet")
+        } else if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+            Some("the modes `postcopy` and `checkpoint` are not there yet")
         } else if self.moving.is_none() {
             Some(
                 "its ranks do not run at the moment: it is starting, restoring or ending; ask again when they do",
@@ -133,18 +136,15 @@ impl Job<'_> {
                 rank,
                 to,
                 begun: None,
-                image_bytes: 0,
-                stood_us: 0,
+                trip: Trip {
+                    image_bytes: 0,
+                    stood_us: 0,
+                    mode,
+                    rounds: 0,
+                },
                 named: false,
             };
             moving.asked.insert(request, asked);
-            let within = MOVE_WITHIN;
-            let ask = Ask {
-                rank,
-                to,
-                mode,
-                within,
-            };
             moving.moves.handle_request(request, ask);
         }
     }
@@ -158,12 +158,11 @@ impl Job<'_> {
     }
 
     /// A rank runs at its target.
-    pub(super) fn handle_rank_moved(&mut self, id: Move, image_bytes: u64, stood_us: u64) {
+    pub(super) fn handle_rank_moved(&mut self, id: Move, trip: Trip) {
         let asked = self.moving.iter_mut().flat_map(|it| it.asked.values_mut());
         let is_it = |asked: &&mut Asked| asked.begun.is_some_and(|begun| begun.0 == id);
         if let Some(asked) = asked.into_iter().find(is_it) {
-            asked.image_bytes = image_bytes;
-            asked.stood_us = stood_us;
+            asked.trip = trip;
         }
     }
 
@@ -224,9 +223,11 @@ fn answer(asked: &Asked, outcome: &Result<Done, String>) -> Response {
         Ok(done) => Response::Moved {
             from: done.from,
             to: done.to,
-            image_bytes: asked.image_bytes,
-            stood_us: asked.stood_us,
+            image_bytes: asked.trip.image_bytes,
+            stood_us: asked.trip.stood_us,
             took_us: took_us(asked),
+            mode: asked.trip.mode,
+            rounds: asked.trip.rounds,
         },
         Err(reason) => Response::Failed {
             reason: reason.clone(),
@@ -240,9 +241,11 @@ fn told(asked: &Asked, outcome: Result<Done, String>) -> Event {
             rank: done.rank.0,
             from: done.from.0,
             to: done.to.0,
-            image_bytes: asked.image_bytes,
-            stood_us: asked.stood_us,
+            image_bytes: asked.trip.image_bytes,
+            stood_us: asked.trip.stood_us,
             took_us: took_us(asked),
+            mode: asked.trip.mode.to_string(),
+            rounds: asked.trip.rounds,
         },
         Err(reason) => Event::NotMoved {
             rank: asked.rank.0,

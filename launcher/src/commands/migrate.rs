@@ -13,21 +13,30 @@ use crate::output::Report;
 use crate::report::MovedReport;
 
 pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
-    if args.mode != MoveMode::Stop {
+    if matches!(args.mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
         return Err(Failure::usage(
-            "this mode is not there yet; the only one is --mode stop",
+            "this mode is not there yet; there are stop, precopy, safepoint and auto",
         ));
     }
     let store = JobStore::open(&args.store)?;
     let (rank, to) = (Rank(args.rank), Process(args.to));
     let mode = args.mode;
+    let within_us = args
+        .within
+        .map(|within| u64::try_from(within.as_micros()).unwrap_or(u64::MAX));
+    let request = Request::Migrate {
+        rank,
+        to,
+        mode,
+        within_us,
+    };
     let line = (show == Show::People).then(|| progress_line(rank, to));
     let mut watch = |step: Step| {
         if let Some(line) = &line {
-            line.set_message(in_words(step));
+            line.set_message(in_words(step, mode));
         }
     };
-    let answer = ask_and_watch(&store, &Request::Migrate { rank, to, mode }, &mut watch);
+    let answer = ask_and_watch(&store, &request, &mut watch);
     if let Some(line) = &line {
         line.finish_and_clear();
     }
@@ -38,6 +47,8 @@ pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
             image_bytes,
             stood_us,
             took_us,
+            mode,
+            rounds,
         }) => Ok(Report::Moved(MovedReport {
             store: shown(&args.store),
             rank: rank.0,
@@ -46,6 +57,8 @@ pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
             image_bytes,
             stood_us,
             took_us,
+            mode: mode.to_string(),
+            rounds,
         })),
         Some(Response::Failed { reason }) => Err(Failure::unavailable(format!(
             "{}: {rank} was not moved: {reason}",
@@ -74,11 +87,15 @@ fn progress_line(rank: Rank, to: Process) -> ProgressBar {
     line
 }
 
-fn in_words(step: Step) -> &'static str {
+fn in_words(step: Step, mode: MoveMode) -> &'static str {
     match step {
         Step::Examining => "looking what pins it",
         Step::Preparing => "making room",
-        Step::Transferring => "it stands still and is copied",
+        Step::Transferring => match mode {
+            MoveMode::Precopy | MoveMode::Auto => "it is copied",
+            MoveMode::Safepoint => "waiting for a safepoint",
+            _ => "it stands still and is copied",
+        },
         Step::Spreading => "it runs there; the others learn of it",
         Step::Forgetting => "it runs there; its old place is cleared",
         Step::GivingUp => "given up; it goes on where it was",

@@ -461,12 +461,19 @@ fn tell_moved(moved: &MovedReport) -> String {
         image_bytes,
         stood_us,
         took_us,
+        mode,
+        rounds,
     } = moved;
     if from == to {
         return format!("rank {rank} is in process {to} already\n");
     }
+    let how = match rounds {
+        0 => mode.clone(),
+        1 => format!("{mode}, 1 round"),
+        rounds => format!("{mode}, {rounds} rounds"),
+    };
     format!(
-        "rank {rank} has moved from process {from} to process {to}: {}, stood still for {}, took {}\n",
+        "rank {rank} has moved from process {from} to process {to} ({how}): {}, stood still for {}, took {}\n",
         units::bytes(*image_bytes),
         units::time_us(*stood_us),
         units::time_us(*took_us)

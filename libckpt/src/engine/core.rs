@@ -344,10 +344,6 @@ impl Core {
                     .map_err(Fatal::new)?;
                 self.pump_mover()
             }
-            Control::Ship(shipment) => {
-                self.transit.shipped(peer, shipment);
-                Ok(())
-            }
         }
     }
 

@@ -37,7 +37,7 @@ use protocol::ids::Epoch;
 
 pub(crate) use self::core::Core;
 pub(crate) use self::ops::*;
-pub use self::ops::{wtime, yield_now};
+pub use self::ops::{safepoint, wtime, yield_now};
 pub(crate) use self::request::{Envelope, RequestId};
 
 /// Something that must not be. The process ends: going on could corrupt the job.

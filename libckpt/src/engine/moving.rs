@@ -6,14 +6,14 @@
 //! A rank that is frozen here, or has come and does not run yet, is *aside*: none of `hosted`, so that no packet, no read and
 //! no cut can come across it by accident. Packets for it are held, and count like queued ones.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoverOutput, Route};
 
 use super::core::{Hosted, packet_bytes};
-use super::cut::{SectionError, decode, encode};
-use super::packet::{Control, Shipment};
+use super::cut::encode;
+use super::packet::Control;
 use super::tables::{Queued, Recorded, Tables};
 use super::{Core, Engine, Fatal};
 
@@ -26,8 +26,8 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 pub(crate) enum Errand {
     /// What the machine says.
     Obey(MoverOutput),
-    /// A frozen rank can be fetched from this process.
-    Fetch(Process, Shipment),
+    /// A rank for which a move waits has come to a safepoint, and stands still there.
+    Safepoint(Move, Rank),
 }
 
 /// What is on its way because of moves. See the module.
@@ -38,6 +38,10 @@ pub(crate) struct Transit {
     aside: BTreeMap<Rank, Hosted>,
     /// Moves whose forwarded packets are to leave the queues.
     draining: Vec<(Move, Rank)>,
+    /// Ranks that stand still at a safepoint.
+    at_safepoint: BTreeSet<Rank>,
+    /// Moves that wait for their rank to come to one.
+    safepoints_wanted: BTreeMap<Rank, Move>,
     errands: VecDeque<Errand>,
 }
 
@@ -67,8 +71,37 @@ impl Transit {
         self.errands.pop_front()
     }
 
-    pub(super) fn shipped(&mut self, from: Process, shipment: Shipment) {
-        self.errands.push_back(Errand::Fetch(from, shipment));
+    /// The rank that runs has come to a safepoint. True where it is to stand still there, because of a move that waits for it
+    /// or (`anyway`) something else that the scheduler has to do.
+    pub(super) fn come_to_safepoint(&mut self, rank: Rank, anyway: bool) -> bool {
+        let wanted = self.safepoints_wanted.remove(&rank);
+        if let Some(id) = wanted {
+            self.errands.push_back(Errand::Safepoint(id, rank));
+        }
+        let stands = anyway || wanted.is_some();
+        if stands {
+            self.at_safepoint.insert(rank);
+        }
+        stands
+    }
+
+    /// A rank goes on from a safepoint, here or elsewhere.
+    pub(super) fn leave_safepoint(&mut self, rank: Rank) {
+        self.at_safepoint.remove(&rank);
+    }
+
+    /// A move waits for a rank to come to a safepoint. True where it stands at one: then nothing waits.
+    pub(crate) fn want_safepoint(&mut self, id: Move, rank: Rank) -> bool {
+        let stands = self.at_safepoint.contains(&rank);
+        if !stands {
+            self.safepoints_wanted.insert(rank, id);
+        }
+        stands
+    }
+
+    /// No move waits for a rank any more.
+    pub(crate) fn forget_safepoint(&mut self, rank: Rank) {
+        self.safepoints_wanted.remove(&rank);
     }
 
     fn take_held(&mut self, rank: Rank) -> Vec<Queued> {
@@ -198,6 +231,7 @@ impl Core {
     /// Takes a rank out of those that run here. Those after it in `hosted` move up.
     fn take_out(&mut self, index: usize) -> Hosted {
         let mut hosted = self.hosted.remove(index);
+        self.transit.leave_safepoint(hosted.rank);
         hosted.scheduled = false;
         self.set_index(hosted.rank, None);
         for at in index..self.hosted.len() {
@@ -309,11 +343,7 @@ impl Engine {
     }
 
     /// Target: the message tables of a rank have come.
-    ///
-    /// # Errors
-    /// They can't be used.
-    pub(crate) fn arrive(&mut self, rank: Rank, section: &[u8]) -> Result<(), SectionError> {
-        let tables: Tables = decode("message tables", section)?;
+    pub(crate) fn arrive(&mut self, rank: Rank, tables: Tables) {
         let hosted = Hosted {
             rank,
             wtime_s: tables.wtime_s,
@@ -321,7 +351,6 @@ impl Engine {
             scheduled: false,
         };
         self.core.transit.aside.insert(rank, hosted);
-        Ok(())
     }
 
     /// Target: a rank that has come does not stay.

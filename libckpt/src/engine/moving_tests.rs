@@ -144,7 +144,7 @@ fn freeze(cores: &mut [Core], to: usize) {
     assert!(cores[1].mover.frozen(ID));
     let index = cores[1].index_of(rank).unwrap();
     let hosted = cores[1].take_out(index);
-    let tables: Tables = decode("message tables", &encode(&hosted.tables).unwrap()).unwrap();
+    let tables: Tables = Tables::decode(&encode(&hosted.tables).unwrap()).unwrap();
     cores[1].transit.aside.insert(rank, hosted);
     let hosted = Hosted {
         rank,
@@ -169,7 +169,7 @@ fn errands(core: &mut Core) -> Vec<MoverOutput> {
     std::iter::from_fn(|| core.transit.next_errand())
         .map(|errand| match errand {
             Errand::Obey(output) => output,
-            Errand::Fetch(..) => panic!("nothing was shipped"),
+            Errand::Safepoint(..) => panic!("no move waits for a safepoint"),
         })
         .collect()
 }
@@ -321,4 +321,25 @@ fn ranks_after_one_that_leaves_are_still_found() {
         "cuts need them in this order"
     );
     assert_eq!(core.ready, [0, 2, 1]);
+}
+
+#[test]
+fn a_rank_stands_still_at_a_safepoint_for_a_move_or_for_other_reasons_or_not_at_all() {
+    let mut transit = Transit::default();
+    assert!(!transit.come_to_safepoint(MOVING, false));
+    assert!(!transit.want_safepoint(ID, MOVING), "it is under way");
+    assert!(transit.come_to_safepoint(MOVING, false));
+    assert!(matches!(
+        transit.next_errand(),
+        Some(Errand::Safepoint(ID, MOVING))
+    ));
+    transit.leave_safepoint(MOVING);
+    // It has given way to a directive, and that is the move.
+    assert!(transit.come_to_safepoint(MOVING, true));
+    assert!(!transit.has_errands());
+    assert!(transit.want_safepoint(ID, MOVING));
+    transit.leave_safepoint(MOVING);
+    assert!(!transit.want_safepoint(ID, MOVING));
+    transit.forget_safepoint(MOVING);
+    assert!(!transit.come_to_safepoint(MOVING, false), "it was given up");
 }

@@ -65,6 +65,28 @@ pub fn yield_now() {
     }
 }
 
+/// A point at which the calling rank may well be moved to another process: between two steps, say, when little of its memory is in
+/// use. A move in the mode `safepoint` waits for the next call, up to the move's time limit; the call returns in the process that the
+/// rank was moved to. Without such a move it returns at once.
+///
+/// It is no barrier: each rank calls it when it likes, and the others need not.
+pub fn safepoint() {
+    let stood = visit(|engine| {
+        let index = engine.running;
+        let rank = engine.core.hosted[index].rank;
+        let anyway = engine.scheduler_wanted();
+        let stands = engine.core.transit.come_to_safepoint(rank, anyway);
+        if stands {
+            engine.core.ready.push_back(index);
+        }
+        stands.then_some(rank)
+    });
+    if let Some(Some(rank)) = stood {
+        suspend();
+        visit(|engine| engine.core.transit.leave_safepoint(rank));
+    }
+}
+
 /// Seconds since the job's start, going on across restarts: the time from a checkpoint to the restart
 /// is left out. As `MPI_Wtime` (MPI 4.1, 9.6).
 #[must_use]

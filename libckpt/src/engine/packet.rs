@@ -39,8 +39,6 @@ pub(crate) enum Kind {
     Moved,
     /// No more packets come for a rank that has moved: see [`MoveControl::Confirm`].
     Confirm,
-    /// A frozen rank can be fetched: see [`Shipment`].
-    Ship,
 }
 
 impl Kind {
@@ -57,7 +55,6 @@ impl Kind {
             // 9 is that of short headers.
             Kind::Moved => 10,
             Kind::Confirm => 11,
-            Kind::Ship => 12,
         }
     }
 
@@ -73,7 +70,6 @@ impl Kind {
             8 => Kind::Marker,
             10 => Kind::Moved,
             11 => Kind::Confirm,
-            12 => Kind::Ship,
             _ => return None,
         })
     }
@@ -246,12 +242,6 @@ impl Header {
                 label.bytes = id.0;
                 Kind::Confirm
             }
-            Control::Ship(Shipment { id, address, bytes }) => {
-                label.bytes = id.0;
-                label.context = address;
-                label.sequence = bytes;
-                Kind::Ship
-            }
         };
         Self::new(kind, &label, stamp)
     }
@@ -271,11 +261,6 @@ impl Header {
                 Control::Move(MoveControl::Moved { id, rank, to })
             }
             Kind::Confirm => Control::Move(MoveControl::Confirm { id }),
-            Kind::Ship => Control::Ship(Shipment {
-                id,
-                address: self.context.get(),
-                bytes: self.sequence.get(),
-            }),
             Kind::Eager | Kind::Announce | Kind::Ack | Kind::Pull | Kind::Fragment => {
                 return Ok(None);
             }
@@ -332,20 +317,6 @@ pub(crate) enum Control {
     Link(LinkControl),
     /// About a move.
     Move(MoveControl),
-    /// From the source of a move to its target.
-    Ship(Shipment),
-}
-
-/// A frozen rank can be fetched: where in the memory of the source it is described, by a
-/// parcel (`runtime::moving::parcel`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shipment {
-    /// The move.
-    pub(crate) id: Move,
-    /// Address of the description in the memory of the source.
-    pub(crate) address: u64,
-    /// Its length.
-    pub(crate) bytes: u64,
 }
 
 /// Where an announced message is: its address in memory of a process that this process may read, or the number under
@@ -408,11 +379,6 @@ mod tests {
             Control::Link(LinkControl::Marker { epoch }),
             Control::Move(MoveControl::Moved { id, rank, to }),
             Control::Move(MoveControl::Confirm { id }),
-            Control::Ship(Shipment {
-                id,
-                address: u64::MAX - 1,
-                bytes: 1 << 33,
-            }),
         ] {
             let header = Header::of_control(control, STAMP);
             let (header, kind, body) = Header::parse(header.as_bytes()).unwrap();

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use libckpt_rank::Slot;
-use libckpt_rank::capture::{Capturer, Options};
+use libckpt_rank::capture::{Capturer, FollowError, Look, Options};
 use libckpt_rank::inspect::{Baseline, PointerScan};
 use protocol::control::{Assignment, LinkCount, Report};
 use protocol::ids::{Epoch, Rank};
@@ -236,6 +236,16 @@ impl Snapshots {
         in_engine(|engine| engine.discard_recording(epoch));
         self.capturer.aborted(epoch);
         self.pipeline.discard(epoch);
+    }
+
+    /// Looks what a rank has written since the look before, for a move ([`Capturer::look`]). The ranks are suspended.
+    pub(crate) fn look(&mut self, slot: &Slot) -> Result<Look, FollowError> {
+        self.capturer.look(slot)
+    }
+
+    /// A rank stays, and moves look at it no more.
+    pub(crate) fn unfollow(&mut self, slot: &Slot) {
+        self.capturer.unfollow(slot);
     }
 
     /// A rank has gone to another process. Should it come back, its next image is a whole one.

@@ -5,6 +5,7 @@
 //! - `aside`: pages that are copied in the cut.
 //! - `geometry`: addresses, pages, regions and units.
 //! - `catch_up`: how a region comes to be tracked between two cuts.
+//! - `follow`: what a rank writes while it is copied for a move.
 //! - `guard`: copy on write, for pages that are saved while the ranks go on.
 //! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
 //! - `pagemap`, `uffd`: the kernel's interfaces.
@@ -15,6 +16,7 @@
 mod aside;
 mod catch_up;
 mod cut;
+mod follow;
 mod geometry;
 pub(crate) mod guard;
 mod pagemap;
@@ -31,6 +33,7 @@ use protocol::ids::Rank;
 
 pub use catch_up::CatchUp;
 pub use cut::{Capturer, Observation, Options, RankCut};
+pub use follow::{FollowError, Look};
 pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;
 

@@ -7,15 +7,15 @@ use std::thread::JoinHandle;
 
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{Slot, library_thread};
-use libckpt_transport::{BulkError, OtherProcess};
+use libckpt_transport::BulkError;
 use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
-use protocol::migration::MoveNeeds;
+use protocol::migration::{MoveMode, MoveNeeds};
 
-use super::Moving;
 use super::fetch::{Came, Fetch, Fetched};
+use super::line::Line;
 use super::parcel::now_us;
-use crate::engine::packet::Shipment;
+use super::{Moving, News};
 use crate::engine::{Fatal, in_engine};
 use crate::fs;
 use crate::runtime::schedule::Scheduler;
@@ -26,10 +26,9 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A rank that was announced.
 pub(super) struct Arriving {
     rank: Rank,
-    source: OtherProcess,
-    /// Its room, until a thread fills it.
-    slot: Option<RestoringSlot>,
-    thread: Option<JoinHandle<()>>,
+    /// Where its thread waits for words.
+    line: Line,
+    thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
 
@@ -40,18 +39,26 @@ pub(super) struct Arrived {
     output: Option<(OwnedFd, OwnedFd)>,
     image_bytes: u64,
     frozen_us: u64,
+    mode: MoveMode,
+    rounds: u32,
 }
 
 impl Moving {
     /// Makes room for a rank, and answers.
     pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
-        let outcome = self.make_room(rank, from, needs).map(|arriving| {
+        let outcome = self.make_room(id, rank, from, needs).map(|arriving| {
             self.arriving.insert(id, arriving);
         });
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
     }
 
-    fn make_room(&self, rank: Rank, from: Process, needs: &MoveNeeds) -> Result<Arriving, String> {
+    fn make_room(
+        &self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        needs: &MoveNeeds,
+    ) -> Result<Arriving, String> {
         if let Some(path) = needs.files.iter().find(|path| !fs::is_there(path)) {
             return Err(format!(
                 "{rank} has {path} open, which is not found under this path here; files must be seen alike by all processes"
@@ -77,58 +84,42 @@ impl Moving {
                 available >> 20
             ));
         }
-        let slot = RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?;
-        Ok(Arriving {
-            rank,
-            source,
-            slot: Some(slot),
-            thread: None,
-            stop: Arc::default(),
-        })
-    }
-
-    /// The rank is frozen: fetches it.
-    pub(super) fn fetch(&mut self, from: Process, shipment: Shipment) {
-        let id = shipment.id;
-        // Given up meanwhile, if there is none.
-        let Some(arriving) = self.arriving.get_mut(&id) else {
-            return;
-        };
-        let Some(slot) = arriving.slot.take() else {
-            return;
-        };
-        tracing::debug!(%id, %from, "fetching");
+        let line = Line::take(&source, &needs.line)?;
+        let stop = Arc::<AtomicBool>::default();
         let fetch = Fetch {
             id,
-            rank: arriving.rank,
-            source: arriving.source,
-            slot,
-            address: self.layout.address(arriving.rank),
+            rank,
+            from,
+            source,
+            line: line.again().map_err(|error| error.to_string())?,
+            slot: RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?,
+            address,
             threads: self.threads,
-            stop: arriving.stop.clone(),
+            stop: stop.clone(),
         };
-        let tell = self.tell.clone();
-        match library_thread("ckpt-move", move || fetch.run(shipment, &tell)) {
-            Ok(thread) => arriving.thread = Some(thread),
-            Err(error) => {
-                let reason = format!("no thread can be started to fetch it: {error}");
-                in_engine(|engine| engine.core.mover.failed(id, reason));
-            }
-        }
+        let (tell, control) = (self.tell.clone(), self.control.clone());
+        let thread = library_thread("ckpt-move", move || fetch.run(&tell, &control));
+        let thread =
+            thread.map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))?;
+        Ok(Arriving {
+            rank,
+            line,
+            thread,
+            stop,
+        })
     }
 
     /// A rank does not come: what has come of it goes.
     pub(super) fn discard(&mut self, id: Move, rank: Rank) {
-        if let Some(mut arriving) = self.arriving.remove(&id) {
+        if let Some(arriving) = self.arriving.remove(&id) {
             arriving.stop.store(true, Ordering::SeqCst);
+            arriving.line.end();
             // Its slot may be wanted again at once.
-            if let Some(thread) = arriving.thread.take() {
-                let _ = thread.join();
-            }
+            let _ = arriving.thread.join();
         }
-        // What the thread has told is of no use any more; what it has told of others stays.
-        let others: Vec<Came> = self.news.try_iter().filter(|came| came.id != id).collect();
-        others.into_iter().for_each(|came| self.tell.done(came));
+        // What the thread has told is of no use any more; what was told of other moves stays.
+        let others: Vec<News> = self.news.try_iter().filter(|it| it.id() != id).collect();
+        others.into_iter().for_each(|news| self.tell.tell(news));
         if self.arrived.remove(&rank).is_some() {
             in_engine(|engine| engine.send_away(rank));
         }
@@ -146,12 +137,10 @@ impl Scheduler {
             return Ok(());
         };
         let rank = arriving.rank;
-        if let Some(thread) = arriving.thread {
-            let _ = thread.join();
-        }
-        let arrived = came.outcome.and_then(|fetched| take_apart(rank, *fetched));
-        match arrived {
-            Ok(arrived) => {
+        let _ = arriving.thread.join();
+        match came.outcome {
+            Ok(fetched) => {
+                let arrived = take_apart(rank, *fetched)?;
                 // Else it was given up: then the word to discard it comes.
                 moving.arrived.insert(rank, arrived);
                 if !in_engine(|engine| engine.core.mover.received(id)) {
@@ -183,6 +172,8 @@ impl Scheduler {
                 rank,
                 image_bytes: arrived.image_bytes,
                 stood_us,
+                mode: arrived.mode,
+                rounds: arrived.rounds,
             });
         }
         #[allow(clippy::cast_precision_loss)] // microseconds of a move
@@ -192,19 +183,18 @@ impl Scheduler {
 }
 
 /// Makes a rank of what has come of one.
-fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, String> {
-    let slot = fetched
-        .slot
-        .finish(|_| ())
-        .map_err(|error| error.to_string())?;
-    in_engine(|engine| engine.arrive(rank, &fetched.parcel.tables))
-        .map_err(|error| error.to_string())?;
+fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
+    // The thread that has received it has looked.
+    let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
+    in_engine(|engine| engine.arrive(rank, fetched.tables));
     Ok(Arrived {
         slot,
         files: fetched.files,
         output: fetched.output,
         image_bytes: fetched.image_bytes,
         frozen_us: fetched.parcel.frozen_us,
+        mode: fetched.parcel.mode,
+        rounds: fetched.parcel.rounds,
     })
 }
 

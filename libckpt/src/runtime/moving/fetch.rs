@@ -1,6 +1,10 @@
-//! The thread that copies a frozen rank out of the source's memory, while the ranks of this process go on.
+//! The thread that brings a rank from the source's memory into this process, while the ranks of both go on.
+//!
+//! It waits for the source's words: pages to copy while the rank runs, in rounds, and at last the frozen rank. When all of that is
+//! here and was looked at, it says so to the coordinator by itself: no rank of this process has to call the library before.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, library_thread};
 use libckpt_transport::OtherProcess;
-use protocol::ids::{Move, Rank};
+use protocol::control::Report;
+use protocol::dirty::PageSet;
+use protocol::ids::{Move, Process, Rank};
+use protocol::migration::MoveReport;
 
-use super::Tell;
-use super::parcel::{PARCEL_BYTES_MAX, Parcel};
-use crate::engine::packet::Shipment;
+use super::line::{Answer, Line, Place, Word};
+use super::parcel::{self, Pages, Parcel};
+use super::{News, Tell};
+use crate::engine::tables::Tables;
 use crate::fs;
+use crate::runtime::control::Control;
 
 /// Pages that a thread copies at once.
 const PIECE_PAGES: u64 = 1024;
@@ -28,6 +37,7 @@ pub(super) struct Came {
 pub(super) struct Fetched {
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
+    pub(super) tables: Tables,
     pub(super) files: fs::Taken,
     pub(super) output: Option<(OwnedFd, OwnedFd)>,
     pub(super) image_bytes: u64,
@@ -37,7 +47,9 @@ pub(super) struct Fetched {
 pub(super) struct Fetch {
     pub(super) id: Move,
     pub(super) rank: Rank,
+    pub(super) from: Process,
     pub(super) source: OtherProcess,
+    pub(super) line: Line,
     pub(super) slot: RestoringSlot,
     /// First address of the slot, in every process.
     pub(super) address: u64,
@@ -48,27 +60,46 @@ pub(super) struct Fetch {
 
 impl Fetch {
     /// Does it, in a thread of the library, and tells when it is done.
-    pub(super) fn run(self, shipment: Shipment, tell: &Tell) {
+    pub(super) fn run(self, tell: &Tell, control: &Control) {
         let id = self.id;
-        let outcome = self.fetch(shipment).map(Box::new);
-        tell.done(Came { id, outcome });
+        let outcome = self.fetch().map(Box::new);
+        let received = outcome.is_ok();
+        // In this order: whatever comes of the second finds the first.
+        tell.tell(News::Came(Came { id, outcome }));
+        if received {
+            control.report(Report::Move(MoveReport::Received { id }));
+        }
     }
 
-    fn fetch(self, shipment: Shipment) -> Result<Fetched, String> {
-        let bytes = (shipment.bytes <= PARCEL_BYTES_MAX).then_some(shipment.bytes);
-        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
-        let bytes = bytes.ok_or("what the source tells of it is too long")?;
-        let mut described = Vec::new();
-        described
-            .try_reserve_exact(bytes)
-            .map_err(|error| format!("no memory for its message tables: {error}"))?;
-        described.resize(bytes, 0);
-        self.source
-            .read(shipment.address, &mut described)
-            .map_err(|error| error.to_string())?;
-        let mut parcel = Parcel::decode(&described, self.rank)?;
-        drop(described);
+    fn fetch(mut self) -> Result<Fetched, String> {
+        let from = self.from;
+        let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
+        let mut copied = PageSet::new();
+        loop {
+            match self.line.hear().map_err(gone)? {
+                Word::Room(place) => {
+                    self.slot.make_room(&self.pages(place)?);
+                    self.line.say(&Answer::Done).map_err(gone)?;
+                }
+                Word::Round(place) => {
+                    let pages = self.pages(place)?;
+                    self.slot.again(&pages);
+                    self = self.copy(&pages)?;
+                    copied.unite(&pages.into_iter().collect());
+                    self.line.say(&Answer::Done).map_err(gone)?;
+                }
+                Word::Rest(place) => return self.fetch_rest(place, &copied),
+            }
+        }
+    }
 
+    fn pages(&self, place: Place) -> Result<Pages, String> {
+        parcel::decode_pages(&parcel::fetch(&self.source, place)?)
+    }
+
+    /// The rank is frozen.
+    fn fetch_rest(mut self, place: Place, copied: &PageSet) -> Result<Fetched, String> {
+        let mut parcel = Parcel::decode(&parcel::fetch(&self.source, place)?, self.rank)?;
         let source = self.source;
         let descriptor = |number| source.descriptor(number);
         let open = |number| descriptor(number).map(File::from);
@@ -81,34 +112,50 @@ impl Fetch {
                 Some((out.map_err(told)?, err.map_err(told)?))
             }
         };
-        let pages = parcel
-            .pages
-            .iter()
-            .map(|range| range.end.saturating_sub(range.start));
-        let image_bytes = pages.sum::<u64>() * PAGE_BYTES as u64;
-        let slot = self.copy_pages(&parcel)?;
+        let pages: PageSet = parcel.pages.iter().cloned().collect();
+        let rest: PageSet = parcel.rest.iter().cloned().collect();
+        let missing = pages.difference(copied).difference(&rest);
+        if !missing.is_empty() {
+            return Err(format!("{} of its pages were never sent", missing.pages()));
+        }
+        // What lived when it was copied and does not any more is zeros, as in every image.
+        let gone = copied.difference(&pages);
+        self.slot
+            .clear(gone.ranges())
+            .map_err(|error| error.to_string())?;
+        self.slot.again(rest.ranges());
+        self = self.copy(rest.ranges())?;
+        self.slot.check().map_err(|error| error.to_string())?;
+        let tables = std::mem::take(&mut parcel.tables);
+        let tables = Tables::decode(&tables).map_err(|error| error.to_string())?;
         Ok(Fetched {
-            slot,
+            slot: self.slot,
             parcel,
+            tables,
             files,
             output,
-            image_bytes,
+            image_bytes: pages.pages() * PAGE_BYTES as u64,
         })
     }
 
-    /// Copies the pages straight to where they belong, by several threads.
-    fn copy_pages(self, parcel: &Parcel) -> Result<RestoringSlot, String> {
+    /// Copies pages straight to where they belong, by several threads.
+    fn copy(mut self, pages: &[Range<u64>]) -> Result<Self, String> {
+        let count: u64 = pages
+            .iter()
+            .map(|range| range.end.saturating_sub(range.start))
+            .sum();
+        let threads = usize::try_from(count / PIECE_PAGES).unwrap_or(usize::MAX);
         let copying = Arc::new(Copying {
-            pieces: pieces(parcel),
+            pieces: pieces(pages),
             next: AtomicUsize::new(0),
             failed: Mutex::new(None),
             slot: self.slot,
             source: self.source,
             address: self.address,
-            stop: self.stop,
+            stop: self.stop.clone(),
         });
         let mut helpers = Vec::new();
-        for _ in 1..self.threads.min(copying.pieces.len()) {
+        for _ in 1..self.threads.min(threads) {
             let copying = copying.clone();
             // Fewer threads will do as well.
             if let Ok(helper) = library_thread("ckpt-move", move || copying.copy()) {
@@ -122,18 +169,19 @@ impl Fetch {
                 .map_err(|_| "a thread that copied it panicked".to_owned())?;
         }
         let copying = Arc::into_inner(copying).ok_or("a thread still copies it")?;
+        self.slot = copying.slot;
         let failed = copying.failed.into_inner();
         match failed.unwrap_or_else(PoisonError::into_inner) {
             Some(reason) => Err(reason),
-            None => Ok(copying.slot),
+            None => Ok(self),
         }
     }
 }
 
 /// Page ranges, cut into pieces.
-fn pieces(parcel: &Parcel) -> Vec<(u64, u64)> {
+fn pieces(pages: &[Range<u64>]) -> Vec<(u64, u64)> {
     let mut pieces = Vec::new();
-    for range in &parcel.pages {
+    for range in pages {
         let mut next = range.start;
         while next < range.end {
             let count = (range.end - next).min(PIECE_PAGES);

@@ -3,9 +3,11 @@
 //!
 //! ```text
 //!  source                                       target
-//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable
-//!   Transfer: freeze; describe in a parcel ──────▶ a thread fetches the parcel, then the pages, then the files,
-//!                                                  straight from the source, while the ranks here go on
+//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable;
+//!                                                  a thread waits on the line to the source
+//!   Transfer: maybe rounds of pages ─────────────▶ copies them, straight from the source, while all ranks go on
+//!           ◀──────────────────────────── copied
+//!             freeze; describe in a parcel ──────▶ fetches the parcel, the rest of the pages, the files; tells the coordinator
 //!   Left: forward, keep the memory               Run
 //!   Free: unmap
 //! ```
@@ -15,13 +17,17 @@
 //!
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
-//! - [`fetch`]: the thread that copies a frozen rank.
+//! - [`rounds`]: the source's side of copying while the rank runs.
+//! - [`fetch`]: the thread that brings a rank here.
+//! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`parcel`]: what the source tells about it.
 
 mod arriving;
 mod fetch;
 mod leaving;
+mod line;
 mod parcel;
+mod rounds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,12 +38,12 @@ use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
 use protocol::ids::{Move, Rank};
-use protocol::migration::{MoveDirective, MoverOutput};
+use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
 use self::fetch::Came;
-use self::leaving::Frozen;
+use self::leaving::{Frozen, Leaving};
 use super::control::Control;
 use super::pipeline::own_processors;
 use super::schedule::Scheduler;
@@ -54,6 +60,8 @@ pub(crate) struct Moving {
     store: String,
     /// What was open before the ranks ran.
     opened: Descriptors,
+    /// Ranks that are to leave, before it is known whether they do.
+    leaving: BTreeMap<Move, Leaving>,
     /// Ranks that stand still here until it is known who runs them.
     frozen: BTreeMap<Rank, Frozen>,
     /// Memory of ranks that have left, as long as it may be read.
@@ -61,21 +69,40 @@ pub(crate) struct Moving {
     arriving: BTreeMap<Move, Arriving>,
     /// Ranks that are here as a whole, until it is known who runs them.
     arrived: BTreeMap<Rank, Arrived>,
-    news: Receiver<Came>,
+    news: Receiver<News>,
     tell: Tell,
 }
 
-/// How a thread that copies a rank tells that it is done.
+/// What the threads of moves tell the ranks' thread.
+enum News {
+    /// Target: a rank has come, or can't come.
+    Came(Came),
+    /// Source: the target has done what it was told on the line.
+    Done(Move),
+    /// Source: it is time to see how much a rank writes.
+    Time(Move),
+}
+
+impl News {
+    fn id(&self) -> Move {
+        match self {
+            Self::Came(came) => came.id,
+            Self::Done(id) | Self::Time(id) => *id,
+        }
+    }
+}
+
+/// How the threads of moves tell it.
 #[derive(Clone)]
 struct Tell {
-    came: Sender<Came>,
+    news: Sender<News>,
     attention: Arc<Attention>,
     waker: Waker,
 }
 
 impl Tell {
-    fn done(&self, came: Came) {
-        if self.came.send(came).is_ok() {
+    fn tell(&self, news: News) {
+        if self.news.send(news).is_ok() {
             (self.attention.directive).store(true, std::sync::atomic::Ordering::SeqCst);
             self.waker.wake();
         }
@@ -85,7 +112,7 @@ impl Tell {
 impl Moving {
     /// To be called when all of the library's files are open and no rank has run.
     pub(crate) fn new(assignment: &Assignment, layout: SlotLayout, control: Control) -> Self {
-        let (came, news) = channel();
+        let (told, news) = channel();
         Self {
             control,
             layout,
@@ -94,13 +121,14 @@ impl Moving {
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| assignment.store.clone()),
             opened: Descriptors::record(),
+            leaving: BTreeMap::new(),
             frozen: BTreeMap::new(),
             left: BTreeMap::new(),
             arriving: BTreeMap::new(),
             arrived: BTreeMap::new(),
             news,
             tell: in_engine(|engine| Tell {
-                came,
+                news: told,
                 attention: engine.attention.clone(),
                 waker: engine.transport.waker(),
             }),
@@ -111,25 +139,31 @@ impl Moving {
 impl Scheduler {
     /// The coordinator says something about a move.
     pub(super) fn migrate(&mut self, directive: MoveDirective) -> Result<(), Fatal> {
+        // What threads have told comes first: a word of the coordinator may be its answer to them.
+        self.take_news()?;
         in_engine(|engine| engine.handle_move(directive))?;
         self.obey_mover()
     }
 
-    /// Does what packets and copying threads have left to do.
+    /// Does what packets and threads have left to do.
     pub(super) fn run_errands(&mut self) -> Result<(), Fatal> {
         while let Some(errand) = in_engine(|engine| engine.core.transit.next_errand()) {
             match errand {
                 Errand::Obey(output) => self.obey(output)?,
-                Errand::Fetch(from, shipment) => {
-                    if let Some(moving) = &mut self.moving {
-                        moving.fetch(from, shipment);
-                    }
-                }
+                Errand::Safepoint(id, rank) => self.freeze(id, rank, None)?,
             }
             self.obey_mover()?;
         }
-        while let Some(came) = self.moving.as_ref().and_then(|it| it.news.try_recv().ok()) {
-            self.take_in(came)?;
+        self.take_news()
+    }
+
+    fn take_news(&mut self) -> Result<(), Fatal> {
+        while let Some(news) = self.moving.as_ref().and_then(|it| it.news.try_recv().ok()) {
+            match news {
+                News::Came(came) => self.take_in(came)?,
+                News::Done(id) => self.go_on(id)?,
+                News::Time(id) => self.choose(id)?,
+            }
             self.obey_mover()?;
         }
         Ok(())
@@ -166,6 +200,8 @@ impl Scheduler {
             return Err(Fatal::new("a move without a coordinator"));
         };
         match output {
+            // The thread that has received it has said so.
+            MoverOutput::Report(MoveReport::Received { .. }) => {}
             MoverOutput::Report(report) => moving.control.report(Report::Move(report)),
             MoverOutput::Examine { id, rank, to, mode } => self.examine(id, rank, to, mode),
             MoverOutput::Prepare {
@@ -175,11 +211,11 @@ impl Scheduler {
                 needs,
                 ..
             } => moving.prepare(id, rank, from, &needs),
-            MoverOutput::Transfer { id, rank, to, .. } => self.freeze(id, rank, to)?,
-            MoverOutput::Resume { rank, .. } => self.thaw(rank)?,
+            MoverOutput::Transfer { id, rank, mode, .. } => self.transfer(id, rank, mode)?,
+            MoverOutput::Resume { id, rank } => self.thaw(id, rank)?,
             MoverOutput::Discard { id, rank } => moving.discard(id, rank),
             MoverOutput::Run { id, rank } => self.welcome(id, rank)?,
-            MoverOutput::Left { rank, .. } => self.leave(rank)?,
+            MoverOutput::Left { id, rank, .. } => self.leave(id, rank)?,
             // Its memory goes, and with it whatever the process knew of it.
             MoverOutput::Free { rank, .. } => drop(moving.left.remove(&rank)),
             MoverOutput::SendLink { .. }
