@@ -8,6 +8,7 @@ mod alloc;
 mod checkpoint;
 mod incremental;
 mod jobs;
+mod migrate;
 mod overhead;
 mod p2p;
 mod pipeline;
@@ -202,6 +203,12 @@ const BENCHMARKS: &[Benchmark] = &[
             "overhead_percent",
             "checkpoints",
         ],
+    },
+    Benchmark {
+        name: "migrate",
+        about: "how long a rank stands still when it moves, how long that takes, by each way of moving",
+        measure: migrate::measure,
+        columns: &["stood_ms", "took_ms", "rounds", "memcpy_ms"],
     },
     Benchmark {
         name: "restore",

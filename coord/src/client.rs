@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use protocol::control::{CONTROL_VERSION, Caller, Hello, Request, Response};
 use protocol::frame::{Decoder, FrameError, encode};
+use protocol::migration::Step;
 use wire::Address;
 
 use crate::token::Token;
@@ -40,6 +41,20 @@ pub fn ask(
     request: &Request,
     patience: Option<Duration>,
 ) -> Result<Response, ClientError> {
+    ask_and_watch(address, token, request, patience, &mut |_| ())
+}
+
+/// The same for a request that takes its time; `watch` is told of its steps.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_and_watch(
+    address: &Address,
+    token: &Token,
+    request: &Request,
+    patience: Option<Duration>,
+    watch: &mut dyn FnMut(Step),
+) -> Result<Response, ClientError> {
     let mut stream = address
         .connect()
         .map_err(|source| ClientError::NotRunning {
@@ -61,8 +76,13 @@ pub fn ask(
     let mut decoder = Decoder::new();
     let mut piece = [0; 16 << 10];
     loop {
-        if let Some(response) = decoder.next()? {
-            return Ok(response);
+        match decoder.next()? {
+            Some(Response::Moving { step }) => {
+                watch(step);
+                continue;
+            }
+            Some(response) => return Ok(response),
+            None => {}
         }
         match stream.read(&mut piece) {
             Ok(0) => {

@@ -183,6 +183,45 @@ pub enum Event {
         /// Their epochs.
         epochs: Vec<u64>,
     },
+    /// A rank begins to move to another process.
+    Moving {
+        /// The move, counted from 1 in each incarnation.
+        id: u64,
+        /// Which rank.
+        rank: u32,
+        /// Its process.
+        from: u32,
+        /// The process that it goes to.
+        to: u32,
+    },
+    /// A rank has moved, and nothing of it is left where it was.
+    Moved {
+        /// Which rank.
+        rank: u32,
+        /// Where it was.
+        from: u32,
+        /// Where it is.
+        to: u32,
+        /// Bytes of its image; 0 if it was there already.
+        image_bytes: u64,
+        /// How long it stood still.
+        stood_us: u64,
+        /// From the begin of the move until nothing of it was left.
+        took_us: u64,
+        /// How it was moved: `stop`, `precopy`, `safepoint`.
+        mode: String,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
+    },
+    /// A rank was not moved.
+    NotMoved {
+        /// Which rank.
+        rank: u32,
+        /// Where it was to go.
+        to: u32,
+        /// Why.
+        reason: String,
+    },
     /// A process is lost.
     Lost {
         /// Which.
@@ -456,6 +495,27 @@ mod tests {
                 rebase: false,
             },
             Event::Removed { epochs: Vec::new() },
+            Event::Moving {
+                id: 1,
+                rank: 0,
+                from: 0,
+                to: 1,
+            },
+            Event::Moved {
+                rank: 0,
+                from: 0,
+                to: 1,
+                image_bytes: 0,
+                stood_us: 0,
+                took_us: 0,
+                mode: text(),
+                rounds: 0,
+            },
+            Event::NotMoved {
+                rank: 0,
+                to: 1,
+                reason: text(),
+            },
             Event::Lost {
                 process: 0,
                 pid: 1,

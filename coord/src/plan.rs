@@ -125,5 +125,14 @@ pub const CUT_PATIENCE: Duration = Duration::from_secs(10);
 /// Time that storing may take once all have cut. A hung file system shows by this alone.
 pub const STORE_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Time that the move of a rank may take from its begin to its record.
+pub const MOVE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a snapshot that is due waits for moves that are not recorded.
+pub const MOVE_SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// When a move is not over so long after it was recorded or given up, the processes that it waits for are named.
+pub const MOVE_END_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Signs of life asked for in each [`Plan::heartbeat_timeout`].
 pub const PINGS_PER_TIMEOUT: u32 = 5;

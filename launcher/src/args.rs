@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use protocol::control::{CaptureMode, Compression, Tracking};
+use protocol::migration::MoveMode;
 
 use crate::units;
 
@@ -39,6 +40,8 @@ pub enum Command {
     Checkpoint(StoreArgs),
     /// Tell how a job is
     Status(StoreArgs),
+    /// Move a rank of a running job to another of its processes; returns when it has moved
+    Migrate(MigrateArgs),
     /// Remove one checkpoint, or a whole store
     Rm(RmArgs),
 }
@@ -184,6 +187,24 @@ pub struct ShowArgs {
     pub epoch: Which,
 }
 
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// The job's store
+    pub store: PathBuf,
+    /// The rank, by its number
+    pub rank: u32,
+    /// The process that it goes to, by its number
+    #[arg(long, value_name = "PROCESS")]
+    pub to: u32,
+    /// How its memory gets there: stop (it stands still while it is copied), precopy (it is copied while it runs, and stands
+    /// still for the rest), safepoint (as stop, where the solver says so), auto (stop or precopy)
+    #[arg(long, value_name = "MODE", default_value = "stop", value_parser = units::parse_move_mode)]
+    pub mode: MoveMode,
+    /// Give up when it does not run there after this time, e.g. 10s [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub within: Option<Duration>,
+}
+
 /// Which checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
@@ -216,6 +237,7 @@ impl Command {
             Self::Verify(_) => "verify",
             Self::Checkpoint(_) => "checkpoint",
             Self::Status(_) => "status",
+            Self::Migrate(_) => "migrate",
             Self::Rm(_) => "rm",
         }
     }

@@ -152,6 +152,25 @@ pub struct TakenReport {
     pub epoch: u64,
 }
 
+/// A rank that has moved.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MovedReport {
+    pub store: String,
+    pub rank: u32,
+    pub from: u32,
+    /// The same where it was there already.
+    pub to: u32,
+    pub image_bytes: u64,
+    /// How long the rank stood still.
+    pub stood_us: u64,
+    /// From the begin of the move until nothing of it was left.
+    pub took_us: u64,
+    /// How it was moved.
+    pub mode: String,
+    /// How many rounds were copied while it ran.
+    pub rounds: u32,
+}
+
 /// How a job is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StatusReport {

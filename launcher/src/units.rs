@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use coord::{memory, record};
 use protocol::control::{CaptureMode, Compression, Tracking};
+use protocol::migration::MoveMode;
 
 use crate::args::{EveryArg, Which};
 
@@ -79,6 +80,19 @@ fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         format!("write one of {}", known.join(", "))
     })
+}
+
+/// The value of `--mode`.
+pub fn parse_move_mode(text: &str) -> Result<MoveMode, String> {
+    let words = [
+        ("stop", MoveMode::Stop),
+        ("precopy", MoveMode::Precopy),
+        ("postcopy", MoveMode::Postcopy),
+        ("checkpoint", MoveMode::Checkpoint),
+        ("safepoint", MoveMode::Safepoint),
+        ("auto", MoveMode::Auto),
+    ];
+    one_of(text, &words)
 }
 
 /// The value of `--heartbeat-timeout`.

@@ -40,6 +40,6 @@ pub use libckpt_rank as rank;
 pub use zerocopy;
 
 pub use self::comm::request;
-pub use self::engine::{wtime, yield_now};
+pub use self::engine::{safepoint, wtime, yield_now};
 pub use self::error::{Error, Result, StartError};
 pub use self::runtime::{Ending, ExitStatus, Termination, run};

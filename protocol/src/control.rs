@@ -5,12 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, Incarnation, JobId, Process, Rank};
+use crate::ids::{Epoch, Incarnation, JobId, Move, Process, Rank};
 use crate::interval::Ground;
-use crate::migration::{MoveDirective, MoveReport};
+use crate::migration::{MoveDirective, MoveMode, MoveReport, Step};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 5;
+pub const CONTROL_VERSION: u32 = 6;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -378,6 +378,21 @@ pub enum Report {
         /// Which file of which rank, what is wrong with it, and what to do.
         reason: String,
     },
+    /// A rank has come from another process and runs here now.
+    RankMoved {
+        /// The move.
+        id: Move,
+        /// The rank.
+        rank: Rank,
+        /// Bytes of its image.
+        image_bytes: u64,
+        /// How long it stood still, in microseconds.
+        stood_us: u64,
+        /// How it was moved, where that was left open, or could not be done as it was asked for.
+        mode: MoveMode,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
+    },
 }
 
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer
@@ -399,6 +414,17 @@ pub enum Request {
     Checkpoint,
     /// Tell how the job is.
     Status,
+    /// Move a rank to another process. [`Response::Moving`] may come before the response.
+    Migrate {
+        /// Which.
+        rank: Rank,
+        /// Where to.
+        to: Process,
+        /// How.
+        mode: MoveMode,
+        /// The longest that it may take until the rank is the target's, in microseconds; else the usual limit.
+        within_us: Option<u64>,
+    },
 }
 
 /// What a command is answered.
@@ -416,6 +442,28 @@ pub enum Response {
     },
     /// How the job is.
     Status(Box<JobStatus>),
+    /// The move is so far. More comes.
+    Moving {
+        /// What is being done.
+        step: Step,
+    },
+    /// The rank has moved, or was there already.
+    Moved {
+        /// Where it was.
+        from: Process,
+        /// Where it is.
+        to: Process,
+        /// Bytes of its image; 0 if it was there already.
+        image_bytes: u64,
+        /// How long it stood still, in microseconds.
+        stood_us: u64,
+        /// How long the move took from its begin until nothing of it was left, in microseconds.
+        took_us: u64,
+        /// How it was moved.
+        mode: MoveMode,
+        /// How many rounds were copied while it ran.
+        rounds: u32,
+    },
 }
 
 /// The time from one snapshot to the next, and what there is to choose it by. See [`crate::interval`].

@@ -137,6 +137,8 @@ pub struct Dirty<F: Faults = Sound> {
     parent: Option<Epoch>,
     /// What each cut after the parent's has found.
     cuts: Vec<(Epoch, PageSet)>,
+    /// What other scans have found since the last cut.
+    between: PageSet,
     faults: F,
 }
 
@@ -156,6 +158,7 @@ impl<F: Faults> Dirty<F> {
         Self {
             parent,
             cuts: Vec::new(),
+            between: PageSet::new(),
             faults,
         }
     }
@@ -166,13 +169,21 @@ impl<F: Faults> Dirty<F> {
         self.parent
     }
 
+    /// A scan that was none of a cut, for a move of the rank, has found these pages written since the scan before, and the
+    /// kernel has forgotten it. They count as written for the next cut.
+    pub fn found_between(&mut self, written: &PageSet) {
+        self.between.unite(written);
+    }
+
     /// The rank was cut for `epoch`, and `written` was found written since the cut before (or the start),
-    /// whatever became of that one. Tells what this snapshot has to hold.
+    /// whatever became of that one. Tells what this snapshot has to hold. What scans between the two have found
+    /// ([`Dirty::found_between`]) counts as found by this cut.
     ///
     /// # Panics
     /// If a cut of this epoch or a later one was taken before.
     #[must_use]
-    pub fn cut(&mut self, epoch: Epoch, written: PageSet) -> Since {
+    pub fn cut(&mut self, epoch: Epoch, mut written: PageSet) -> Since {
+        written.unite(&std::mem::take(&mut self.between));
         let last = self.cuts.last().map(|cut| cut.0).max(self.parent);
         assert!(last < Some(epoch), "{epoch} was cut after {last:?}");
         self.cuts.push((epoch, written));
@@ -307,6 +318,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_scan_between_two_cuts_has_found_belongs_to_the_next_and_outlives_its_abort() {
+        let mut dirty = Dirty::new(Some(Epoch(1)));
+        dirty.found_between(&pages(&[0..2]));
+        dirty.found_between(&pages(&[7..8]));
+        let since = dirty.cut(Epoch(2), pages(&[3..4]));
+        assert_eq!(since.pages, pages(&[0..2, 3..4, 7..8]));
+        dirty.aborted(Epoch(2));
+        let since = dirty.cut(Epoch(3), pages(&[]));
+        assert_eq!(since.pages, pages(&[0..2, 3..4, 7..8]));
+        dirty.committed(Epoch(3));
+        // Found after the cut of the checkpoint, heard of before.
+        dirty.found_between(&pages(&[5..6]));
+        dirty.committed(Epoch(3));
+        assert_eq!(dirty.cut(Epoch(4), pages(&[])).pages, pages(&[5..6]));
+    }
+
+    #[test]
     fn an_aborted_epoch_leaves_its_pages_to_the_next() {
         let mut dirty = Dirty::new(Some(Epoch(1)));
         let _ = dirty.cut(Epoch(2), pages(&[0..4]));
@@ -338,19 +366,27 @@ mod tests {
         #[test]
         fn base_and_pages_give_the_memory_of_the_cut(
             rounds in proptest::collection::vec(
-                (proptest::collection::vec(0_usize..12, 0..6), 0..4_u8, 0..4_usize), 1..16)
+                (proptest::collection::vec(0_usize..12, 0..6), 0..3_usize, 0..4_u8, 0..4_usize), 1..16)
         ) {
             let mut memory = [0_u64; 12];
             let mut copies = std::collections::BTreeMap::new();
             let mut news = std::collections::VecDeque::new();
             let mut dirty = Dirty::new(None);
             let mut base = None;
-            for (round, (writes, fate, heard)) in rounds.into_iter().enumerate() {
+            for (round, (writes, between, fate, heard)) in rounds.into_iter().enumerate() {
                 let epoch = Epoch(round as u64 + 1);
                 for &page in &writes {
                     memory[page] += 1;
                 }
-                let written = writes.iter().map(|&page| page as u64..page as u64 + 1).collect();
+                // Moves have looked once or more, the cut finds the rest.
+                let set = |writes: &[usize]| -> PageSet {
+                    writes.iter().map(|&page| page as u64..page as u64 + 1).collect()
+                };
+                let seen = between.min(writes.len());
+                for write in &writes[..seen] {
+                    dirty.found_between(&set(&[*write]));
+                }
+                let written = set(&writes[seen..]);
                 let since = dirty.cut(epoch, written);
                 proptest::prop_assert_eq!(since.parent, base);
                 if let Some(base) = base {

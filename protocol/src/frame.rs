@@ -180,6 +180,7 @@ mod tests {
         let needs = MoveNeeds {
             image_bytes: 1 << 40,
             files: vec!["/data/out.bin".to_owned(), String::new()],
+            line: "fd:7".to_owned(),
         };
         let directives = [
             MoveDirective::Examine { id, rank, to, mode },
@@ -242,6 +243,7 @@ mod tests {
         let needs = MoveNeeds {
             image_bytes: 0,
             files: vec!["x".repeat(FRAME_BYTES_MAX / 2); 3],
+            line: String::new(),
         };
         let id = Move(1);
         let mut bytes = Vec::new();

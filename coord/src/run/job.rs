@@ -13,6 +13,7 @@ use protocol::walltime::Walltime;
 use wire::{Address, Listener};
 
 use super::cluster::{Cluster, Stops};
+use super::moves::Moving;
 use super::peers::Peers;
 use super::start::Start;
 use super::teller::Teller;
@@ -54,6 +55,8 @@ pub(super) struct Job<'a> {
     pub(super) recovery: Recovery,
     /// The snapshot side, while ranks run and until its last epoch is decided.
     pub(super) coordinator: Option<Coordinator>,
+    /// The moves of ranks, for as long.
+    pub(super) moving: Option<Moving>,
     /// The recovery side waits for the snapshot side to settle.
     pub(super) closing: bool,
     /// What the store offered to start from.
@@ -119,6 +122,7 @@ impl Job<'_> {
             self.coordinator
                 .as_ref()
                 .and_then(Coordinator::poll_timeout),
+            self.moving.as_ref().and_then(Moving::poll_timeout),
             self.peers.next_deadline(),
             self.start.kill_at(),
             self.walltime.as_ref().and_then(Walltime::poll_timeout),
@@ -167,6 +171,9 @@ impl Job<'_> {
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.handle_timeout(now);
         }
+        if let Some(moving) = &mut self.moving {
+            moving.handle_timeout(now);
+        }
         self.peers.expire(now, &self.poller);
         self.start.handle_timeout(now);
         self.watch_walltime(now);
@@ -182,11 +189,16 @@ impl Job<'_> {
     /// Does what the machines want, until they want nothing more.
     pub(super) fn carry_out(&mut self) {
         loop {
+            self.settle_moves();
+            // In this order: processes hear what was decided about a snapshot before they hear of the next move.
             if let Some(output) = self.coordinator.as_mut().and_then(Coordinator::poll_output) {
                 self.obey_coordinator(output);
+            } else if let Some(output) = self.moving.as_mut().and_then(Moving::poll_output) {
+                self.obey_moves(output);
             } else if self.closing && self.is_settled() {
                 self.closing = false;
                 self.coordinator = None;
+                self.moving = None;
                 self.recovery.handle_settled();
             } else if let Some(output) = self.recovery.poll_output() {
                 self.obey_recovery(output);
@@ -285,6 +297,7 @@ impl Job<'_> {
             coordinator.handle_request(now, request);
         }
         self.coordinator = Some(coordinator);
+        self.moving = Some(Moving::new(self.start.placement(), self.start.processes()));
         self.estimator.handle_go(now);
         self.set_interval();
     }
@@ -381,7 +394,10 @@ impl Job<'_> {
             finished: snapshots.as_ref().map_or(0, |status| status.finished),
             pids: self.start.pids().to_vec(),
             hosts: self.start.hosts().to_vec(),
-            placement: self.start.placement().to_vec(),
+            placement: match &self.moving {
+                Some(moving) => moving.placement().to_vec(),
+                None => self.start.placement().to_vec(),
+            },
             restarts: self.recovery.restarts(),
             committed: self.committed,
             snapshot,
@@ -399,7 +415,7 @@ pub(super) fn number_of(request: RequestId) -> u32 {
     u32::try_from(request.0).unwrap_or(u32::MAX)
 }
 
-fn microseconds(time: Duration) -> u64 {
+pub(super) fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

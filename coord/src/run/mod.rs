@@ -3,13 +3,14 @@
 //! Everything happens in one loop on one thread ([`job`]), which never blocks but in its one wait: the
 //! store has a thread of its own ([`crate::storeroom`]). The loop tells the machines what came
 //! ([`reports`]) and does what they want ([`job`] for the recovery side, [`snapshots`] for the snapshot
-//! side). [`start`] holds what belongs to one incarnation, [`cluster`] what is different where processes run on other nodes,
+//! side, [`moves`] for the moves of ranks). [`start`] holds what belongs to one incarnation, [`cluster`] what is different where processes run on other nodes,
 //! [`peers`] the connections, [`teller`] passes events on.
 //!
 //! The thread that calls [`run`] starts the processes, and they die with it.
 
 mod cluster;
 mod job;
+mod moves;
 mod peers;
 mod reports;
 mod snapshots;
@@ -147,6 +148,7 @@ pub fn run(
         teller,
         recovery: Recovery::new(config, now),
         coordinator: None,
+        moving: None,
         closing: false,
         chosen: None,
         peers: peers::Peers::default(),

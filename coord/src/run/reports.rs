@@ -1,19 +1,24 @@
 //! What comes in: ends of children, frames of processes and commands.
 
+use std::time::Duration;
+
 use protocol::control::{
     CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, Request, Response,
 };
 use protocol::coordinator::{Part, RequestId};
 use protocol::ids::Process;
+use protocol::migration::Ask;
 use protocol::recovery::{End, Phase};
 
 use super::job::Job;
+use super::moves::Trip;
 use super::peers::Who;
 use super::start::Mismatch;
 use crate::clock;
 use crate::connection::Flow;
 use crate::error::Error;
 use crate::event::Event;
+use crate::plan::MOVE_WITHIN;
 
 impl Job<'_> {
     /// A child has ended. Its last words come first: they say more than its exit code.
@@ -318,10 +323,23 @@ impl Job<'_> {
                 };
                 self.recovery.handle_hopeless(&reason, end);
             }
-            Report::Move(report) => self.teller.warn(format!(
-                "{process} reports about {}, which was not asked for",
-                report.id()
-            )),
+            Report::Move(report) => self.handle_move_report(process, report),
+            Report::RankMoved {
+                id,
+                rank: _,
+                image_bytes,
+                stood_us,
+                mode,
+                rounds,
+            } => {
+                let trip = Trip {
+                    image_bytes,
+                    stood_us,
+                    mode,
+                    rounds,
+                };
+                self.handle_rank_moved(id, trip);
+            }
             Report::Warning { text } => self.teller.warn(text),
             Report::Note { text } => {
                 tracing::info!(%process, %text, "note");
@@ -354,6 +372,21 @@ impl Job<'_> {
                     Some(coordinator) => coordinator.handle_request(clock::now(), request),
                     None => self.held.push(request),
                 }
+            }
+            &Request::Migrate {
+                rank,
+                to,
+                mode,
+                within_us,
+            } => {
+                let within = within_us.map_or(MOVE_WITHIN, Duration::from_micros);
+                let ask = Ask {
+                    rank,
+                    to,
+                    mode,
+                    within,
+                };
+                self.handle_migrate(RequestId(u64::from(number)), ask);
             }
         }
     }

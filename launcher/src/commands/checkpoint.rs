@@ -21,7 +21,7 @@ pub fn checkpoint(path: &Path) -> Result<Report, Failure> {
             "{}: no checkpoint was taken: {reason}",
             shown(path)
         ))),
-        Some(Response::Status(_)) => Err(Failure::internal(
+        Some(_) => Err(Failure::internal(
             "the coordinator answered a question that was not asked",
         )),
         None => Err(Failure::unavailable(format!(

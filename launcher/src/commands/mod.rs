@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod ls;
+mod migrate;
 mod restart;
 mod rm;
 mod run;
@@ -15,6 +16,7 @@ use std::path::Path;
 use coord::client::{self, ClientError};
 use coord::token::Token;
 use protocol::control::{Request, Response};
+use protocol::migration::Step;
 use store::{Checkpoint, CheckpointState, JobStore, Manifest};
 use wire::Address;
 
@@ -49,6 +51,7 @@ pub fn execute(
         Command::Verify(args) => verify::verify(&args.store),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args.store).map(done),
         Command::Status(args) => status::status(&args.store).map(done),
+        Command::Migrate(args) => migrate::migrate(args, show).map(done),
         Command::Rm(args) => rm::rm(args).map(done),
     }
 }
@@ -80,6 +83,15 @@ fn run_job(
 
 /// Asks the coordinator of a running job; `None` if there is none.
 fn ask(store: &JobStore, request: &Request) -> Result<Option<Response>, Failure> {
+    ask_and_watch(store, request, &mut |_| ())
+}
+
+/// The same for a request that takes its time; `watch` is told of its steps.
+fn ask_and_watch(
+    store: &JobStore,
+    request: &Request,
+    watch: &mut dyn FnMut(Step),
+) -> Result<Option<Response>, Failure> {
     let Some(control) = store.read_control()? else {
         return Ok(None);
     };
@@ -88,7 +100,7 @@ fn ask(store: &JobStore, request: &Request) -> Result<Option<Response>, Failure>
         .parse()
         .map_err(|error| Failure::internal(format!("the control file: {error}")))?;
     let token = Token::from_bytes(control.token);
-    match client::ask(&address, &token, request, None) {
+    match client::ask_and_watch(&address, &token, request, None, watch) {
         Ok(response) => Ok(Some(response)),
         // Left by a coordinator that was lost.
         Err(ClientError::NotRunning { .. }) => Ok(None),

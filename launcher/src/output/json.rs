@@ -69,6 +69,7 @@ impl Output for Json {
             Report::Verify(result) => self.print(command, code, Some(result), None),
             Report::Taken(result) => self.print(command, code, Some(result), None),
             Report::Status(result) => self.print(command, code, Some(result), None),
+            Report::Moved(result) => self.print(command, code, Some(result), None),
             Report::Removed(result) => self.print(command, code, Some(result), None),
         }
     }

@@ -13,7 +13,8 @@ pub use quiet::Quiet;
 
 use crate::failure::Failure;
 use crate::report::{
-    ListReport, RemovedReport, RunReport, ShowReport, StatusReport, TakenReport, VerifyReport,
+    ListReport, MovedReport, RemovedReport, RunReport, ShowReport, StatusReport, TakenReport,
+    VerifyReport,
 };
 
 /// A result of one of the commands.
@@ -25,6 +26,7 @@ pub enum Report {
     Verify(VerifyReport),
     Taken(TakenReport),
     Status(StatusReport),
+    Moved(MovedReport),
     Removed(RemovedReport),
 }
 

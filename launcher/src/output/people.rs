@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::{Output, Report};
 use crate::failure::Failure;
 use crate::report::{
-    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, NeededRow,
-    ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport, TakenReport,
-    TotalsRow, VerifyReport,
+    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, MovedReport,
+    NeededRow, ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport,
+    TakenReport, TotalsRow, VerifyReport,
 };
 use crate::units;
 
@@ -41,6 +41,7 @@ fn tell(report: &Report) -> String {
         Report::Verify(verify) => tell_verify(verify),
         Report::Taken(TakenReport { store: _, epoch }) => format!("epoch {epoch} is committed\n"),
         Report::Status(status) => tell_status(status),
+        Report::Moved(moved) => tell_moved(moved),
         Report::Removed(removed) => tell_removed(removed),
     }
 }
@@ -449,6 +450,34 @@ fn tell_interval(interval: &IntervalRow) -> String {
         time(*ran_ms)
     );
     text
+}
+
+fn tell_moved(moved: &MovedReport) -> String {
+    let MovedReport {
+        store: _,
+        rank,
+        from,
+        to,
+        image_bytes,
+        stood_us,
+        took_us,
+        mode,
+        rounds,
+    } = moved;
+    if from == to {
+        return format!("rank {rank} is in process {to} already\n");
+    }
+    let how = match rounds {
+        0 => mode.clone(),
+        1 => format!("{mode}, 1 round"),
+        rounds => format!("{mode}, {rounds} rounds"),
+    };
+    format!(
+        "rank {rank} has moved from process {from} to process {to} ({how}): {}, stood still for {}, took {}\n",
+        units::bytes(*image_bytes),
+        units::time_us(*stood_us),
+        units::time_us(*took_us)
+    )
 }
 
 fn tell_removed(removed: &RemovedReport) -> String {

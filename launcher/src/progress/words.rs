@@ -114,6 +114,12 @@ fn notable(event: &Event) -> Option<String> {
         Event::Stopping { signal } => {
             format!("{signal}: taking a last checkpoint; a second one ends the job at once")
         }
+        Event::Moved { rank, from, to, .. } if from != to => {
+            format!("rank {rank} has moved from process {from} to process {to}")
+        }
+        Event::NotMoved { rank, to, reason } => {
+            format!("rank {rank} was not moved to process {to}: {reason}")
+        }
         Event::Warning { text } => format!("warning: {text}"),
         Event::Open { .. }
         | Event::Start { .. }
@@ -127,6 +133,8 @@ fn notable(event: &Event) -> Option<String> {
         | Event::Committed(_)
         | Event::Interval { .. }
         | Event::Note { .. }
+        | Event::Moving { .. }
+        | Event::Moved { .. }
         | Event::Aborted { .. }
         | Event::Removed { .. }
         | Event::Finished { .. }

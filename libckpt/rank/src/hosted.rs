@@ -129,6 +129,11 @@ fn set_bit(rank: Rank, on: bool) {
     }
 }
 
+/// Where the address of a slot is kept beside the slots themselves.
+pub(crate) fn own_pointer() -> usize {
+    (&raw const SOLE).addr()
+}
+
 fn update_sole(count: usize) {
     let ranks = RANKS.load(Ordering::Relaxed) as u32;
     let sole = if count == 1 {

@@ -128,6 +128,76 @@ impl RestoringSlot {
         })
     }
 
+    /// Lets pages be handed out once more, with what they hold: they will be filled anew. Ranges of pages that no rank has
+    /// are passed over.
+    pub fn again(&mut self, pages: &[Range<u64>]) {
+        for page in pages.iter().flat_map(Clone::clone) {
+            if let Some(word) = self.claimed.get_mut((page / 64) as usize) {
+                *word.get_mut() &= !(1 << (page % 64));
+            }
+        }
+    }
+
+    /// Has the memory of pages there before it is filled, which takes the system longer than filling it. What the system does not
+    /// do now it does then. Page by page it is as zeros, or as it was filled.
+    pub fn make_room(&self, pages: &[Range<u64>]) {
+        for range in pages {
+            let count = range.end.saturating_sub(range.start) as usize;
+            let Ok(bytes) = self.byte_range(range.start, count) else {
+                continue;
+            };
+            let at = self.mapping.start().wrapping_add(bytes.start as usize);
+            // SAFETY: inside the mapping; it changes no contents (MADV_POPULATE_WRITE of madvise(2), Linux 5.14).
+            unsafe {
+                libc::madvise(
+                    at.cast(),
+                    (bytes.end - bytes.start) as usize,
+                    libc::MADV_POPULATE_WRITE,
+                );
+            }
+        }
+    }
+
+    /// Makes pages zeros that were filled, and lets them be handed out once more.
+    ///
+    /// # Errors
+    /// The pages are not all part of a rank's memory.
+    pub fn clear(&mut self, pages: &[Range<u64>]) -> Result<(), RestoreError> {
+        for range in pages {
+            let count = range.end.saturating_sub(range.start) as usize;
+            let bytes = self.byte_range(range.start, count)?;
+            let at = self.mapping.start().wrapping_add(bytes.start as usize);
+            let bytes = (bytes.end - bytes.start) as usize;
+            // SAFETY: inside the mapping, which is private, anonymous and ours, and nobody has a window: this borrow is the only one.
+            let answer = unsafe { libc::madvise(at.cast(), bytes, libc::MADV_DONTNEED) };
+            if answer != 0 {
+                // Locked pages can't be given back.
+                // SAFETY: as above.
+                unsafe { std::ptr::write_bytes(at, 0, bytes) };
+            }
+        }
+        self.again(pages);
+        Ok(())
+    }
+
+    /// Whether the header that was placed is that of this rank, layout and version: then [`RestoringSlot::finish`] does not
+    /// fail. For threads that fill a slot and are not the one that resumes ranks.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self) -> Result<(), RestoreError> {
+        // SAFETY: the header's region is mapped, and any bytes are a valid header as far as it is read
+        // here: numbers.
+        let header = unsafe { &*self.mapping.start().cast::<SlotHeader>() };
+        let base = self.mapping.start().addr() as u64;
+        check_header(header, self.rank, &self.layout, &self.regions, base).map_err(|what| {
+            in_process(|| RestoreError::Header {
+                rank: self.rank,
+                what,
+            })
+        })
+    }
+
     /// Fills a page.
     ///
     /// # Errors
@@ -152,24 +222,15 @@ impl RestoringSlot {
     /// # Errors
     /// The header is not that of this rank, layout and version.
     pub fn finish(self, as_stored: impl FnOnce(&Slot)) -> Result<Slot, RestoreError> {
+        self.check()?;
         let Self {
             mapping,
             layout,
-            regions,
             rank,
             ..
         } = self;
-        // SAFETY: the header's region is mapped, and any bytes are a valid header as far as it is read
-        // here: numbers.
+        // SAFETY: the header's region is mapped, and it was checked.
         let header = unsafe { &*mapping.start().cast::<SlotHeader>() };
-        check_header(
-            header,
-            rank,
-            &layout,
-            &regions,
-            mapping.start().addr() as u64,
-        )
-        .map_err(|what| in_process(|| RestoreError::Header { rank, what }))?;
         // SAFETY: the heap is that of the image, and nobody uses it yet.
         unsafe { header.heap.unlock() };
         let slot = Slot::from_mapping(mapping, &layout);

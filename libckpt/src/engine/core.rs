@@ -8,14 +8,16 @@ use std::collections::VecDeque;
 
 use libckpt_rank::buffer::RankBytes;
 use protocol::ids::{Epoch, Process, Rank};
-use protocol::participant::{Arrival, Gate, LinkControl, Participant};
+use protocol::migration::{Learned, Mover, Route};
+use protocol::participant::{Arrival, Gate, Participant};
 use zerocopy::IntoBytes;
 
 use super::Fatal;
+use super::moving::Transit;
 use super::numbered::{Numbered, Owed};
-use super::packet::{HEADER_BYTES, Header, Kind, Label, Place, ShortHeader, Stamp};
+use super::packet::{Control, HEADER_BYTES, Header, Kind, Label, Place, ShortHeader, Stamp};
 use super::request::{Envelope, Outcome, RequestId};
-use super::tables::{Arrived, Body, Posted, Rebound, Recorded, Tables, Transfer, Unacked};
+use super::tables::{Arrived, Body, Posted, Queued, Rebound, Recorded, Tables, Transfer, Unacked};
 
 /// A rank of this process.
 #[derive(Debug)]
@@ -32,9 +34,9 @@ pub(crate) struct Hosted {
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
     /// Goes ahead of the data, also while the link is not open.
-    pub(crate) control: VecDeque<LinkControl>,
+    pub(crate) control: VecDeque<Control>,
     /// Packets in order. They belong to their ranks' images until they are on the link.
-    pub(crate) data: VecDeque<Recorded>,
+    pub(crate) data: VecDeque<Queued>,
     pub(crate) data_bytes: usize,
     /// Requests for fragments, to the process that has the message.
     pub(crate) pulls: VecDeque<Label>,
@@ -67,11 +69,15 @@ pub(crate) struct Recording {
 pub(crate) struct Core {
     pub(crate) me: Process,
     pub(crate) incarnation: u32,
-    pub(crate) placement: Vec<Process>,
-    /// The only rank of each process; `None` for processes that host none or several.
+    /// Where the ranks are.
+    pub(crate) mover: Mover,
+    /// What is on its way because of moves.
+    pub(crate) transit: Transit,
+    /// The only rank that each process had at its start; `None` for processes that had none or several.
     only_rank: Vec<Option<Rank>>,
     /// Index into `hosted` by rank; `None` for ranks of other processes.
     hosted_at: Vec<Option<u32>>,
+    /// In the order of their numbers.
     pub(crate) hosted: Vec<Hosted>,
     pub(crate) participant: Participant,
     pub(crate) outbound: Vec<Outbound>,
@@ -93,13 +99,13 @@ impl Core {
         me: Process,
         incarnation: u32,
         epoch: Epoch,
-        placement: Vec<Process>,
+        placement: &[Process],
         processes: u32,
         eager_bytes_max: usize,
     ) -> Self {
         let mut hosted_at = vec![None; placement.len()];
         let mut hosted = Vec::new();
-        for (number, process) in (0u32..).zip(&placement) {
+        for (number, process) in (0u32..).zip(placement) {
             if *process == me {
                 hosted_at[number as usize] = u32::try_from(hosted.len()).ok();
                 hosted.push(Hosted {
@@ -112,7 +118,7 @@ impl Core {
         }
         let mut only_rank = vec![None; processes as usize];
         let mut crowded = vec![false; processes as usize];
-        for (number, process) in (0u32..).zip(&placement) {
+        for (number, process) in (0u32..).zip(placement) {
             let at = process.index();
             let first = only_rank[at].is_none() && !crowded[at];
             only_rank[at] = first.then_some(Rank(number));
@@ -121,7 +127,8 @@ impl Core {
         Self {
             me,
             incarnation,
-            placement,
+            mover: Mover::new(me, placement),
+            transit: Transit::default(),
             only_rank,
             hosted_at,
             hosted,
@@ -146,10 +153,24 @@ impl Core {
             .map(|index| index as usize)
     }
 
-    /// True where both this process and a peer host one rank: the link between them is a channel.
+    /// Number of ranks of the job.
     #[inline]
-    pub(crate) fn is_pair(&self, peer: Process) -> bool {
-        self.hosted.len() == 1 && self.only_rank[peer.index()].is_some()
+    pub(crate) fn ranks(&self) -> usize {
+        self.hosted_at.len()
+    }
+
+    /// Takes note that a rank is, or is not, at this index of `hosted`.
+    pub(super) fn set_index(&mut self, rank: Rank, index: Option<usize>) {
+        if let Some(at) = self.hosted_at.get_mut(rank.index()) {
+            *at = index.and_then(|index| u32::try_from(index).ok());
+        }
+    }
+
+    /// True where both ranks were the only ones of this process and of a peer at their start: then the link between the
+    /// two tells who sends to whom.
+    #[inline]
+    pub(crate) fn is_pair(&self, from: Rank, peer: Process, to: Rank) -> bool {
+        self.only_rank[self.me.index()] == Some(from) && self.only_rank[peer.index()] == Some(to)
     }
 
     #[inline]
@@ -189,10 +210,10 @@ impl Core {
     }
 
     /// Queues a packet of a rank, in order behind those queued before.
-    pub(crate) fn enqueue(&mut self, peer: Process, packet: Recorded) {
+    pub(crate) fn enqueue(&mut self, peer: Process, queued: Queued) {
         let outbound = &mut self.outbound[peer.index()];
-        outbound.data_bytes += packet_bytes(&packet);
-        outbound.data.push_back(packet);
+        outbound.data_bytes += packet_bytes(&queued.packet);
+        outbound.data.push_back(queued);
         self.list(peer);
     }
 
@@ -262,7 +283,7 @@ impl Core {
         self.handle_any(peer, packet)
     }
 
-    /// An eager message of a process with one rank for the one of this process.
+    /// An eager message of the only rank that a process had at its start, for the one that this process had.
     #[inline]
     fn handle_short(
         &mut self,
@@ -270,14 +291,13 @@ impl Core {
         header: &ShortHeader,
         body: &[u8],
     ) -> Result<(), Fatal> {
-        let source = self.only_rank.get(peer.index()).copied().flatten();
-        let (Some(source), [hosted]) = (source, self.hosted.as_mut_slice()) else {
+        let only = |process: Process| self.only_rank.get(process.index()).copied().flatten();
+        let (Some(source), Some(destination)) = (only(peer), only(self.me)) else {
             return Err(Fatal::new(format!(
-                "a short packet from {peer}, where one of the processes hosts several ranks"
+                "a short packet from {peer}, where one of the processes was started with several ranks"
             )));
         };
-        let next = hosted.tables.incoming(source).received();
-        let label = header.label(source, hosted.rank, next, self.incarnation, body)?;
+        let label = header.label(source, destination, self.incarnation, body)?;
         self.handle_data(peer, Kind::Eager, &label, body)
     }
 
@@ -291,6 +311,15 @@ impl Core {
             )));
         }
         let label = header.label();
+        if label.source.index() >= self.ranks() {
+            return Err(Fatal::new(format!(
+                "a packet of {} from {peer}",
+                label.source
+            )));
+        }
+        if let Some(control) = header.control(kind)? {
+            return self.handle_control(peer, control);
+        }
         match kind {
             Kind::Eager | Kind::Announce | Kind::Ack => self.handle_data(peer, kind, &label, body),
             Kind::Pull => {
@@ -299,16 +328,21 @@ impl Core {
                 Ok(())
             }
             Kind::Fragment => self.handle_fragment(&label, header.number(), body),
-            Kind::Open | Kind::OpenAck | Kind::Marker => {
-                let epoch = Epoch(header.number());
-                let control = match kind {
-                    Kind::Open => LinkControl::Open { epoch },
-                    Kind::OpenAck => LinkControl::OpenAck { epoch },
-                    _ => LinkControl::Marker { epoch },
-                };
-                self.participant
-                    .handle_link(peer, control)
-                    .map_err(Fatal::new)
+            _ => Err(Fatal::new("a control packet that is none")),
+        }
+    }
+
+    fn handle_control(&mut self, peer: Process, control: Control) -> Result<(), Fatal> {
+        match control {
+            Control::Link(control) => self
+                .participant
+                .handle_link(peer, control)
+                .map_err(Fatal::new),
+            Control::Move(control) => {
+                self.mover
+                    .handle_control(peer, control)
+                    .map_err(Fatal::new)?;
+                self.pump_mover()
             }
         }
     }
@@ -329,6 +363,14 @@ impl Core {
             )));
         }
         let recorded = matches!(arrival, Arrival::Record { .. });
+        let to = match kind {
+            Kind::Eager | Kind::Announce => label.destination,
+            _ => label.source,
+        };
+        match self.mover.handle_packet(peer, to).map_err(Fatal::new)? {
+            Route::Here => {}
+            route => return self.pass_on(route, arrival, kind, label, body),
+        }
         if let Arrival::Record { epoch } = arrival {
             let (rank, packet) = match kind {
                 Kind::Eager => (label.destination, Recorded::Eager(*label, body.to_vec())),
@@ -349,13 +391,62 @@ impl Core {
             Kind::Eager => self.deliver_whole(label, body),
             Kind::Announce => {
                 let known = recorded && self.is_complete(label);
-                self.deliver_announced(label, Some(Place::parse(body)?))?;
+                let place = self.look_at_place(label, Place::parse(body)?)?;
+                self.deliver_announced(label, place)?;
                 if recorded && !known {
                     self.owe(label);
                 }
                 Ok(())
             }
             _ => self.deliver_ack(label),
+        }
+    }
+
+    /// A packet that has come for a rank which is frozen, on its way here, or has moved on.
+    #[cold]
+    fn pass_on(
+        &mut self,
+        route: Route,
+        arrival: Arrival,
+        kind: Kind,
+        label: &Label,
+        body: &[u8],
+    ) -> Result<(), Fatal> {
+        if let Arrival::Record { epoch } = arrival {
+            return Err(Fatal::new(format!(
+                "a packet for a rank that moves belongs to the channel state of {epoch}"
+            )));
+        }
+        let (packet, place) = match kind {
+            Kind::Eager => (Recorded::Eager(*label, body.to_vec()), None),
+            Kind::Announce => (Recorded::Announce(*label), Some(Place::parse(body)?)),
+            _ => (Recorded::Ack(*label), None),
+        };
+        let queued = Queued {
+            packet,
+            place,
+            forwarded: true,
+        };
+        match route {
+            Route::Link(to) => self.enqueue(to, queued),
+            Route::Hold | Route::Here => self.hold(queued),
+        }
+        self.pump_mover()
+    }
+
+    /// Learns where a rank is from the place of a message that it announces. Gives the place, unless the rank has moved on
+    /// since: then the message does not lie there any more, and is announced again.
+    #[inline]
+    pub(super) fn look_at_place(
+        &mut self,
+        label: &Label,
+        place: Place,
+    ) -> Result<Option<Place>, Fatal> {
+        let source = label.source;
+        match (self.mover).handle_announced(source, place.process(), place.since()) {
+            Learned::Known => Ok(Some(place)),
+            Learned::Stale => Ok(None),
+            Learned::New => self.pump_mover().map(|()| Some(place)),
         }
     }
 
@@ -405,7 +496,7 @@ impl Core {
                 .accept(label.sequence, Recorded::Announce(*label))
                 .map_err(Fatal::new)?;
             if let Some(place) = place {
-                self.numbered.hold_place(index, label, place);
+                self.numbered.hold_place(label, place);
             }
             return Ok(());
         }
@@ -447,7 +538,7 @@ impl Core {
             match held {
                 Recorded::Eager(label, payload) => self.match_whole(index, &label, &payload),
                 Recorded::Announce(label) => {
-                    let place = self.numbered.take_place(index, &label);
+                    let place = self.numbered.take_place(&label);
                     self.match_announced(index, &label, place);
                 }
                 Recorded::Ack(_) => return Err(Fatal::new("an acknowledgment held in a channel")),
@@ -548,13 +639,16 @@ impl Core {
         };
         self.complete(index, transfer.request, Outcome::Done(envelope));
         // A message that was sent by number is its sender's no more.
-        if !self.numbered.on || self.placement[transfer.label.source.index()] == self.me {
+        if !self.numbered.on || self.mover.is_here(transfer.label.source) {
             self.acknowledge(&transfer.label);
         }
     }
 
     fn handle_fragment(&mut self, label: &Label, offset: u64, piece: &[u8]) -> Result<(), Fatal> {
-        let index = self.index_for(label.destination, "a fragment")?;
+        // A rank that is frozen or has moved gets the message by another way.
+        let Some(index) = self.index_of(label.destination) else {
+            return Ok(());
+        };
         let key = (label.source, label.sequence);
         // Not wanted any more when the message came by another way meanwhile.
         let Some(transfer) = self.hosted[index].tables.transfers.get_mut(&key) else {
@@ -581,12 +675,13 @@ impl Core {
 
     /// Tells the sender that its message has been received.
     pub(crate) fn acknowledge(&mut self, label: &Label) {
-        let peer = self.placement[label.source.index()];
-        if peer == self.me {
+        match self.mover.route(label.source) {
             // The sender is one of ours: its entry is there, or it was told before.
-            let _ = self.deliver_ack(label);
-        } else {
-            self.enqueue(peer, Recorded::Ack(*label));
+            Ok(Route::Here) => drop(self.deliver_ack(label)),
+            Ok(Route::Hold) => self.hold(Queued::own(Recorded::Ack(*label))),
+            Ok(Route::Link(peer)) => self.enqueue(peer, Queued::own(Recorded::Ack(*label))),
+            // Looked at when the packet came.
+            Err(_) => {}
         }
     }
 
@@ -620,11 +715,8 @@ impl Core {
         self.outbound
             .iter()
             .flat_map(|outbound| &outbound.data)
-            .filter(|packet| match packet {
-                Recorded::Eager(label, _) => label.source == rank,
-                Recorded::Ack(label) => label.destination == rank,
-                Recorded::Announce(_) => false,
-            })
+            .map(|queued| &queued.packet)
+            .filter(|packet| packet.from() == rank && !matches!(packet, Recorded::Announce(_)))
             .cloned()
             .collect()
     }

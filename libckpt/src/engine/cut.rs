@@ -6,7 +6,7 @@
 use protocol::ids::{Epoch, Rank};
 
 use super::core::Recording;
-use super::tables::{Recorded, Tables};
+use super::tables::{Queued, Recorded, Tables};
 use super::{Engine, Fatal};
 
 /// The version of both sections.
@@ -29,11 +29,11 @@ pub(crate) enum SectionError {
     },
 }
 
-fn encode<T: serde::Serialize>(content: &T) -> Result<Vec<u8>, Fatal> {
+pub(super) fn encode<T: serde::Serialize>(content: &T) -> Result<Vec<u8>, Fatal> {
     postcard::to_stdvec(&(SECTIONS_VERSION, content)).map_err(Fatal::new)
 }
 
-fn decode<'de, T: serde::Deserialize<'de>>(
+pub(super) fn decode<'de, T: serde::Deserialize<'de>>(
     section: &'static str,
     bytes: &'de [u8],
 ) -> Result<T, SectionError> {
@@ -54,6 +54,16 @@ fn decode<'de, T: serde::Deserialize<'de>>(
         return Err(SectionError::Malformed { section, reason });
     }
     Ok(content)
+}
+
+impl Tables {
+    /// What [`encode`] has made of a rank's tables.
+    ///
+    /// # Errors
+    /// It can't be used.
+    pub(crate) fn decode(section: &[u8]) -> Result<Self, SectionError> {
+        decode("message tables", section)
+    }
 }
 
 impl Engine {
@@ -154,10 +164,9 @@ impl Engine {
 
     fn redeliver(&mut self, packet: Recorded) -> Result<(), Fatal> {
         match packet {
-            Recorded::Eager(label, payload) => self.core.deliver_whole(&label, &payload),
             // Its sender has it among the unacknowledged and announces it again, with its new place.
             Recorded::Announce(_) => Ok(()),
-            Recorded::Ack(label) => self.core.deliver_ack(&label),
+            packet => self.core.deliver(Queued::own(packet)),
         }
     }
 
@@ -169,25 +178,9 @@ impl Engine {
             .map(|unacked| unacked.label)
             .collect();
         let unsent = std::mem::take(&mut tables.unsent);
-        for label in announced {
-            let peer = self.core.placement[label.destination.index()];
-            if peer == self.core.me {
-                self.core.deliver_announced(&label, None)?;
-            } else {
-                self.core.enqueue(peer, Recorded::Announce(label));
-            }
-        }
-        for packet in unsent {
-            let to = match &packet {
-                Recorded::Eager(label, _) | Recorded::Announce(label) => label.destination,
-                Recorded::Ack(label) => label.source,
-            };
-            let peer = self.core.placement[to.index()];
-            if peer == self.core.me {
-                self.redeliver(packet)?;
-            } else {
-                self.core.enqueue(peer, packet);
-            }
+        let announced = announced.into_iter().map(Recorded::Announce);
+        for packet in announced.chain(unsent) {
+            self.core.dispatch(Queued::own(packet))?;
         }
         Ok(())
     }

@@ -10,11 +10,13 @@
 //! - `core`: matching, sequencing, queues, recording; no transport.
 //! - `progress`: links in, queues out, bulk reads.
 //! - `numbered`: large messages where links can't read another process's memory.
+//! - `moving`: ranks that leave and come while the others run, and their packets.
 //! - `ops`: what a rank may ask.
 //! - `cut`: capturing and restoring what the engine holds of a rank.
 
 pub(crate) mod core;
 pub(crate) mod cut;
+pub(crate) mod moving;
 pub(crate) mod numbered;
 pub(crate) mod ops;
 pub(crate) mod packet;
@@ -35,7 +37,7 @@ use protocol::ids::Epoch;
 
 pub(crate) use self::core::Core;
 pub(crate) use self::ops::*;
-pub use self::ops::{wtime, yield_now};
+pub use self::ops::{safepoint, wtime, yield_now};
 pub(crate) use self::request::{Envelope, RequestId};
 
 /// Something that must not be. The process ends: going on could corrupt the job.
@@ -150,6 +152,7 @@ impl Engine {
     pub(crate) fn scheduler_wanted(&self) -> bool {
         self.attention.directive.load(Ordering::Relaxed)
             || !self.snapshot_events.is_empty()
+            || self.core.transit.has_errands()
             || self.core.participant.cut_wanted().is_some()
             || self.fatal.is_some()
     }

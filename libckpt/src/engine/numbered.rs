@@ -19,14 +19,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use libckpt_transport::{BulkDone, BulkFrom, BulkInto};
 use protocol::control::LinkCount;
-use protocol::ids::{Process, Rank};
+use protocol::ids::{Move, Process, Rank};
 
 use super::packet::{Label, Place};
 use super::tables::{Arrived, Body, Recorded, Tables};
 use super::{Core, Engine, Fatal, SnapshotEvent};
 
-/// A message as its receiver knows it: index into `hosted`, source, sequence number.
-pub(crate) type Key = (usize, Rank, u64);
+/// A message: destination, source, sequence number.
+pub(crate) type Key = (Rank, Rank, u64);
 
 /// A message that is being sent.
 #[derive(Debug)]
@@ -78,8 +78,8 @@ pub(crate) struct Owed {
     complete: Option<Vec<LinkCount>>,
 }
 
-fn key_of(index: usize, label: &Label) -> Key {
-    (index, label.source, label.sequence)
+fn key_of(label: &Label) -> Key {
+    (label.destination, label.source, label.sequence)
 }
 
 impl Numbered {
@@ -104,19 +104,30 @@ impl Numbered {
         })
     }
 
-    pub(crate) fn hold_place(&mut self, index: usize, label: &Label, place: Place) {
-        self.early.insert(key_of(index, label), place);
+    pub(crate) fn hold_place(&mut self, label: &Label, place: Place) {
+        self.early.insert(key_of(label), place);
     }
 
-    pub(crate) fn take_place(&mut self, index: usize, label: &Label) -> Option<Place> {
-        self.early.remove(&key_of(index, label))
+    pub(crate) fn take_place(&mut self, label: &Label) -> Option<Place> {
+        self.early.remove(&key_of(label))
+    }
+
+    /// Forgets where early messages lie that a rank announced before its move `since`.
+    pub(super) fn forget_places(&mut self, of: Rank, since: Move) {
+        self.early
+            .retain(|key, place| key.1 != of || place.since() >= since);
+    }
+
+    /// Forgets where early messages for a rank lie that is not here any more.
+    pub(super) fn forget_places_for(&mut self, rank: Rank) {
+        self.early.retain(|key, _| key.0 != rank);
     }
 }
 
 impl Core {
     /// A message that was announced need not come any more, for this rank.
     pub(crate) fn let_go(&mut self, index: usize, label: &Label, place: Option<Place>) {
-        if self.placement[label.source.index()] == self.me || !self.numbered.on {
+        if !self.numbered.on || self.mover.is_here(label.source) {
             self.acknowledge(label);
         } else if let Some(place) = place {
             self.numbered.wanted.push(Wanted {
@@ -136,7 +147,7 @@ impl Core {
                 Body::Announced(place) => place.take(),
                 Body::Whole(_) => None,
             },
-            None => self.numbered.take_place(index, label),
+            None => self.numbered.take_place(label),
         };
         if let Some(place) = place {
             self.numbered.wanted.push(Wanted {
@@ -162,8 +173,10 @@ impl Core {
                     waiting.push((index, arrived.label));
                 }
             }
-            let early = self.numbered.early.range((index, Rank(0), 0)..);
-            for key in early.map(|(key, _)| *key).take_while(|key| key.0 == index) {
+            let early = self.numbered.early.range((hosted.rank, Rank(0), 0)..);
+            let of_rank = |key: &Key| key.0 == hosted.rank;
+            let early: Vec<Key> = early.map(|(key, _)| *key).take_while(of_rank).collect();
+            for key in early {
                 if let Some(Recorded::Announce(label)) =
                     hosted.tables.incoming(key.1).held_mut(key.2)
                 {
@@ -180,13 +193,13 @@ impl Core {
             wanted
                 .iter()
                 .filter(|wanted| !wanted.let_go)
-                .map(|wanted| key_of(wanted.index, &wanted.label)),
+                .map(|wanted| key_of(&wanted.label)),
         );
         owed.keys.extend(
             coming
                 .iter()
                 .filter(|coming| !coming.let_go)
-                .map(|coming| key_of(coming.index, &coming.label)),
+                .map(|coming| key_of(&coming.label)),
         );
         owed
     }
@@ -200,7 +213,7 @@ impl Core {
             return;
         }
         if let Some(recording) = &mut self.recording {
-            recording.owed.keys.insert(key_of(index, label));
+            recording.owed.keys.insert(key_of(label));
         }
         self.fetch(index, label);
     }
@@ -229,7 +242,7 @@ impl Core {
         {
             transfer.into.touch();
         }
-        let event = self.pay(key_of(*index, label), label, own.as_deref());
+        let event = self.pay(*index, label, own.as_deref());
         match own {
             Some(payload) if !coming.let_go => self.bind_payload(*index, label, payload),
             Some(_) => {}
@@ -239,15 +252,16 @@ impl Core {
     }
 
     /// Records a payload if the snapshot under way waits for it. Tells if that was the last.
-    fn pay(&mut self, key: Key, label: &Label, own: Option<&[u8]>) -> Option<SnapshotEvent> {
+    fn pay(&mut self, index: usize, label: &Label, own: Option<&[u8]>) -> Option<SnapshotEvent> {
         let recording = self.recording.as_mut()?;
-        if !recording.owed.keys.remove(&key) {
+        if !recording.owed.keys.remove(&key_of(label)) {
             return None;
         }
         let payload = match own {
             Some(payload) => payload.to_vec(),
             None => {
-                let transfer = self.hosted[key.0].tables.transfers.get(&(key.1, key.2))?;
+                let key = (label.source, label.sequence);
+                let transfer = self.hosted[index].tables.transfers.get(&key)?;
                 #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
                 transfer.into.as_slice()[..label.bytes as usize].to_vec()
             }
@@ -335,7 +349,8 @@ impl Engine {
             return Err(Fatal::new("an announcement without its message"));
         };
         let number = self.core.numbered.next;
-        let place = Place::new(self.core.me, number);
+        let since = self.core.mover.since(label.source).unwrap_or_default();
+        let place = Place::new(self.core.me, number, since);
         if !self.put_announcement(peer, label, place)? {
             return Ok(false);
         }

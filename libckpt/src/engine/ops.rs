@@ -5,13 +5,14 @@
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use libckpt_rank::suspend;
-use protocol::ids::Rank;
+use protocol::ids::{Process, Rank};
+use protocol::migration::Route;
 use zerocopy::IntoBytes;
 
-use super::packet::{Header, Kind, ShortHeader};
+use super::packet::{Header, Kind, Label, ShortHeader};
 use super::progress::PACKETS_PER_TURN;
 use super::request::Outcome;
-use super::tables::{Posted, Recorded};
+use super::tables::{Posted, Queued, Recorded};
 use super::{Engine, Envelope, Fatal, RequestId, visit};
 use crate::error::{Error, Result};
 
@@ -64,6 +65,28 @@ pub fn yield_now() {
     }
 }
 
+/// A point at which the calling rank may well be moved to another process: between two steps, say, when little of its memory is in
+/// use. A move in the mode `safepoint` waits for the next call, up to the move's time limit; the call returns in the process that the
+/// rank was moved to. Without such a move it returns at once.
+///
+/// It is no barrier: each rank calls it when it likes, and the others need not.
+pub fn safepoint() {
+    let stood = visit(|engine| {
+        let index = engine.running;
+        let rank = engine.core.hosted[index].rank;
+        let anyway = engine.scheduler_wanted();
+        let stands = engine.core.transit.come_to_safepoint(rank, anyway);
+        if stands {
+            engine.core.ready.push_back(index);
+        }
+        stands.then_some(rank)
+    });
+    if let Some(Some(rank)) = stood {
+        suspend();
+        visit(|engine| engine.core.transit.leave_safepoint(rank));
+    }
+}
+
 /// Seconds since the job's start, going on across restarts: the time from a checkpoint to the restart
 /// is left out. As `MPI_Wtime` (MPI 4.1, 9.6).
 #[must_use]
@@ -86,7 +109,7 @@ pub(crate) fn my_rank() -> Result<Rank> {
 
 /// Ranks in the world.
 pub(crate) fn rank_count() -> Result<u32> {
-    let count = visit(|engine| engine.core.placement.len()).ok_or(Error::OutsideRank)?;
+    let count = visit(|engine| engine.core.ranks()).ok_or(Error::OutsideRank)?;
     Ok(u32::try_from(count).expect("ranks are numbered by u32"))
 }
 
@@ -339,36 +362,46 @@ impl Engine {
     #[inline]
     fn send_eager(&mut self, to: Rank, context: u64, tag: i32, bytes: &[u8]) {
         let label = self.core.label(self.running, to, context, tag, bytes.len());
-        let peer = self.core.placement[to.index()];
-        let result = if peer == self.core.me {
-            self.core.deliver_whole(&label, bytes)
-        } else if self.core.may_send_now(peer) {
-            let stamp = self.core.stamp();
-            let sent = if self.core.is_pair(peer) {
-                let header = ShortHeader::new(&label, stamp);
-                self.transport.try_send(peer, &[header.as_bytes(), bytes])
-            } else {
-                let header = Header::new(Kind::Eager, &label, stamp);
-                self.transport.try_send(peer, &[header.as_bytes(), bytes])
-            };
-            match sent {
-                Ok(true) => {
-                    self.core.participant.data_sent(peer);
-                    Ok(())
-                }
-                Ok(false) => {
-                    self.core
-                        .enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
-                    self.settle()
-                }
-                Err(error) => Err(Fatal::new(error)),
+        let result = match self.core.mover.route(to) {
+            Ok(Route::Here) => self.core.deliver_whole(&label, bytes),
+            Ok(Route::Link(peer)) if self.core.may_send_now(peer) => {
+                self.put_eager(peer, &label, bytes)
             }
-        } else {
-            self.core
-                .enqueue(peer, Recorded::Eager(label, bytes.to_vec()));
-            self.settle()
+            Ok(_) => self.dispatch_eager(&label, bytes),
+            Err(error) => Err(Fatal::new(error)),
         };
         self.note(result);
+    }
+
+    /// Puts an eager message on its link, or into the queue if there is no room.
+    #[inline]
+    fn put_eager(&mut self, peer: Process, label: &Label, bytes: &[u8]) -> Result<(), Fatal> {
+        let stamp = self.core.stamp();
+        let short = match self.core.is_pair(label.source, peer, label.destination) {
+            true => ShortHeader::new(label, stamp),
+            false => None,
+        };
+        let sent = match short {
+            Some(header) => self.transport.try_send(peer, &[header.as_bytes(), bytes]),
+            None => {
+                let header = Header::new(Kind::Eager, label, stamp);
+                self.transport.try_send(peer, &[header.as_bytes(), bytes])
+            }
+        };
+        match sent.map_err(Fatal::new)? {
+            true => {
+                self.core.participant.data_sent(peer);
+                Ok(())
+            }
+            false => self.dispatch_eager(label, bytes),
+        }
+    }
+
+    /// An eager message that can't go on its link now.
+    fn dispatch_eager(&mut self, label: &Label, bytes: &[u8]) -> Result<(), Fatal> {
+        let packet = Recorded::Eager(*label, bytes.to_vec());
+        self.core.dispatch(Queued::own(packet))?;
+        self.settle()
     }
 
     fn start_send(&mut self, to: Rank, context: u64, tag: i32, bytes: &[u8]) -> Result<RequestId> {
@@ -390,14 +423,8 @@ impl Engine {
         }
         let label = self.core.label(self.running, to, context, tag, bytes.len());
         self.core.keep(self.running, label, from, request);
-        let peer = self.core.placement[to.index()];
-        let result = if peer == self.core.me {
-            self.core.deliver_announced(&label, None)
-        } else {
-            self.core.enqueue(peer, Recorded::Announce(label));
-            Ok(())
-        };
-        let result = result.and_then(|()| self.settle());
+        let announced = self.core.dispatch(Queued::own(Recorded::Announce(label)));
+        let result = announced.and_then(|()| self.settle());
         self.note(result);
         Ok(request)
     }
@@ -458,6 +485,10 @@ impl Engine {
 
     #[inline]
     fn is_throttled(&self, to: Rank) -> bool {
-        self.core.outbound[self.core.placement[to.index()].index()].data_bytes > QUEUED_BYTES_MAX
+        match self.core.mover.route(to) {
+            Ok(Route::Link(peer)) => self.core.outbound[peer.index()].data_bytes > QUEUED_BYTES_MAX,
+            Ok(Route::Hold) => self.core.transit.held_bytes() > QUEUED_BYTES_MAX,
+            Ok(Route::Here) | Err(_) => false,
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! fragment. Between processes of one rank each, eager messages have a [`ShortHeader`]. All little-endian. Links end with the incarnation that made them, so the layout may change
 //! between versions; recorded packets are kept in checkpoints as [`Recorded`](super::tables::Recorded).
 
-use protocol::ids::{Process, Rank};
+use protocol::ids::{Epoch, Move, Process, Rank};
+use protocol::migration::MoveControl;
 use protocol::participant::LinkControl;
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,6 +35,10 @@ pub(crate) enum Kind {
     OpenAck,
     /// Link control of the snapshot protocol.
     Marker,
+    /// A rank has moved: see [`MoveControl::Moved`].
+    Moved,
+    /// No more packets come for a rank that has moved: see [`MoveControl::Confirm`].
+    Confirm,
 }
 
 impl Kind {
@@ -47,6 +52,9 @@ impl Kind {
             Kind::Open => 6,
             Kind::OpenAck => 7,
             Kind::Marker => 8,
+            // 9 is that of short headers.
+            Kind::Moved => 10,
+            Kind::Confirm => 11,
         }
     }
 
@@ -60,6 +68,8 @@ impl Kind {
             6 => Kind::Open,
             7 => Kind::OpenAck,
             8 => Kind::Marker,
+            10 => Kind::Moved,
+            11 => Kind::Confirm,
             _ => return None,
         })
     }
@@ -82,37 +92,43 @@ pub(crate) struct Header {
 
 const _: () = assert!(HEADER_BYTES == 48);
 
-/// What an eager message begins with on a link between two processes that host one rank each: the kind 9, and then what
-/// the link does not tell by itself.
+/// What an eager message begins with between the only ranks that two processes had at their start: the kind 9, and then
+/// what the link does not tell by itself. Where these ranks are now makes no difference.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct ShortHeader {
-    kind: U32,
-    tag: I32,
-    context: U64,
-    /// The low half of the message's number in its channel.
-    sequence: U32,
+    kind: U16,
     /// Low halves of incarnation and epoch.
     incarnation: U16,
+    tag: I32,
+    context: U64,
+    /// The message's number in its channel: 32 bits of it, and 16 more.
+    sequence: U32,
+    sequence_high: U16,
     epoch: U16,
 }
 
 const _: () = assert!(size_of::<ShortHeader>() == 24);
 
-const SHORT_KIND: u32 = 9;
+const SHORT_KIND: u16 = 9;
+
+/// From this number on, messages of a channel have whole headers.
+const SHORT_SEQUENCES: u64 = 1 << 48;
 
 impl ShortHeader {
+    /// None for a message whose number does not fit.
     #[inline]
-    #[allow(clippy::cast_possible_truncation)] // low halves are wanted
-    pub(crate) fn new(label: &Label, stamp: Stamp) -> Self {
-        Self {
+    #[allow(clippy::cast_possible_truncation)] // low halves are wanted, and the number is looked at
+    pub(crate) fn new(label: &Label, stamp: Stamp) -> Option<Self> {
+        (label.sequence < SHORT_SEQUENCES).then(|| Self {
             kind: SHORT_KIND.into(),
+            incarnation: (stamp.incarnation as u16).into(),
             tag: label.tag.into(),
             context: label.context.into(),
             sequence: (label.sequence as u32).into(),
-            incarnation: (stamp.incarnation as u16).into(),
+            sequence_high: ((label.sequence >> 32) as u16).into(),
             epoch: (stamp.epoch as u16).into(),
-        }
+        })
     }
 
     /// Splits a packet into header and body, if it begins with one of these.
@@ -122,38 +138,37 @@ impl ShortHeader {
         (header.kind.get() == SHORT_KIND).then_some((header, body))
     }
 
-    /// The message's label, where both ranks and the number that comes next on the channel are known.
+    /// The message's label, where both ranks are known.
     ///
     /// # Errors
-    /// It is not the next message, or of another incarnation.
+    /// It is of another incarnation.
     #[inline]
     pub(crate) fn label(
         &self,
         source: Rank,
         destination: Rank,
-        next: u64,
         incarnation: u32,
         body: &[u8],
     ) -> Result<Label, Fatal> {
         #[allow(clippy::cast_possible_truncation)] // low halves are compared
-        if self.sequence.get() != next as u32 || self.incarnation.get() != incarnation as u16 {
-            return Err(self.unexpected(source, next, incarnation));
+        if self.incarnation.get() != incarnation as u16 {
+            return Err(self.unexpected(source, incarnation));
         }
         Ok(Label {
             source,
             destination,
             context: self.context.get(),
             tag: self.tag.get(),
-            sequence: next,
+            sequence: u64::from(self.sequence.get()) | u64::from(self.sequence_high.get()) << 32,
             bytes: body.len() as u64,
         })
     }
 
     #[cold]
-    fn unexpected(&self, source: Rank, next: u64, incarnation: u32) -> Fatal {
+    fn unexpected(&self, source: Rank, incarnation: u32) -> Fatal {
         Fatal::new(format!(
-            "message {} of incarnation {} from {source}, where message {next} of incarnation {incarnation} was next",
-            self.sequence, self.incarnation
+            "a message of incarnation {} from {source} in incarnation {incarnation}",
+            self.incarnation
         ))
     }
 }
@@ -198,22 +213,58 @@ impl Header {
         }
     }
 
-    /// The header of a link control packet; its epoch stands whole in the field for lengths.
-    pub(crate) fn of_control(control: LinkControl, stamp: Stamp) -> Self {
-        let (kind, epoch) = match control {
-            LinkControl::Open { epoch } => (Kind::Open, epoch),
-            LinkControl::OpenAck { epoch } => (Kind::OpenAck, epoch),
-            LinkControl::Marker { epoch } => (Kind::Marker, epoch),
-        };
-        let none = Label {
+    /// The header of a control packet. The number of an epoch or a move stands whole in the field for lengths.
+    pub(crate) fn of_control(control: Control, stamp: Stamp) -> Self {
+        let mut label = Label {
             source: Rank(0),
             destination: Rank(0),
             context: 0,
             tag: 0,
             sequence: 0,
-            bytes: epoch.0,
+            bytes: 0,
         };
-        Self::new(kind, &none, stamp)
+        let kind = match control {
+            Control::Link(control) => {
+                label.bytes = control.epoch().0;
+                match control {
+                    LinkControl::Open { .. } => Kind::Open,
+                    LinkControl::OpenAck { .. } => Kind::OpenAck,
+                    LinkControl::Marker { .. } => Kind::Marker,
+                }
+            }
+            Control::Move(MoveControl::Moved { id, rank, to }) => {
+                label.bytes = id.0;
+                label.source = rank;
+                label.context = u64::from(to.0);
+                Kind::Moved
+            }
+            Control::Move(MoveControl::Confirm { id }) => {
+                label.bytes = id.0;
+                Kind::Confirm
+            }
+        };
+        Self::new(kind, &label, stamp)
+    }
+
+    /// The control packet that this is the header of; none if it is another.
+    pub(crate) fn control(&self, kind: Kind) -> Result<Option<Control>, Fatal> {
+        let epoch = Epoch(self.number());
+        let id = Move(self.number());
+        Ok(Some(match kind {
+            Kind::Open => Control::Link(LinkControl::Open { epoch }),
+            Kind::OpenAck => Control::Link(LinkControl::OpenAck { epoch }),
+            Kind::Marker => Control::Link(LinkControl::Marker { epoch }),
+            Kind::Moved => {
+                let rank = Rank(self.source.get());
+                let to = u32::try_from(self.context.get()).map(Process);
+                let to = to.map_err(|_| Fatal::new("a rank has moved to no process"))?;
+                Control::Move(MoveControl::Moved { id, rank, to })
+            }
+            Kind::Confirm => Control::Move(MoveControl::Confirm { id }),
+            Kind::Eager | Kind::Announce | Kind::Ack | Kind::Pull | Kind::Fragment => {
+                return Ok(None);
+            }
+        }))
     }
 
     /// Splits a packet into header and body.
@@ -247,7 +298,7 @@ impl Header {
         }
     }
 
-    /// The epoch of a link control packet, or the offset of a fragment.
+    /// The number that a control packet is about, or the offset of a fragment.
     pub(crate) fn number(&self) -> u64 {
         self.bytes.get()
     }
@@ -259,20 +310,31 @@ impl Header {
     }
 }
 
+/// A control packet, on a link or waiting for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Of the snapshot protocol.
+    Link(LinkControl),
+    /// About a move.
+    Move(MoveControl),
+}
+
 /// Where an announced message is: its address in memory of a process that this process may read, or the number under
-/// which that process sends it.
+/// which that process sends it; and the move that brought its rank there.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Place {
     process: U32,
     address: U64,
+    since: U64,
 }
 
 impl Place {
-    pub(crate) fn new(process: Process, address: u64) -> Self {
+    pub(crate) fn new(process: Process, address: u64, since: Move) -> Self {
         Self {
             process: process.0.into(),
             address: address.into(),
+            since: since.0.into(),
         }
     }
 
@@ -291,5 +353,57 @@ impl Place {
 
     pub(crate) fn address(&self) -> u64 {
         self.address.get()
+    }
+
+    pub(crate) fn since(&self) -> Move {
+        Move(self.since.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp {
+        incarnation: 7,
+        epoch: 3,
+    };
+
+    #[test]
+    fn every_control_packet_is_read_as_it_was_written() {
+        let (id, rank, to) = (Move(1 << 40), Rank(5), Process(9));
+        let epoch = Epoch(1 << 35);
+        for control in [
+            Control::Link(LinkControl::Open { epoch }),
+            Control::Link(LinkControl::OpenAck { epoch }),
+            Control::Link(LinkControl::Marker { epoch }),
+            Control::Move(MoveControl::Moved { id, rank, to }),
+            Control::Move(MoveControl::Confirm { id }),
+        ] {
+            let header = Header::of_control(control, STAMP);
+            let (header, kind, body) = Header::parse(header.as_bytes()).unwrap();
+            assert_eq!(header.control(kind).unwrap(), Some(control));
+            assert!(body.is_empty());
+            assert!(ShortHeader::parse(header.as_bytes()).is_none());
+        }
+    }
+
+    #[test]
+    fn a_short_header_tells_the_whole_number_or_is_not_used() {
+        let mut label = Label {
+            source: Rank(1),
+            destination: Rank(2),
+            context: 77,
+            tag: -4,
+            sequence: (1 << 48) - 1,
+            bytes: 0,
+        };
+        let header = ShortHeader::new(&label, STAMP).unwrap();
+        let (header, body) = ShortHeader::parse(header.as_bytes()).unwrap();
+        let read = |incarnation| header.label(Rank(1), Rank(2), incarnation, body);
+        assert_eq!(read(7).unwrap(), label);
+        assert!(read(8).is_err());
+        label.sequence += 1;
+        assert!(ShortHeader::new(&label, STAMP).is_none());
     }
 }

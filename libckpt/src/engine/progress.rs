@@ -2,12 +2,13 @@
 
 use libckpt_transport::{BulkError, BulkSource};
 use protocol::ids::{Process, Rank};
+use protocol::migration::Route;
 use protocol::participant::{Gate, Output};
 use zerocopy::IntoBytes;
 
 use super::core::{packet_bytes, with_parts};
-use super::packet::{HEADER_BYTES, Header, Kind, Label, Place};
-use super::tables::Recorded;
+use super::packet::{Control, HEADER_BYTES, Header, Kind, Label, Place};
+use super::tables::{Queued, Recorded};
 use super::{Engine, Fatal};
 
 /// Packets that one call takes at the most before the ranks get their turn.
@@ -37,7 +38,10 @@ impl Engine {
     fn try_progress(&mut self, packets: usize) -> Result<bool, Fatal> {
         let mut moved = false;
         for _ in 0..packets {
-            if self.core.participant.cut_wanted().is_some() || !self.take_packet()? {
+            if self.core.participant.cut_wanted().is_some()
+                || self.core.transit.is_full()
+                || !self.take_packet()?
+            {
                 break;
             }
             moved = true;
@@ -74,6 +78,9 @@ impl Engine {
         if !self.core.waiting.is_empty() {
             self.flush()?;
         }
+        if self.core.transit.is_draining() {
+            self.core.drain()?;
+        }
         Ok(())
     }
 
@@ -82,6 +89,7 @@ impl Engine {
         while let Some(output) = self.core.participant.poll_output() {
             match output {
                 Output::SendLink { peer, control } => {
+                    let control = Control::Link(control);
                     self.core.outbound[peer.index()].control.push_back(control);
                     self.core.list(peer);
                 }
@@ -107,35 +115,11 @@ impl Engine {
         let place = transfer.place;
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
         let bytes = label.bytes as usize;
-        let home = self.core.placement[label.source.index()];
-        if home == self.core.me {
-            let sender = self
-                .core
-                .index_of(label.source)
-                .expect("a rank placed here is hosted here");
-            let unacked = self.core.hosted[sender]
-                .tables
-                .unacked
-                .get(&(label.destination, label.sequence));
-            let Some(unacked) = unacked else {
-                return Err(Fatal::new(format!(
-                    "{} does not have the message that it announced",
-                    label.source
-                )));
-            };
-            let from = unacked.from;
-            if let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) {
-                transfer.into.fill(0, &from.as_slice()[..bytes]);
-            }
-            self.core.finish_transfer(index, key);
-            return Ok(());
-        }
-        if self.core.numbered.on {
-            return self.receive_numbered(index, key);
-        }
-        let Some(place) = place else {
-            self.pull(home, label);
-            return Ok(());
+        let place = match self.core.where_lies(&label, place)? {
+            Lies::Here => return self.read_here(index, key, &label),
+            Lies::AtHome if self.core.numbered.on => return self.receive_numbered(index, key),
+            Lies::AtHome | Lies::Untold => return Ok(()),
+            Lies::At(place) => place,
         };
         let source = BulkSource {
             process: place.process(),
@@ -151,11 +135,28 @@ impl Engine {
             .bulk_read(source, &mut transfer.into.as_mut_slice()[..bytes]);
         match outcome {
             Ok(()) => self.core.finish_transfer(index, key),
-            Err(BulkError::Forbidden { .. }) => self.pull(home, label),
+            Err(BulkError::Forbidden { .. }) => self.pull(place.process(), label),
             // The sender's process is gone: the coordinator notices and restarts the job.
             Err(BulkError::Gone { .. }) => {}
             Err(error) => return Err(Fatal::new(error)),
         }
+        Ok(())
+    }
+
+    /// Copies an announced message of a rank of this process.
+    fn read_here(&mut self, index: usize, key: (Rank, u64), label: &Label) -> Result<(), Fatal> {
+        let Some(from) = self.core.unacked(label).map(|unacked| unacked.from) else {
+            return Err(Fatal::new(format!(
+                "{} does not have the message that it announced",
+                label.source
+            )));
+        };
+        #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
+        let bytes = label.bytes as usize;
+        if let Some(transfer) = self.core.hosted[index].tables.transfers.get_mut(&key) {
+            transfer.into.fill(0, &from.as_slice()[..bytes]);
+        }
+        self.core.finish_transfer(index, key);
         Ok(())
     }
 
@@ -190,21 +191,22 @@ impl Engine {
             }
             self.core.outbound[peer.index()].control.pop_front();
         }
-        while let Some(packet) = self.core.outbound[peer.index()].data.pop_front() {
-            if self.core.is_void(&packet) {
-                self.core.outbound[peer.index()].data_bytes -= packet_bytes(&packet);
+        while let Some(queued) = self.core.outbound[peer.index()].data.pop_front() {
+            let bytes = packet_bytes(&queued.packet);
+            if self.core.is_void(&queued.packet) {
+                self.core.outbound[peer.index()].data_bytes -= bytes;
                 continue;
             }
             let sent = match self.core.participant.send_gate(peer) {
-                Gate::Open => self.put(peer, &packet)?,
+                Gate::Open => self.put(peer, &queued)?,
                 Gate::Wait => false,
             };
             let outbound = &mut self.core.outbound[peer.index()];
             if !sent {
-                outbound.data.push_front(packet);
+                outbound.data.push_front(queued);
                 break;
             }
-            outbound.data_bytes -= packet_bytes(&packet);
+            outbound.data_bytes -= bytes;
             self.core.participant.data_sent(peer);
         }
         while let Some(label) = self.core.outbound[peer.index()].pulls.front().copied() {
@@ -222,8 +224,8 @@ impl Engine {
     }
 
     /// Puts a packet of a rank on its link, if there is room.
-    fn put(&mut self, peer: Process, packet: &Recorded) -> Result<bool, Fatal> {
-        if let Recorded::Announce(label) = packet
+    fn put(&mut self, peer: Process, queued: &Queued) -> Result<bool, Fatal> {
+        if let Recorded::Announce(label) = &queued.packet
             && self.core.numbered.on
         {
             return self.announce_numbered(peer, label);
@@ -231,8 +233,8 @@ impl Engine {
         let Self {
             core, transport, ..
         } = self;
-        let place = |label: &Label| core.place_of(label);
-        with_parts(packet, core.stamp(), place, |parts| {
+        let place = |label: &Label| queued.place.unwrap_or_else(|| core.place_of(label));
+        with_parts(&queued.packet, core.stamp(), place, |parts| {
             transport.try_send(peer, parts)
         })
         .map_err(Fatal::new)
@@ -293,7 +295,34 @@ impl Engine {
     }
 }
 
+/// Where the bytes of an announced message are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lies {
+    /// In the memory of a rank that runs here.
+    Here,
+    /// In memory that can be read.
+    At(Place),
+    /// With its sender, which sends it under a number.
+    AtHome,
+    /// It will be announced again: the job was restored, or the sender has moved or is about to.
+    Untold,
+}
+
 impl super::Core {
+    /// Where an announced message is to be read, of which this place was told.
+    pub(super) fn where_lies(&self, label: &Label, place: Option<Place>) -> Result<Lies, Fatal> {
+        Ok(match self.mover.route(label.source).map_err(Fatal::new)? {
+            Route::Here => Lies::Here,
+            Route::Link(_) if self.numbered.on => Lies::AtHome,
+            Route::Link(_) => place.map_or(Lies::Untold, Lies::At),
+            // A rank that is frozen here may run at its target already, and have announced the message from there, before the
+            // coordinator's word has come: it will not do so again. Otherwise it does when it goes on, here or elsewhere.
+            Route::Hold => place
+                .filter(|place| place.process() != self.me)
+                .map_or(Lies::Untold, Lies::At),
+        })
+    }
+
     /// An announcement whose message was acknowledged while it was queued, by an acknowledgment of before a restart: the
     /// receiver has the message.
     fn is_void(&self, packet: &Recorded) -> bool {
@@ -308,6 +337,7 @@ impl super::Core {
         let address = self
             .unacked(label)
             .map_or(0, |unacked| unacked.from.address());
-        Place::new(self.me, address)
+        let since = self.mover.since(label.source).unwrap_or_default();
+        Place::new(self.me, address, since)
     }
 }

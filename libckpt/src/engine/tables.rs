@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use protocol::channel::{Incoming, Outgoing};
-use protocol::ids::Rank;
+use protocol::ids::{Move, Rank};
 use serde::{Deserialize, Serialize};
 
 use super::packet::{Label, Place};
@@ -71,6 +71,45 @@ pub(crate) enum Recorded {
     Announce(Label),
     /// An acknowledgment from the label's destination to its source.
     Ack(Label),
+}
+
+impl Recorded {
+    /// The rank that made the packet.
+    pub(crate) fn from(&self) -> Rank {
+        match self {
+            Self::Eager(label, _) | Self::Announce(label) => label.source,
+            Self::Ack(label) => label.destination,
+        }
+    }
+
+    /// The rank that the packet is for.
+    pub(crate) fn to(&self) -> Rank {
+        match self {
+            Self::Eager(label, _) | Self::Announce(label) => label.destination,
+            Self::Ack(label) => label.source,
+        }
+    }
+}
+
+/// A packet that is not on a link: it waits for one, or for the outcome of a move.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) packet: Recorded,
+    /// Of an announcement that came on a link, where the message lies. Our own get theirs when they are put on a link.
+    pub(crate) place: Option<Place>,
+    /// It has come on a link: its sender was not here.
+    pub(crate) forwarded: bool,
+}
+
+impl Queued {
+    /// A packet of a rank of this process.
+    pub(crate) fn own(packet: Recorded) -> Self {
+        Self {
+            packet,
+            place: None,
+            forwarded: false,
+        }
+    }
 }
 
 /// The message tables of one rank.
@@ -164,7 +203,26 @@ impl Tables {
         })
     }
 
-    /// Binds a message that is announced again to the place where it now lies. Tells which entry it found.
+    /// Forgets where messages lie that this rank announced before its move `since`.
+    pub(crate) fn forget_places(&mut self, of: Rank, since: Move) {
+        let is_stale = |place: &Place| place.since() < since;
+        let arrived = self.unexpected.iter_mut().chain(self.probed.values_mut());
+        for arrived in arrived.filter(|arrived| arrived.label.source == of) {
+            if let Body::Announced(place) = &mut arrived.body {
+                *place = place.filter(|place| !is_stale(place));
+            }
+        }
+        let transfers = self.transfers.range_mut((of, 0)..=(of, u64::MAX));
+        for (_, transfer) in transfers {
+            if transfer.place.as_ref().is_some_and(is_stale) {
+                transfer.place = None;
+                transfer.received_bytes = 0;
+            }
+        }
+    }
+
+    /// Binds a message that is announced again to the place where it now lies. An announcement without a place changes none: it is
+    /// of a rank of this process, or an old one that has come by a longer way than the new. Tells which entry it found.
     pub(crate) fn rebind(&mut self, label: &Label, place: Option<Place>) -> Rebound {
         let same = |arrived: &Arrived| {
             arrived.label.source == label.source && arrived.label.sequence == label.sequence
@@ -175,13 +233,17 @@ impl Tables {
             .chain(self.probed.values_mut())
             .find(|arrived| same(arrived) && matches!(arrived.body, Body::Announced(_)));
         if let Some(arrived) = waiting {
-            arrived.body = Body::Announced(place);
+            if place.is_some() {
+                arrived.body = Body::Announced(place);
+            }
             return Rebound::Waiting;
         }
         match self.transfers.get_mut(&(label.source, label.sequence)) {
             Some(transfer) => {
-                transfer.place = place;
-                transfer.received_bytes = 0;
+                if place.is_some() {
+                    transfer.place = place;
+                    transfer.received_bytes = 0;
+                }
                 Rebound::Transfer
             }
             None => Rebound::Complete,
@@ -198,4 +260,54 @@ pub(crate) enum Rebound {
     Transfer,
     /// It was received; the acknowledgment is to be sent again.
     Complete,
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::ids::Process;
+
+    use super::*;
+
+    const FROM: Rank = Rank(4);
+
+    fn waiting(place: Option<Place>) -> (Tables, Label) {
+        let label = Label {
+            source: FROM,
+            destination: Rank(0),
+            context: 0,
+            tag: 0,
+            sequence: 7,
+            bytes: 1 << 20,
+        };
+        let mut tables = Tables::new();
+        let body = Body::Announced(place);
+        tables.unexpected.push_back(Arrived { label, body });
+        (tables, label)
+    }
+
+    fn place_in(tables: &Tables) -> Option<(Process, Move)> {
+        match &tables.unexpected[0].body {
+            Body::Announced(place) => place.map(|place| (place.process(), place.since())),
+            Body::Whole(_) => panic!("it was announced"),
+        }
+    }
+
+    #[test]
+    fn an_old_announcement_that_comes_late_does_not_take_the_new_place_away() {
+        let new = Place::new(Process(2), 0x1000, Move(5));
+        let (mut tables, label) = waiting(None);
+        assert_eq!(tables.rebind(&label, Some(new)), Rebound::Waiting);
+        assert_eq!(tables.rebind(&label, None), Rebound::Waiting);
+        assert_eq!(place_in(&tables), Some((Process(2), Move(5))));
+    }
+
+    #[test]
+    fn only_places_of_before_a_move_of_their_rank_are_forgotten() {
+        let (mut tables, _) = waiting(Some(Place::new(Process(2), 0x1000, Move(5))));
+        tables.forget_places(FROM, Move(5));
+        tables.forget_places(Rank(3), Move(9));
+        assert!(place_in(&tables).is_some());
+        tables.forget_places(FROM, Move(6));
+        assert!(place_in(&tables).is_none());
+    }
 }

@@ -46,6 +46,7 @@
 //! - Only regular files. Pipes, terminals and devices have no offset to go back to; use [`std::fs`] for them.
 
 mod error;
+mod hand_over;
 mod open_file;
 mod options;
 mod record;
@@ -62,11 +63,14 @@ use libckpt_rank::in_process;
 use protocol::ids::Rank;
 
 pub use self::error::FileError;
+pub(crate) use self::hand_over::{Offer, Taken, is_there, offer};
 use self::open_file::OpenFile;
 pub use self::options::OpenOptions;
 pub(crate) use self::record::{OpenFiles, record};
 pub(crate) use self::reopen::{Reopened, Stragglers, check};
-pub(crate) use self::table::{Unsynced, close_all, descriptors, keep_until_durable, unsynced};
+pub(crate) use self::table::{
+    Unsynced, close_all, descriptors, keep_until_durable, let_go, unsynced,
+};
 
 /// An open file of a rank. See the [module](self).
 ///

@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::FileError;
 use super::options::Mode;
 
@@ -35,6 +37,14 @@ pub(super) struct OpenFile {
     failure: OnceLock<String>,
 }
 
+/// What of a file may not be on disk, for another process that takes it over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Written {
+    is_unsynced: bool,
+    is_new: bool,
+    failure: Option<String>,
+}
+
 impl OpenFile {
     /// A regular file that was just opened.
     pub(super) fn new(file: fs::File, path: PathBuf, mode: Mode, is_new: bool) -> io::Result<Self> {
@@ -49,6 +59,32 @@ impl OpenFile {
             is_new: AtomicBool::new(is_new),
             failure: OnceLock::new(),
         })
+    }
+
+    /// One that another process of this machine has open, with a descriptor of our own.
+    pub(super) fn taken(
+        file: fs::File,
+        path: PathBuf,
+        mode: Mode,
+        written: Written,
+    ) -> io::Result<Self> {
+        let taken = Self::new(file, path, mode, written.is_new)?;
+        if written.is_unsynced {
+            taken.will_write();
+        }
+        if let Some(reason) = written.failure {
+            let _ = taken.failure.set(reason);
+        }
+        Ok(taken)
+    }
+
+    /// What of it may not be on disk.
+    pub(super) fn written(&self) -> Written {
+        Written {
+            is_unsynced: self.is_unsynced(),
+            is_new: self.is_new.load(Ordering::SeqCst),
+            failure: self.failure.get().cloned(),
+        }
     }
 
     pub(super) fn file(&self) -> &fs::File {

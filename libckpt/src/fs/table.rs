@@ -149,7 +149,14 @@ pub(super) fn close(rank: Rank, number: u64) {
     }
 }
 
-/// Closes all files of a rank: it has ended, or goes on in another process.
+/// A rank goes on in another process, which has the same files open. So they are closed, and not unlocked: the lock is
+/// the other's as well.
+pub(crate) fn let_go(rank: Rank) {
+    let files = table().ranks.remove(&rank);
+    drop(files);
+}
+
+/// Closes all files of a rank: it has ended.
 pub(crate) fn close_all(rank: Rank) {
     let mut table = table();
     let Some(files) = table.ranks.remove(&rank) else {
@@ -197,6 +204,12 @@ impl Unsynced {
     pub(crate) fn sync(&self) -> Result<(), FileError> {
         self.0.sync()
     }
+}
+
+/// All files, for tests that stand for another process.
+#[cfg(test)]
+pub(super) fn all_of_tests() -> Vec<Arc<OpenFile>> {
+    table().all().cloned().collect()
 }
 
 fn table() -> MutexGuard<'static, Table> {

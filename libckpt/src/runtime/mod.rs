@@ -2,6 +2,7 @@
 //!
 //! - `control`: the connection to the coordinator.
 //! - `links`: the links to the other processes of the job.
+//! - `moving`: ranks that leave and come while the others run.
 //! - `processors`: how the processes of a node share its processors.
 //! - `restore`: images and tables out of a checkpoint.
 //! - `schedule`: the loop that runs the ranks.
@@ -12,6 +13,7 @@
 mod control;
 mod ending;
 mod links;
+mod moving;
 mod output;
 mod pipeline;
 mod processors;
@@ -34,6 +36,7 @@ use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 use self::control::Control;
 pub use self::ending::{Ending, ExitStatus, Termination};
 use self::links::Links;
+use self::moving::Moving;
 use self::output::Output;
 use self::schedule::Scheduler;
 use self::snapshot::Snapshots;
@@ -171,7 +174,7 @@ impl Job {
             process,
             u32::try_from(assignment.incarnation.0 & u64::from(u32::MAX)).expect("masked"),
             assignment.epoch,
-            assignment.placement.clone(),
+            &assignment.placement,
             assignment.processes,
             eager_bytes_max,
         );
@@ -221,6 +224,7 @@ impl Job {
                 }
             }
         };
+        let mut moving = None;
         let snapshots = match (&control, snapshots) {
             (Some((control, inbox)), Some(mut snapshots)) => {
                 control.report(Report::Ready { restore_us });
@@ -234,6 +238,7 @@ impl Job {
                 if assignment.restore.is_none() {
                     snapshots.record_baseline();
                 }
+                moving = Some(Moving::new(&assignment, layout, control.clone()));
                 Some(snapshots)
             }
             _ => None,
@@ -253,6 +258,7 @@ impl Job {
             slots,
             control,
             snapshots,
+            moving,
             output,
             room_made: Instant::now(),
         })

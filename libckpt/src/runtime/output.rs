@@ -4,7 +4,7 @@
 //! output and error at the running rank's pipes before each turn.
 
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use libckpt_rank::process::inherited_descriptor;
 use protocol::control::environment;
@@ -52,6 +52,33 @@ impl Output {
             pipes,
             current: None,
         })
+    }
+
+    /// The output of a rank, if it has one of its own.
+    pub(crate) fn of(&self, rank: Rank) -> Option<(&OwnedFd, &OwnedFd)> {
+        let found = self.pipes.iter().find(|pipes| pipes.0 == rank);
+        found.map(|(_, out, err)| (out, err))
+    }
+
+    /// A rank leaves with its output.
+    pub(crate) fn take(&mut self, rank: Rank) -> Option<(OwnedFd, OwnedFd)> {
+        if self.current == Some(rank) {
+            self.current = None;
+        }
+        let at = self.pipes.iter().position(|pipes| pipes.0 == rank)?;
+        let (_, out, err) = self.pipes.swap_remove(at);
+        Some((out, err))
+    }
+
+    /// A rank has come with its output.
+    pub(crate) fn add(&mut self, rank: Rank, (out, err): (OwnedFd, OwnedFd)) {
+        self.pipes.push((rank, out, err));
+    }
+
+    /// The descriptors of all outputs.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let pipes = self.pipes.iter();
+        pipes.flat_map(|(_, out, err)| [out.as_raw_fd(), err.as_raw_fd()])
     }
 
     /// Makes standard output and error those of a rank.

@@ -13,6 +13,7 @@ use protocol::ids::Rank;
 
 use super::Ending;
 use super::control::{Control, ENDING};
+use super::moving::Moving;
 use super::output::Output;
 use super::snapshot::Snapshots;
 use crate::engine::{Engine, Fatal, NO_RANK, SnapshotEvent, in_engine};
@@ -34,6 +35,8 @@ pub(crate) struct Scheduler {
     /// How to reach the coordinator; `None` for a program that runs alone.
     pub(crate) control: Option<(Control, Receiver<Directive>)>,
     pub(crate) snapshots: Option<Snapshots>,
+    /// Ranks that leave and come; where there is a coordinator.
+    pub(crate) moving: Option<Moving>,
     pub(crate) output: Output,
     /// When staging memory was last made to fit the ranks.
     pub(crate) room_made: Instant,
@@ -65,6 +68,7 @@ impl Scheduler {
         if engine.fatal.is_some()
             || !engine.ended.is_empty()
             || !engine.snapshot_events.is_empty()
+            || engine.core.transit.has_errands()
             || engine.attention.directive.load(Ordering::Relaxed)
         {
             return Next::Look;
@@ -123,6 +127,9 @@ impl Scheduler {
                 }
             }
         }
+        if let Err(fatal) = self.run_errands() {
+            self.die(&fatal);
+        }
         self.take_directives();
         if let Some(snapshots) = &mut self.snapshots
             && self.room_made.elapsed() >= MAKE_ROOM_EVERY
@@ -140,6 +147,12 @@ impl Scheduler {
         for directive in directives {
             if directive == Directive::End {
                 end_well();
+            }
+            if let Directive::Move(directive) = directive {
+                if let Err(fatal) = self.migrate(directive) {
+                    self.die(&fatal);
+                }
+                continue;
             }
             let (committed, rebase) = match &directive {
                 Directive::Committed { epoch } => (Some(*epoch), false),
@@ -186,7 +199,8 @@ impl Scheduler {
         let Some(snapshots) = &mut self.snapshots else {
             self.die(&Fatal::new("a snapshot without a store"));
         };
-        if let Err(fatal) = snapshots.cut(epoch, &self.slots) {
+        let outputs = self.output.descriptors().collect();
+        if let Err(fatal) = snapshots.cut(epoch, &self.slots, outputs) {
             self.die(&fatal);
         }
     }

@@ -5,13 +5,14 @@
 //! marker has come, the channel state follows.
 
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use libckpt_rank::Slot;
-use libckpt_rank::capture::{Capturer, Options};
+use libckpt_rank::capture::{Capturer, FollowError, Look, Options};
 use libckpt_rank::inspect::{Baseline, PointerScan};
 use protocol::control::{Assignment, LinkCount, Report};
-use protocol::ids::Epoch;
+use protocol::ids::{Epoch, Rank};
 use store::PAGE_BYTES;
 
 use super::control::Control;
@@ -110,15 +111,20 @@ impl Snapshots {
         resident_bytes
     }
 
-    /// Captures all ranks. They are suspended.
+    /// Captures all ranks. They are suspended. `outputs` are descriptors that the library has for them.
     ///
     /// # Errors
     /// Only what must end the process; a capture that is refused is reported and aborts the snapshot.
-    pub(crate) fn cut(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<(), Fatal> {
+    pub(crate) fn cut(
+        &mut self,
+        epoch: Epoch,
+        slots: &[Slot],
+        outputs: Vec<RawFd>,
+    ) -> Result<(), Fatal> {
         let begin = Instant::now();
         // What a rank has printed belongs before the cut, and must not be lost with this process.
         let _ = std::io::stdout().flush();
-        let captured = self.capture(epoch, slots)?;
+        let captured = self.capture(epoch, slots, outputs)?;
         in_engine(|engine| engine.begin_recording(epoch))?;
         let stall_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         match captured {
@@ -133,7 +139,12 @@ impl Snapshots {
         Ok(())
     }
 
-    fn capture(&mut self, epoch: Epoch, slots: &[Slot]) -> Result<Result<(), String>, Fatal> {
+    fn capture(
+        &mut self,
+        epoch: Epoch,
+        slots: &[Slot],
+        outputs: Vec<RawFd>,
+    ) -> Result<Result<(), String>, Fatal> {
         if let Some(busy) = self.pipeline.busy() {
             let what = if self.pipeline.is_discarded(busy) {
                 "was given up, and its files are still being closed"
@@ -172,8 +183,9 @@ impl Snapshots {
             .collect();
         // Before the files of the snapshot are opened, which are none of the program's.
         let baseline = self.baseline.take();
+        let own = [fs::descriptors(), outputs].concat();
         let outside = Outside {
-            changes: baseline.map(|baseline| baseline.changes(&fs::descriptors())),
+            changes: baseline.map(|baseline| baseline.changes(&own)),
             unsynced: fs::unsynced(),
         };
         let sink = self.pipeline.begin(epoch, plans, self.capturer.compares());
@@ -225,6 +237,21 @@ impl Snapshots {
         in_engine(|engine| engine.discard_recording(epoch));
         self.capturer.aborted(epoch);
         self.pipeline.discard(epoch);
+    }
+
+    /// Looks what a rank has written since the look before, for a move ([`Capturer::look`]). The ranks are suspended.
+    pub(crate) fn look(&mut self, slot: &Slot) -> Result<Look, FollowError> {
+        self.capturer.look(slot)
+    }
+
+    /// A rank stays, and moves look at it no more.
+    pub(crate) fn unfollow(&mut self, slot: &Slot) {
+        self.capturer.unfollow(slot);
+    }
+
+    /// A rank has gone to another process. Should it come back, its next image is a whole one.
+    pub(crate) fn forget(&mut self, rank: Rank) {
+        self.capturer.forget(rank);
     }
 
     /// What checkpoints build on is not there any more: the next one holds whole images.

@@ -16,6 +16,7 @@ mod bulk;
 mod futex;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod other;
 mod patience;
 pub mod shm;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod stepped;
 mod transport;
 mod waker;
 
+pub use other::OtherProcess;
 pub use transport::{
     BulkDone, BulkError, BulkFrom, BulkInto, BulkSource, Transport, TransportError, Wakeup,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use protocol::ids::Process;
 
-use crate::Waker;
+use crate::{OtherProcess, Waker};
 
 /// The links of one process to all others of its job.
 ///
@@ -50,6 +50,12 @@ pub trait Transport {
     /// # Errors
     /// [`BulkError::Forbidden`]: this machine does not let us; send the bytes as packets instead.
     fn bulk_read(&mut self, from: BulkSource, into: &mut [u8]) -> Result<(), BulkError>;
+
+    /// A process of the job whose memory this one may read, for any thread; `None` where links don't tell, or the other has
+    /// not joined.
+    fn other(&self, _process: Process) -> Option<OtherProcess> {
+        None
+    }
 
     /// Whether large buffers are sent by number; [`bulk_read`](Self::bulk_read) is no use then.
     fn sends_bulk(&self) -> bool {

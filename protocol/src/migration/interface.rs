@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::messages::{MoveControl, MoveDirective, MoveMode, MoveNeeds, MoveReport};
 use crate::coordinator::RequestId;
 use crate::ids::{Move, Process, Rank};
@@ -78,7 +80,7 @@ pub struct Done {
 }
 
 /// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Step {
     /// The source looks what pins the rank.
     Examining,
@@ -99,6 +101,8 @@ pub enum Step {
 pub struct Underway {
     /// The move.
     pub id: Move,
+    /// Who asked for it.
+    pub request: RequestId,
     /// The rank.
     pub rank: Rank,
     /// Where it was.

@@ -1,5 +1,7 @@
 //! What coordinator and processes tell each other about moves, and processes each other on their links.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Move, Process, Rank};
@@ -19,6 +21,21 @@ pub enum MoveMode {
     Checkpoint,
     /// Frozen at a point that the solver names.
     Safepoint,
+    /// [`MoveMode::Stop`] or [`MoveMode::Precopy`], as the source finds better ([`super::rounds::choose`]).
+    Auto,
+}
+
+impl fmt::Display for MoveMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "stop",
+            Self::Precopy => "precopy",
+            Self::Postcopy => "postcopy",
+            Self::Checkpoint => "checkpoint",
+            Self::Safepoint => "safepoint",
+            Self::Auto => "auto",
+        })
+    }
 }
 
 /// What a rank needs at its target.
@@ -28,6 +45,8 @@ pub struct MoveNeeds {
     pub image_bytes: u64,
     /// The files that it has open, by their paths.
     pub files: Vec<String>,
+    /// How the thread that receives the rank reaches the source, in words of those who carry its bytes.
+    pub line: String,
 }
 
 /// What the coordinator tells a process about a move.

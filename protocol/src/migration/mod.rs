@@ -30,6 +30,7 @@
 //! - [`moves`]: the coordinator's side.
 //! - [`mover`]: the side of a process: as source, as target, and as any other.
 //! - [`places`]: where the ranks are, and since which move: stale news are known by that.
+//! - [`rounds`]: when a rank that is copied while it runs is frozen, and which way of moving pays.
 //! - [`interface`]: what goes in and comes out of both.
 //! - [`messages`]: what they tell each other.
 
@@ -39,6 +40,7 @@ pub mod messages;
 pub mod mover;
 pub mod moves;
 pub mod places;
+pub mod rounds;
 
 #[cfg(test)]
 mod random;

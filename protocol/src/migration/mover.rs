@@ -159,9 +159,11 @@ impl<F: Faults> Mover<F> {
 
     #[cold]
     fn pass_on(&mut self, peer: Process, rank: Rank) -> Result<Route, MigrationError> {
-        // Its sender has heard earlier than this process that the rank is here.
-        let is_whole = |it: &Arriving| it.rank == rank && it.step == Step::Whole;
-        if self.arriving.values().any(is_whole) {
+        // Its sender has heard earlier than this process that the rank is here. What has received the rank may have told the
+        // coordinator before it has told this machine.
+        let may_be_whole =
+            |it: &Arriving| it.rank == rank && matches!(it.step, Step::Ready | Step::Whole);
+        if self.arriving.values().any(may_be_whole) {
             return Ok(Route::Hold);
         }
         let entry = self.forwarding.iter_mut().find(|(_, it)| it.rank == rank);
@@ -401,6 +403,9 @@ impl<F: Faults> Mover<F> {
     }
 
     /// Target: everything that the rank needs to run has come. False where the move was given up, or not prepared.
+    ///
+    /// Whoever has received it may send [`MoveReport::Received`] by itself, so that the record need not wait for this machine:
+    /// the coordinator takes it once. It must have called this before it hands in what the coordinator answers.
     #[must_use]
     pub fn received(&mut self, id: Move) -> bool {
         let ready = |it: &&mut Arriving| it.step == Step::Ready;

@@ -149,6 +149,7 @@ impl<F: Faults> Moves<F> {
     pub fn underway(&self) -> impl Iterator<Item = Underway> {
         self.active.iter().map(|(&id, active)| Underway {
             id,
+            request: active.request,
             rank: active.rank,
             from: active.from,
             to: active.to,
@@ -338,7 +339,13 @@ impl<F: Faults> Moves<F> {
                         Step::Preparing => "prepared for",
                         _ => "sent",
                     };
-                    let reason = format!("{} was not {what} in time", active.rank);
+                    let at = match (active.step, active.mode) {
+                        (Step::Transferring, MoveMode::Safepoint) => {
+                            ": it has come to no safepoint, does its program call libckpt::safepoint()?"
+                        }
+                        _ => "",
+                    };
+                    let reason = format!("{} was not {what} in time{at}", active.rank);
                     self.give_up(now, id, &reason);
                     continue;
                 }

@@ -67,6 +67,7 @@ pub struct State {
     checkpoints: BTreeMap<Epoch, (Index, Memory)>,
     cuts: u64,
     writes: u8,
+    looked: bool,
     rebases: u8,
     violation: bool,
 }
@@ -76,6 +77,8 @@ pub struct State {
 pub enum Action {
     Write(usize),
     Cut,
+    /// A round of a move looks what was written, and the kernel forgets it.
+    Look,
     /// The open epoch is committed, if what it needs is there.
     Commit,
     /// It is aborted.
@@ -196,6 +199,7 @@ impl Model for Paging {
             checkpoints: BTreeMap::new(),
             cuts: 0,
             writes: 0,
+            looked: false,
             rebases: 0,
             violation: false,
         }]
@@ -209,6 +213,9 @@ impl Model for Paging {
             actions.extend([Action::Commit, Action::Abort]);
         } else if state.cuts < self.cuts {
             actions.push(Action::Cut);
+        }
+        if !state.written.is_empty() && !state.looked {
+            actions.push(Action::Look);
         }
         if !state.news.is_empty() {
             actions.push(Action::Hear);
@@ -230,6 +237,11 @@ impl Model for Paging {
                 state.written.push(page as u64);
             }
             Action::Cut => state.cut(),
+            Action::Look => {
+                state.looked = true;
+                let written = state.written.drain(..).map(|page| page..page + 1);
+                state.dirty.found_between(&written.collect());
+            }
             Action::Commit => state.commit(self.mistake),
             Action::Abort => {
                 let (epoch, _) = state.open.take()?;

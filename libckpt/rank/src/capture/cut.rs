@@ -10,6 +10,7 @@ use protocol::ids::{Epoch, Rank};
 
 use super::aside::Aside;
 use super::catch_up::CatchUp;
+use super::follow::Followed;
 use super::geometry::{
     UNWATCHED, by_region, page_set, pages, pages_by_region, region_range, units_of,
 };
@@ -76,14 +77,14 @@ pub struct Observation {
 pub struct Capturer {
     tracking: Tracking,
     mode: CaptureMode,
-    tracker: Option<Uffd>,
-    guard: Option<Guard>,
+    pub(super) tracker: Option<Uffd>,
+    pub(super) guard: Option<Guard>,
     pool: Pool,
     /// Rounds of copy on write in a row that cost the ranks more than copying would have.
     lost_rounds: u32,
     /// Cuts that are to be copied aside because that costs the ranks less.
     copied_aside: u32,
-    ranks: BTreeMap<Rank, History>,
+    pub(super) ranks: BTreeMap<Rank, History>,
     /// Number of the last attempt to catch up.
     ticket: u64,
     description: String,
@@ -91,12 +92,14 @@ pub struct Capturer {
 
 /// What earlier cuts of a rank leave for the next.
 #[derive(Default)]
-struct History {
-    dirty: Dirty,
+pub(super) struct History {
+    pub(super) dirty: Dirty,
     /// The heap's pages that were live at the last cut. What is live anew counts as written, for it was not
     /// part of the image.
     live: PageSet,
-    regions: BTreeMap<usize, Region>,
+    pub(super) regions: BTreeMap<usize, Region>,
+    /// While the rank is copied for a move.
+    pub(super) followed: Option<Followed>,
     /// Regions that are catching up: the attempt, and the pages found to differ from the checkpoint once that is known.
     catching_up: BTreeMap<usize, (u64, Option<PageSet>)>,
 }
@@ -274,6 +277,11 @@ impl Capturer {
         for history in self.ranks.values_mut() {
             history.dirty.rebase();
         }
+    }
+
+    /// A rank is not in this process any more. Should it come back, its next cut saves all pages.
+    pub fn forget(&mut self, rank: Rank) {
+        self.ranks.remove(&rank);
     }
 
     /// What a checkpoint showed about the regions of a rank (by page number divided by
@@ -599,7 +607,7 @@ fn start_guard(pool: &Pool) -> io::Result<Guard> {
 
 /// Has the kernel track writes to a region from now on; all that is live counts as not written. Gives the pages that
 /// exist.
-fn track(
+pub(super) fn track(
     tracker: &Uffd,
     slot: &Slot,
     index: usize,
@@ -611,12 +619,12 @@ fn track(
     Ok(existing)
 }
 
-fn untrack(uffd: &Uffd, slot: &Slot, index: usize) {
+pub(super) fn untrack(uffd: &Uffd, slot: &Slot, index: usize) {
     // Fails where nothing of it was registered.
     let _ = uffd.unregister(&region_range(slot, index));
 }
 
-fn scan_tracked(
+pub(super) fn scan_tracked(
     slot: &Slot,
     live: &[Range<usize>],
     existing: &mut Vec<Range<u64>>,

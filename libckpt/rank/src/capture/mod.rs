@@ -5,6 +5,7 @@
 //! - `aside`: pages that are copied in the cut.
 //! - `geometry`: addresses, pages, regions and units.
 //! - `catch_up`: how a region comes to be tracked between two cuts.
+//! - `follow`: what a rank writes while it is copied for a move.
 //! - `guard`: copy on write, for pages that are saved while the ranks go on.
 //! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
 //! - `pagemap`, `uffd`: the kernel's interfaces.
@@ -15,6 +16,7 @@
 mod aside;
 mod catch_up;
 mod cut;
+mod follow;
 mod geometry;
 pub(crate) mod guard;
 mod pagemap;
@@ -31,6 +33,7 @@ use protocol::ids::Rank;
 
 pub use catch_up::CatchUp;
 pub use cut::{Capturer, Observation, Options, RankCut};
+pub use follow::{FollowError, Look};
 pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;
 
@@ -130,6 +133,24 @@ impl Slot {
                 Err(CaptureError::NotStopped { rank })
             }
         }
+    }
+
+    /// The pages that the image of a stopped rank is made of, by their numbers, for whoever copies them while it stays
+    /// stopped. All others are zeros.
+    ///
+    /// # Errors
+    /// The rank is in a state that an image can't hold.
+    pub fn image(&self) -> Result<Vec<Range<u64>>, CaptureError> {
+        crate::context::in_process(|| {
+            self.check_state()?;
+            // SAFETY: the rank, the heap's owner, is stopped, and this is its thread.
+            unsafe { self.header().heap.drain_remote() };
+            let live = self.live_ranges();
+            let mut present = pagemap::present(&live.unwatched);
+            present.extend(pagemap::present(&live.heap));
+            let pages = present.iter().map(|range| geometry::pages(self, range));
+            Ok(pages.collect())
+        })
     }
 
     /// The header comes first: blocks that other threads free meanwhile are then either on the list that its

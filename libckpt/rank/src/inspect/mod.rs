@@ -6,9 +6,11 @@
 //!
 //! - [`statics`]: writable data and thread-locals of the program that changed.
 //! - [`descriptors`]: files, sockets and pipes that were opened.
+//! - [`pins`]: what ties a rank to the process that it is in.
 //! - [`pointers`]: words in a rank's memory that look like addresses of memory outside of it.
 
 pub mod descriptors;
+pub mod pins;
 pub mod pointers;
 pub mod statics;
 

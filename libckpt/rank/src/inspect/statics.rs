@@ -135,9 +135,9 @@ impl Statics {
 #[derive(Debug, Default)]
 pub struct Changed {
     /// Addresses.
-    data: Vec<usize>,
+    pub(super) data: Vec<usize>,
     /// Offsets into the program's block of thread-locals.
-    thread_locals: Vec<usize>,
+    pub(super) thread_locals: Vec<usize>,
 }
 
 impl Changed {
@@ -145,21 +145,36 @@ impl Changed {
     /// which may take a second for a large one.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
+        let mut names = BTreeSet::new();
+        self.each_symbol(|name| {
+            if !is_ours(&name) {
+                names.insert(name);
+            }
+        });
+        let more = names.len().saturating_sub(NAMES_MAX);
+        let mut names: Vec<String> = names.into_iter().take(NAMES_MAX).collect();
+        if more > 0 {
+            names.push(format!("and {more} more"));
+        }
+        names
+    }
+
+    /// Gives the names of the symbols that the words belong to.
+    pub(super) fn each_symbol(&self, mut each: impl FnMut(String)) {
         let (changed, locals) = (&self.data, &self.thread_locals);
         if changed.is_empty() && locals.is_empty() {
-            return Vec::new();
+            return;
         }
         let Ok(program) = File::open("/proc/self/exe") else {
-            return Vec::new();
+            return;
         };
         // Keeps what is looked at and nothing else: a program with its debug information may be larger than the
         // memory that storing may take.
         let program = ReadCache::new(program);
         let Ok(file) = object::File::parse(&program) else {
-            return Vec::new();
+            return;
         };
         let bias = identity::program_load_bias();
-        let mut names = BTreeSet::new();
         for symbol in file.symbols().filter(|symbol| symbol.size() > 0) {
             let start = usize::try_from(symbol.address()).unwrap_or(usize::MAX);
             let size = usize::try_from(symbol.size()).unwrap_or(0);
@@ -173,18 +188,9 @@ impl Changed {
                 .iter()
                 .any(|&word| word < start.saturating_add(size) && start < word + 8);
             if hit && let Ok(name) = symbol.name() {
-                let name = format!("{:#}", rustc_demangle::demangle(name));
-                if !is_ours(&name) {
-                    names.insert(name);
-                }
+                each(format!("{:#}", rustc_demangle::demangle(name)));
             }
         }
-        let more = names.len().saturating_sub(NAMES_MAX);
-        let mut names: Vec<String> = names.into_iter().take(NAMES_MAX).collect();
-        if more > 0 {
-            names.push(format!("and {more} more"));
-        }
-        names
     }
 }
 

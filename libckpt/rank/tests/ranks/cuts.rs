@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use libckpt_rank::capture::{
-    Capturer, CatchUp, Observation, Options, REGION_PAGES, RankCut, Saved,
+    Capturer, CatchUp, FollowError, Observation, Options, REGION_PAGES, RankCut, Saved,
 };
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, Resumed, Slot, suspend};
@@ -229,10 +229,25 @@ fn churned(arguments: &[String]) {
     let mut checkpoints: BTreeMap<Epoch, Vec<Image>> = BTreeMap::new();
     let mut committed = None;
     let mut caught_up = 0;
+    let mut moves = 0;
     for number in 1..25 {
         let epoch = Epoch(number);
         for _ in 0..random.random_range(1..4) {
             resume_all(&mut slots);
+        }
+        if random.random_range(0..2) == 0 {
+            let rank = random.random_range(0..2);
+            let rounds = random.random_range(0..4);
+            moves += u32::from(follow(
+                &mut capturer,
+                &mut slots,
+                rank,
+                rounds,
+                &mut copies[rank],
+            ));
+            for _ in 0..random.random_range(0..2) {
+                resume_all(&mut slots);
+            }
         }
         let expected: Vec<Image> = slots
             .iter()
@@ -297,11 +312,58 @@ fn churned(arguments: &[String]) {
         }
     }
     assert!(!checkpoints.is_empty());
+    assert_eq!(moves > 0, capturer.tracks());
     if capturer.description().ends_with("copy on write") {
         println!("{caught_up}");
     } else {
         println!("{COPIES_ASIDE}");
     }
+}
+
+/// Copies a rank while it runs, as for a move that comes to nothing. False where the kernel tracks nothing.
+fn follow(
+    capturer: &mut Capturer,
+    slots: &mut [Slot],
+    rank: usize,
+    rounds: u32,
+    copy: &mut FullCopy,
+) -> bool {
+    let mut copied = Image::new();
+    for round in 0..=rounds {
+        let look = match capturer.look(&slots[rank]) {
+            Ok(look) => look,
+            Err(FollowError::Untracked) => return false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(
+            round > 0 || look.written == look.existing,
+            "all is new at first"
+        );
+        let image = copy.take(&slots[rank]).unwrap();
+        copied.retain(|page, _| look.existing.contains(*page));
+        for (page, bytes) in &image {
+            if look.written.contains(*page) {
+                copied.insert(*page, bytes.clone());
+            }
+        }
+        // Header and stack are not followed; of the heap, what was told as written is all there is to copy.
+        for (page, bytes) in image {
+            if look.existing.contains(page) {
+                let found = copied.get(&page);
+                assert!(
+                    found == Some(&bytes),
+                    "page {page} of rank {rank}, round {round}"
+                );
+            }
+        }
+        if round < rounds {
+            resume_all(slots);
+        }
+    }
+    assert!(capturer.follows(Rank(rank as u32)));
+    capturer.unfollow(&slots[rank]);
+    assert!(!capturer.follows(Rank(rank as u32)));
+    true
 }
 
 /// The pages of a region that are not as in the base.

@@ -15,7 +15,7 @@ use super::layout::{Layout, packet_bytes_max};
 use super::mapping::{Mapping, Record, Shared, SharedBell};
 use super::ring::{Impossible, Receiver, Sender};
 use crate::patience::Patience;
-use crate::{BulkError, BulkSource, Transport, TransportError, Waker, Wakeup, bulk};
+use crate::{BulkError, BulkSource, OtherProcess, Transport, TransportError, Waker, Wakeup, bulk};
 
 /// So many links are watched however quiet they are: looking at them costs less than a miss would.
 const WATCHED_ANYWAY: usize = 4;
@@ -287,6 +287,11 @@ impl Transport for ShmTransport {
                 process: from.process,
             })?;
         bulk::read(pid, from, into)
+    }
+
+    fn other(&self, process: Process) -> Option<OtherProcess> {
+        let pid = self.records.get(process.index())?.pid()?;
+        Some(OtherProcess::new(process, pid))
     }
 
     fn idle(&mut self, longest: Duration) -> Wakeup {

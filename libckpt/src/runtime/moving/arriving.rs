@@ -1,0 +1,209 @@
+//! The side of the target: making room for a rank, taking it in, running it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use libckpt_rank::restore::RestoringSlot;
+use libckpt_rank::{Slot, library_thread};
+use libckpt_transport::BulkError;
+use protocol::control::Report;
+use protocol::ids::{Move, Process, Rank};
+use protocol::migration::{MoveMode, MoveNeeds};
+
+use super::fetch::{Came, Fetch, Fetched};
+use super::line::Line;
+use super::parcel::now_us;
+use super::{Moving, News};
+use crate::engine::{Fatal, in_engine};
+use crate::fs;
+use crate::runtime::schedule::Scheduler;
+
+/// Memory that has to be left when a rank has come, in bytes.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// A rank that was announced.
+pub(super) struct Arriving {
+    rank: Rank,
+    /// Where its thread waits for words.
+    line: Line,
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A rank that is here as a whole, until it is known who runs it.
+pub(super) struct Arrived {
+    slot: Slot,
+    files: fs::Taken,
+    output: Option<(OwnedFd, OwnedFd)>,
+    image_bytes: u64,
+    frozen_us: u64,
+    mode: MoveMode,
+    rounds: u32,
+}
+
+impl Moving {
+    /// Makes room for a rank, and answers.
+    pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
+        let outcome = self.make_room(id, rank, from, needs).map(|arriving| {
+            self.arriving.insert(id, arriving);
+        });
+        in_engine(|engine| engine.core.mover.prepared(id, outcome));
+    }
+
+    fn make_room(
+        &self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        needs: &MoveNeeds,
+    ) -> Result<Arriving, String> {
+        if let Some(path) = needs.files.iter().find(|path| !fs::is_there(path)) {
+            return Err(format!(
+                "{rank} has {path} open, which is not found under this path here; files must be seen alike by all processes"
+            ));
+        }
+        let source = in_engine(|engine| engine.transport.other(from));
+        let source = source.ok_or_else(|| format!("the memory of {from} can't be reached"))?;
+        let address = self.layout.address(rank);
+        // Whether it is allowed at all, before the rank is frozen for it.
+        source
+            .read(address, &mut [0; 8])
+            .map_err(|error| match error {
+                BulkError::Forbidden { .. } => {
+                    format!("ranks can't be moved on this machine: {error}")
+                }
+                error => error.to_string(),
+            })?;
+        let available = available_bytes();
+        if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
+            return Err(format!(
+                "{rank} needs {} MiB while it is copied, and {} MiB of memory are available",
+                needs.image_bytes >> 20,
+                available >> 20
+            ));
+        }
+        let line = Line::take(&source, &needs.line)?;
+        let stop = Arc::<AtomicBool>::default();
+        let fetch = Fetch {
+            id,
+            rank,
+            from,
+            source,
+            line: line.again().map_err(|error| error.to_string())?,
+            slot: RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?,
+            address,
+            threads: self.threads,
+            stop: stop.clone(),
+        };
+        let (tell, control) = (self.tell.clone(), self.control.clone());
+        let thread = library_thread("ckpt-move", move || fetch.run(&tell, &control));
+        let thread =
+            thread.map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))?;
+        Ok(Arriving {
+            rank,
+            line,
+            thread,
+            stop,
+        })
+    }
+
+    /// A rank does not come: what has come of it goes.
+    pub(super) fn discard(&mut self, id: Move, rank: Rank) {
+        if let Some(arriving) = self.arriving.remove(&id) {
+            arriving.stop.store(true, Ordering::SeqCst);
+            arriving.line.end();
+            // Its slot may be wanted again at once.
+            let _ = arriving.thread.join();
+        }
+        // What the thread has told is of no use any more; what was told of other moves stays.
+        let others: Vec<News> = self.news.try_iter().filter(|it| it.id() != id).collect();
+        others.into_iter().for_each(|news| self.tell.tell(news));
+        if self.arrived.remove(&rank).is_some() {
+            in_engine(|engine| engine.send_away(rank));
+        }
+    }
+}
+
+impl Scheduler {
+    /// A rank was fetched, or could not be.
+    pub(super) fn take_in(&mut self, came: Came) -> Result<(), Fatal> {
+        let Some(moving) = &mut self.moving else {
+            return Ok(());
+        };
+        let id = came.id;
+        let Some(arriving) = moving.arriving.remove(&id) else {
+            return Ok(());
+        };
+        let rank = arriving.rank;
+        let _ = arriving.thread.join();
+        match came.outcome {
+            Ok(fetched) => {
+                let arrived = take_apart(rank, *fetched)?;
+                // Else it was given up: then the word to discard it comes.
+                moving.arrived.insert(rank, arrived);
+                if !in_engine(|engine| engine.core.mover.received(id)) {
+                    tracing::debug!(%id, "given up when it had come");
+                }
+            }
+            Err(reason) => in_engine(|engine| engine.core.mover.failed(id, reason)),
+        }
+        Ok(())
+    }
+
+    /// A rank that has come is this process's.
+    pub(super) fn welcome(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let arrived = self.moving.as_mut().and_then(|it| it.arrived.remove(&rank));
+        let Some(arrived) = arrived else {
+            return Err(Fatal::new(format!(
+                "{rank} is to run here and has not come"
+            )));
+        };
+        self.put(arrived.slot);
+        arrived.files.adopt();
+        if let Some(output) = arrived.output {
+            self.output.add(rank, output);
+        }
+        let stood_us = now_us().saturating_sub(arrived.frozen_us);
+        if let Some(moving) = &self.moving {
+            moving.control.report(Report::RankMoved {
+                id,
+                rank,
+                image_bytes: arrived.image_bytes,
+                stood_us,
+                mode: arrived.mode,
+                rounds: arrived.rounds,
+            });
+        }
+        #[allow(clippy::cast_precision_loss)] // microseconds of a move
+        let stood_s = stood_us as f64 / 1e6;
+        in_engine(|engine| engine.welcome(rank, stood_s))
+    }
+}
+
+/// Makes a rank of what has come of one.
+fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
+    // The thread that has received it has looked.
+    let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
+    in_engine(|engine| engine.arrive(rank, fetched.tables));
+    Ok(Arrived {
+        slot,
+        files: fetched.files,
+        output: fetched.output,
+        image_bytes: fetched.image_bytes,
+        frozen_us: fetched.parcel.frozen_us,
+        mode: fetched.parcel.mode,
+        rounds: fetched.parcel.rounds,
+    })
+}
+
+/// Memory that the machine has to give (proc(5), meminfo); no bound where that can't be read.
+fn available_bytes() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
+}

@@ -1,0 +1,308 @@
+//! The side of the source: looking what pins a rank, freezing it, letting it go.
+
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use libckpt_rank::capture::Look;
+use libckpt_rank::inspect::pins::pins;
+use libckpt_rank::{PAGE_BYTES, Slot};
+use protocol::ids::{Move, Process, Rank};
+use protocol::migration::{MoveMode, MoveNeeds};
+
+use super::Moving;
+use super::line::{Line, OtherEnd, Place, Word};
+use super::parcel::{Parcel, now_us};
+use super::rounds::Rounding;
+use crate::engine::{Engine, Fatal, in_engine};
+use crate::fs;
+use crate::runtime::schedule::Scheduler;
+
+/// A rank that is to leave. The line to the target ends with it.
+pub(super) struct Leaving {
+    pub(super) rank: Rank,
+    /// How it is moved in fact.
+    pub(super) mode: MoveMode,
+    image_bytes: u64,
+    pub(super) line: Line,
+    /// Until the target has taken it.
+    other_end: Option<OtherEnd>,
+    pub(super) listener: Option<JoinHandle<()>>,
+    /// While it is watched: since when.
+    pub(super) watched: Option<Instant>,
+    /// While the target makes room for these pages.
+    pub(super) room: Option<Box<[u8]>>,
+    /// What was copied while it ran.
+    pub(super) rounding: Option<Rounding>,
+}
+
+/// Below this, in bytes, memory is had as fast as it is asked for.
+const ROOM_BYTES_MIN: u64 = 2 << 20;
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.line.end();
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+/// A rank that stands still here until it is known who runs it.
+pub(super) struct Frozen {
+    slot: Slot,
+    /// Its standard output and error, where each rank has its own.
+    output: Option<(OwnedFd, OwnedFd)>,
+    /// What the target reads.
+    _parcel: Box<[u8]>,
+}
+
+impl Scheduler {
+    /// Looks whether anything pins a rank, and answers.
+    pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
+        let outcome = self.movable(rank, to, mode);
+        let outcome = outcome.and_then(|mut needs| {
+            let (line, other_end) = Line::new()
+                .map_err(|error| format!("no sockets can be had for its move: {error}"))?;
+            needs.line = other_end.name();
+            let leaving = Leaving {
+                rank,
+                mode: match mode {
+                    MoveMode::Auto => MoveMode::Stop,
+                    mode => mode,
+                },
+                image_bytes: needs.image_bytes,
+                line,
+                other_end: Some(other_end),
+                listener: None,
+                watched: None,
+                room: None,
+                rounding: None,
+            };
+            let moving = self.moving.as_mut().ok_or("a move without a coordinator")?;
+            moving.leaving.insert(id, leaving);
+            Ok(needs)
+        });
+        in_engine(|engine| engine.core.mover.examined(id, outcome));
+    }
+
+    fn movable(&self, rank: Rank, to: Process, mode: MoveMode) -> Result<MoveNeeds, String> {
+        if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+            return Err(format!("the mode `{mode}` is not there yet"));
+        }
+        if in_engine(|engine| engine.transport.other(to)).is_none() {
+            return Err(format!(
+                "its process and {to} share no memory: ranks can be moved only between processes that do, on one machine and \
+                 without a launcher"
+            ));
+        }
+        let (index, moving) = self.index_of(rank)?;
+        let slot = &self.slots[index];
+        if let Some(pin) = pins(slot).into_iter().next() {
+            return Err(format!("{rank} can't be moved: {pin}"));
+        }
+        let mut own = fs::descriptors();
+        own.extend(self.output.descriptors());
+        let opened = moving.opened.opened(&own);
+        let by_program = opened.into_iter().filter(|it| !it.contains(&moving.store));
+        let by_program: Vec<String> = by_program.collect();
+        if !by_program.is_empty() {
+            return Err(format!(
+                "{rank} can't be moved: its program has opened files or sockets by itself, which would stay behind: {}; open \
+                 files by libckpt::fs",
+                by_program.join(", ")
+            ));
+        }
+        let files = fs::offer(rank).map_err(|error| error.to_string())?;
+        let pages = slot.image().map_err(|error| error.to_string())?;
+        let pages: u64 = pages.iter().map(|range| range.end - range.start).sum();
+        Ok(MoveNeeds {
+            image_bytes: pages * PAGE_BYTES as u64,
+            files: files.paths(),
+            line: String::new(),
+        })
+    }
+
+    /// Where among the slots a rank is that can be moved.
+    fn index_of(&self, rank: Rank) -> Result<(usize, &Moving), String> {
+        let index = in_engine(|engine| {
+            let index = engine.core.index_of(rank);
+            index.filter(|index| !engine.core.hosted[*index].tables.finished)
+        });
+        match (index, &self.moving) {
+            (Some(index), Some(moving)) if !self.slots[index].is_finished() => Ok((index, moving)),
+            _ => Err(format!(
+                "{rank} has returned from its main function: there is nothing to move"
+            )),
+        }
+    }
+
+    /// The target is ready: sends a rank in this way.
+    pub(super) fn transfer(&mut self, id: Move, rank: Rank, mode: MoveMode) -> Result<(), Fatal> {
+        let leaving = self.moving.as_mut().and_then(|it| it.leaving.get_mut(&id));
+        let Some(leaving) = leaving else {
+            return Ok(());
+        };
+        leaving.other_end = None;
+        let image_bytes = leaving.image_bytes;
+        match mode {
+            MoveMode::Precopy => self.begin_rounds(id, rank, None),
+            MoveMode::Auto => self.watch(id, rank, image_bytes),
+            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy | MoveMode::Checkpoint => {
+                if image_bytes >= ROOM_BYTES_MIN {
+                    self.ask_for_room(id, rank)
+                } else {
+                    self.have_room(id, rank)
+                }
+            }
+        }
+    }
+
+    /// There is room at the target for a rank that is not copied while it runs.
+    pub(super) fn have_room(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let leaving = self.moving.as_mut().and_then(|it| it.leaving.get(&id));
+        let waits = leaving.is_some_and(|leaving| leaving.mode == MoveMode::Safepoint);
+        let want = |engine: &mut Engine| engine.core.transit.want_safepoint(id, rank);
+        if !waits || in_engine(want) {
+            return self.freeze(id, rank, None);
+        }
+        Ok(())
+    }
+
+    /// Has the target get the memory, before the rank stands still for it.
+    fn ask_for_room(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let slot = self.slots.iter().find(|slot| slot.rank() == rank);
+        let pages = slot.and_then(|slot| slot.image().ok());
+        // What is wrong with it will be told.
+        let Some(pages) = pages else {
+            return self.freeze(id, rank, None);
+        };
+        let pages = pages.into_iter().collect();
+        self.say_pages(id, rank, &pages, Word::Room, |leaving, list| {
+            leaving.room = Some(list)
+        });
+        Ok(())
+    }
+
+    /// Freezes a rank and tells the target where to fetch it. `look` tells what it has written since its last round.
+    pub(super) fn freeze(
+        &mut self,
+        id: Move,
+        rank: Rank,
+        look: Option<&Look>,
+    ) -> Result<(), Fatal> {
+        let frozen_us = now_us();
+        let described = self.describe(id, rank, frozen_us, look);
+        let (index, mut parcel) = match described {
+            Ok(described) => described,
+            Err(reason) => {
+                in_engine(|engine| engine.core.mover.failed(id, reason));
+                return Ok(());
+            }
+        };
+        if !in_engine(|engine| engine.core.mover.frozen(id)) {
+            return Ok(());
+        }
+        parcel.tables = in_engine(|engine| engine.freeze(index))?;
+        let parcel = parcel.encode().map_err(Fatal::new)?;
+        let word = Word::Rest(Place::of(&parcel));
+        let frozen = Frozen {
+            slot: self.slots.remove(index),
+            output: self.output.take(rank),
+            _parcel: parcel,
+        };
+        if let Some(moving) = &mut self.moving {
+            moving.frozen.insert(rank, frozen);
+            if let Some(leaving) = moving.leaving.get_mut(&id)
+                && let Err(reason) = leaving.line.say(&word)
+            {
+                let reason = format!("it can't be sent: {reason}");
+                in_engine(|engine| engine.core.mover.failed(id, reason));
+            }
+        }
+        in_engine(Engine::settle)
+    }
+
+    /// What the target has to know of a rank, but for its message tables.
+    fn describe(
+        &self,
+        id: Move,
+        rank: Rank,
+        frozen_us: u64,
+        look: Option<&Look>,
+    ) -> Result<(usize, Parcel), String> {
+        // What it has printed belongs before what it will print elsewhere.
+        let _ = std::io::stdout().flush();
+        let (index, moving) = self.index_of(rank)?;
+        let leaving = moving.leaving.get(&id).ok_or("it was given up")?;
+        let slot = &self.slots[index];
+        // Since it was examined it may have run.
+        if let Some(pin) = pins(slot).into_iter().next() {
+            return Err(format!("{rank} can't be moved: {pin}"));
+        }
+        let output = self.output.of(rank);
+        let pages = slot.image().map_err(|error| error.to_string())?;
+        let rest = match (&leaving.rounding, look) {
+            (Some(rounding), Some(look)) => {
+                let rest = rounding.rest(&pages.iter().cloned().collect(), look);
+                rest.ranges().to_vec()
+            }
+            _ => pages.clone(),
+        };
+        let parcel = Parcel {
+            rank,
+            pages,
+            rest,
+            mode: leaving.mode,
+            rounds: leaving.rounding.as_ref().map_or(0, Rounding::count),
+            tables: Vec::new(),
+            files: fs::offer(rank).map_err(|error| error.to_string())?,
+            output: output.map(|(out, err)| (out.as_raw_fd(), err.as_raw_fd())),
+            frozen_us,
+        };
+        Ok((index, parcel))
+    }
+
+    /// A rank stays. If it was frozen, it goes on.
+    pub(super) fn thaw(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        in_engine(|engine| engine.core.transit.forget_safepoint(rank));
+        let frozen = match &mut self.moving {
+            Some(moving) => {
+                moving.leaving.remove(&id);
+                moving.frozen.remove(&rank)
+            }
+            None => None,
+        };
+        let slot = self.slots.iter().find(|slot| slot.rank() == rank);
+        let slot = slot.or(frozen.as_ref().map(|frozen| &frozen.slot));
+        if let (Some(slot), Some(snapshots)) = (slot, &mut self.snapshots) {
+            snapshots.unfollow(slot);
+        }
+        let Some(frozen) = frozen else {
+            return Ok(());
+        };
+        self.put(frozen.slot);
+        if let Some(output) = frozen.output {
+            self.output.add(rank, output);
+        }
+        in_engine(|engine| engine.thaw(rank))
+    }
+
+    /// A frozen rank is another process's. Its memory stays as long as messages may be read there.
+    pub(super) fn leave(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let Some(moving) = &mut self.moving else {
+            return Ok(());
+        };
+        moving.leaving.remove(&id);
+        let Some(frozen) = moving.frozen.remove(&rank) else {
+            return Err(Fatal::new(format!("{rank} has left and was not frozen")));
+        };
+        moving.left.insert(rank, frozen.slot);
+        fs::let_go(rank);
+        if let Some(snapshots) = &mut self.snapshots {
+            snapshots.forget(rank);
+        }
+        in_engine(|engine| engine.leave(rank))
+    }
+}

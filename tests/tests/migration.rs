@@ -1,0 +1,690 @@
+//! Ranks that move between the processes of a running job: the same bits as undisturbed, whatever is killed meanwhile.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tests::bed::{Bed, PATIENCE};
+use tests::job::{Job, Outcome};
+use tests::phase::Target;
+use tests::solver::Solver;
+
+/// Ranks that have to move in a test, at least.
+const MOVES_LEAST: usize = 10;
+
+/// What a solver ends with when nobody disturbs it.
+fn undisturbed(solver: &Solver) -> Result<String> {
+    Bed::new()?
+        .run(solver, "--every off")?
+        .expect_code(0)?
+        .result()
+}
+
+fn storm(seed: u64) -> Solver {
+    Solver::storm(4, 14_000, seed)
+        .on(3)
+        .pausing(Duration::from_millis(40))
+}
+
+fn heat() -> Solver {
+    Solver::heat(4, 96, 128, 3000).on(3)
+}
+
+/// Waits until the ranks run.
+fn wait_for_go(job: &mut Job<'_>) -> Result<()> {
+    job.wait_event("the start", |event| event.is("go"))?;
+    Ok(())
+}
+
+fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
+    migrate_by(bed, rank, to, "stop")
+}
+
+/// The ways to move that go wherever memory is shared.
+const MODES: [&str; 3] = ["stop", "precopy", "auto"];
+
+fn migrate_by(bed: &Bed, rank: usize, to: usize, mode: &str) -> Result<Outcome> {
+    let (rank, to) = (rank.to_string(), to.to_string());
+    bed.on_store("migrate", &[&rank, "--to", &to, "--mode", mode, "--json"])
+}
+
+/// Moves random ranks to random processes without pause, until the time is over and at least so many have moved, or something
+/// says so. Gives how many have moved; a move may be refused where the job restarts or ends.
+fn move_about(
+    bed: &Bed,
+    solver: &Solver,
+    random: &mut ChaCha8Rng,
+    (time, least): (Duration, usize),
+    stop: &AtomicBool,
+) -> Result<usize> {
+    let begin = Instant::now();
+    let mut moved = 0;
+    while (begin.elapsed() < time || moved < least) && !stop.load(Ordering::SeqCst) {
+        ensure!(begin.elapsed() < PATIENCE, "only {moved} moves");
+        let rank = random.random_range(0..solver.ranks);
+        let to = random.random_range(0..solver.process_count());
+        let mode = MODES[random.random_range(0..MODES.len())];
+        let outcome = migrate_by(bed, rank, to, mode)?;
+        let record = outcome.json()?;
+        match outcome.code() {
+            Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
+            Some(69) => {
+                let reason = record["error"]["message"].as_str().unwrap_or_default();
+                let known = [
+                    "not running",
+                    "do not run at the moment",
+                    "ending or about to restart",
+                    "returned from its main function",
+                    "connection broke",
+                    // Killed, and the other side of the move noticed before the coordinator.
+                    "is gone: its memory can't be read",
+                    "is gone, or has given it up",
+                    "nobody is there",
+                    "the source can't be reached",
+                ];
+                ensure!(known.iter().any(|known| reason.contains(known)), "{reason}");
+            }
+            _ => anyhow::bail!("{}", outcome.story()),
+        }
+    }
+    Ok(moved)
+}
+
+/// Runs a job whose ranks move without pause for so long.
+fn moved_for(solver: &Solver, options: &str, seed: u64, time: Duration) -> Result<Outcome> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let bed = Bed::new()?;
+    let mut job = bed.start(solver, options)?;
+    wait_for_go(&mut job)?;
+    let never = AtomicBool::new(false);
+    let moved = move_about(&bed, solver, &mut random, (time, MOVES_LEAST), &never)?;
+    println!("{}: seed {seed}, {moved} moves", solver.name);
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
+    ensure!(outcome.count("start") == 1, "{}", outcome.story());
+    Ok(outcome)
+}
+
+#[test]
+fn storm_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    for seed in [1, 2] {
+        let storm = storm(seed);
+        let expected = undisturbed(&storm)?;
+        let outcome = moved_for(&storm, "--every off", seed, Duration::from_secs(4))?;
+        assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    }
+    Ok(())
+}
+
+#[test]
+fn heat_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    let expected = undisturbed(&heat())?;
+    let outcome = moved_for(&heat(), "--every off", 3, Duration::from_secs(4))?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn cg_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let matrix = folder.path().join("own.mtx");
+    tests::matrix::write_own(&matrix, 30)?;
+    let cg = Solver::cg(3, &matrix, 24);
+    let expected = undisturbed(&cg)?;
+    let outcome = moved_for(&cg, "--every off", 4, Duration::from_secs(4))?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn many_ranks_move_between_few_processes() -> Result<()> {
+    let storm = Solver::storm(24, 30_000, 5)
+        .on(3)
+        .pausing(Duration::from_millis(40));
+    let expected = undisturbed(&storm)?;
+    let outcome = moved_for(&storm, "--every 100ms", 5, Duration::from_secs(4))?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    ensure!(outcome.count("committed") > 0, "{}", outcome.story());
+    Ok(())
+}
+
+/// How many events of a kind there were so far.
+fn count(job: &Job<'_>, name: &str) -> Result<usize> {
+    Ok(job.events()?.iter().filter(|event| event.is(name)).count())
+}
+
+/// Checkpoints and moves without pause, and a process killed again and again.
+fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> Result<()> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
+    let bed = Bed::new()?;
+    let options = format!("{options} --max-restarts 20");
+    let mut job = bed.start(solver, &options)?;
+    wait_for_go(&mut job)?;
+    let stop = AtomicBool::new(false);
+    let mut kills = 0;
+    let time = Duration::from_secs(60);
+    let moved = std::thread::scope(|scope| -> Result<usize> {
+        let mover = scope.spawn(|| move_about(&bed, solver, &mut moving, (time, 0), &stop));
+        let killed = (|| -> Result<()> {
+            for starts in 2..=5 {
+                std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
+                let victim = random.random_range(0..solver.process_count());
+                if job.kill(Target::Process(victim))?.is_none() {
+                    return Ok(());
+                }
+                kills += 1;
+                job.wait_events("the next start", starts, |event| event.is("go"))?;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(())
+        })();
+        stop.store(true, Ordering::SeqCst);
+        let moved = mover.join().expect("the mover does not panic");
+        killed.and(moved)
+    })?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    let committed = outcome.count("committed");
+    println!(
+        "{}: seed {seed}, {moved} moves, {kills} kills, {committed} checkpoints",
+        solver.name
+    );
+    ensure!(kills > 0 && moved > 0, "{}", outcome.story());
+    ensure!(outcome.result()? == expected, "{}", outcome.story());
+    ensure!(
+        bed.json("verify", &[])?["sound"] == true,
+        "{}",
+        outcome.story()
+    );
+    Ok(())
+}
+
+#[test]
+fn storm_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
+    for seed in [11, 12] {
+        let storm = storm(seed);
+        let expected = undisturbed(&storm)?;
+        outlives_kills(&storm, "--every 40ms", &expected, seed)
+            .with_context(|| format!("seed {seed}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn heat_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
+    let expected = undisturbed(&heat())?;
+    for (seed, ways) in [(13, ""), (14, "--track hash --capture cow")] {
+        let options = format!("--every 30ms {ways}");
+        outlives_kills(&heat(), &options, &expected, seed)
+            .with_context(|| format!("seed {seed}"))?;
+    }
+    Ok(())
+}
+
+/// Something large enough that a kill hits the move of it.
+fn large(steps: usize) -> Solver {
+    Solver::new("pinned", 3, &format!("memory {steps} 5"))
+}
+
+#[test]
+fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bits() -> Result<()> {
+    let solver = large(500);
+    let expected = undisturbed(&solver)?;
+    let mut random = ChaCha8Rng::seed_from_u64(21);
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every 40ms --max-restarts 20")?;
+    wait_for_go(&mut job)?;
+    let mut broken = 0;
+    for (starts, victim) in (2..).zip([2, 1, 2, 0, 2, 1]) {
+        // The last rank, which has all the memory, from process 2 to the victim, or to another if that is the source.
+        let to = if victim == 2 {
+            random.random_range(0..2)
+        } else {
+            victim
+        };
+        let delay = Duration::from_millis(random.random_range(0..10));
+        let commits = count(&job, "committed")?;
+        job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
+        let begun = count(&job, "moving")?;
+        let outcome = std::thread::scope(|scope| -> Result<Outcome> {
+            let mover = scope.spawn(|| migrate(&bed, 2, to));
+            // It takes tens of milliseconds, so that the kill comes in the middle of it.
+            job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
+            std::thread::sleep(delay);
+            ensure!(
+                job.kill(Target::Process(victim))?.is_some(),
+                "nothing to kill"
+            );
+            mover.join().expect("it does not panic")
+        })?;
+        broken += usize::from(outcome.code() != Some(0));
+        println!(
+            "seed 21: process {victim} killed after {delay:?}: {:?}",
+            outcome.code()
+        );
+        job.wait_events("the next start", starts, |event| event.is("go"))?;
+    }
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    let begun = outcome.count("moving");
+    println!(
+        "seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
+        outcome.count("moved")
+    );
+    ensure!(
+        begun > outcome.count("moved"),
+        "no move was hit\n{}",
+        outcome.story()
+    );
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+/// The heat equation on ranks of so many MiB, of which a page here and there changes.
+fn sparse(mib: usize, steps: usize) -> Solver {
+    let arguments =
+        format!("--mib-per-rank {mib} --changing 0.02 --steps {steps} --pause-us 4000 --progress");
+    Solver::new("heat", 3, &arguments)
+}
+
+#[test]
+fn a_large_rank_that_writes_is_copied_while_it_runs() -> Result<()> {
+    let solver = sparse(32, 800);
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+    for (rank, to) in [(2, 0), (2, 1), (1, 2), (2, 2), (1, 1)] {
+        let moved = bed.json(
+            "migrate",
+            &[
+                rank.to_string().as_str(),
+                "--to",
+                &to.to_string(),
+                "--mode",
+                "precopy",
+            ],
+        )?;
+        println!("{moved}");
+        ensure!(
+            moved["mode"] == "precopy" && moved["rounds"].as_u64() > Some(0),
+            "{moved}"
+        );
+        ensure!(moved["image_bytes"].as_u64() > Some(32 << 20), "{moved}");
+    }
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_after_a_move_that_was_given_up_holds_what_was_written_before() -> Result<()> {
+    let solver = sparse(48, 1500);
+    let expected = undisturbed(&solver)?;
+    let mut random = ChaCha8Rng::seed_from_u64(41);
+    for options in [
+        "--track kernel --capture copy",
+        "--track kernel",
+        "--track auto --capture cow",
+    ] {
+        let bed = Bed::new()?;
+        let end = bed.join("end");
+        let mut solver = solver.clone();
+        let until = ["--until".to_owned(), end.display().to_string()];
+        solver.arguments.extend(until);
+        let mut job = bed.start(&solver, &format!("--every off --max-restarts 20 {options}"))?;
+        job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+        bed.json("checkpoint", &[])?;
+        bed.json("checkpoint", &[])?;
+        let mut given_up = 0;
+        let mut starts = 1;
+        for round in 0..12 {
+            let within = format!("{}ms", random.random_range(2..30));
+            let rank = random.random_range(0..3).to_string();
+            let to = random.random_range(0..3).to_string();
+            let how = [
+                &rank, "--to", &to, "--mode", "precopy", "--within", &within, "--json",
+            ];
+            let outcome = bed.on_store("migrate", &how)?;
+            match outcome.code() {
+                Some(0) => {}
+                Some(69) => given_up += u32::from(outcome.stdout_text().contains("sent in time")),
+                _ => anyhow::bail!("{}", outcome.story()),
+            }
+            bed.json("checkpoint", &[])?;
+            if round % 4 == 3 {
+                ensure!(
+                    job.kill(Target::Process(random.random_range(0..3)))?
+                        .is_some(),
+                    "all gone"
+                );
+                starts += 1;
+                job.wait_events("the next start", starts, |event| event.is("go"))?;
+            }
+        }
+        fs::write(&end, "")?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!("{options}: {given_up} moves were given up while the rank was sent");
+        ensure!(given_up > 0, "{options}: {}", outcome.story());
+        assert_eq!(
+            outcome.result()?,
+            expected,
+            "{options}: {}",
+            outcome.story()
+        );
+        ensure!(
+            bed.json("verify", &[])?["sound"] == true,
+            "{}",
+            outcome.story()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_tracks_nothing_a_rank_is_stopped_and_this_is_told() -> Result<()> {
+    let solver = Solver::new("pinned", 3, "nothing 300 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off --track hash")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    let moved = bed.json("migrate", &["1", "--to", "2", "--mode", "precopy"])?;
+    ensure!(moved["mode"] == "stop" && moved["rounds"] == 0, "{moved}");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    let told = "rank 1 is stopped for the whole of its move";
+    ensure!(outcome.story().contains(told), "{}", outcome.story());
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn small_ranks_are_stopped_and_large_calm_ones_copied_in_rounds_if_the_choice_is_free() -> Result<()>
+{
+    let bed = Bed::new()?;
+    let mut job = bed.start(&large(600), "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    for (rank, to, mode) in [
+        ("0", "1", "stop"),
+        ("2", "1", "precopy"),
+        ("2", "0", "precopy"),
+    ] {
+        let moved = bed.json("migrate", &[rank, "--to", to, "--mode", "auto"])?;
+        ensure!(moved["mode"] == mode, "{moved}");
+    }
+    job.wait(PATIENCE)?.expect_code(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_rank_is_moved_at_a_safepoint_and_nowhere_else() -> Result<()> {
+    // It ends with an error if it finds itself in another process outside of its safepoints.
+    let solver = Solver::new("pinned", 3, "safepoint 400 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every 50ms --max-restarts 20")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    for to in ["0", "1", "2"] {
+        let moved = bed.json("migrate", &["2", "--to", to, "--mode", "safepoint"])?;
+        ensure!(moved["mode"] == "safepoint", "{moved}");
+    }
+    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    job.wait_events("the next start", 2, |event| event.is("go"))?;
+    bed.json("migrate", &["2", "--to", "0", "--mode", "safepoint"])?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_move_that_waits_for_a_safepoint_in_vain_is_given_up_with_a_word_of_why() -> Result<()> {
+    let solver = Solver::new("pinned", 3, "nothing 200 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    let how = [
+        "2",
+        "--to",
+        "0",
+        "--mode",
+        "safepoint",
+        "--within",
+        "300ms",
+        "--json",
+    ];
+    let refused = bed.on_store("migrate", &how)?.expect_code(69)?;
+    ensure!(
+        refused.stdout_text().contains("libckpt::safepoint()"),
+        "{}",
+        refused.story()
+    );
+    // Nothing waits any more.
+    migrate(&bed, 2, 0)?.expect_code(0)?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result<()> {
+    for (way, told) in [
+        ("static", "CACHE_OF_THE_SOLVER"),
+        ("thread_local", "SCRATCH_OF_THE_SOLVER"),
+        ("thread", "helper-of-solve"),
+        ("file", "/proc/version"),
+    ] {
+        let pinned = Solver::new("pinned", 3, &format!("{way} 60 10"));
+        let expected = undisturbed(&pinned)?;
+        let bed = Bed::new()?;
+        let mut job = bed.start(&pinned, "--every off")?;
+        job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+        let refused = migrate(&bed, 2, 0)?.expect_code(69)?;
+        let reason = refused.json()?["error"]["message"].to_string();
+        ensure!(
+            reason.contains(told) && reason.contains("rank 2") && reason.contains("process 2"),
+            "{way}: {reason}"
+        );
+        // The others are as free as before.
+        migrate(&bed, 1, 0)?.expect_code(0)?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+        assert_eq!(outcome.count("not_moved"), 1, "{}", outcome.story());
+    }
+    Ok(())
+}
+
+#[test]
+fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
+    let bed = Bed::new()?;
+    let early = bed.on_store("migrate", &["0", "--to", "1"])?;
+    assert_eq!(early.code(), Some(64), "no such job: {}", early.story());
+    let mut job = bed.start(&Solver::new("pinned", 3, "returns 600 10"), "--every off")?;
+    job.wait_event("the end of a rank", |event| event.is("finished"))?;
+    let refused = |rank: usize, to: usize, told: &str| -> Result<()> {
+        let outcome = migrate(&bed, rank, to)?.expect_code(69)?;
+        let reason = outcome.json()?["error"]["message"].to_string();
+        ensure!(reason.contains(told), "{reason}");
+        Ok(())
+    };
+    refused(3, 0, "there is no rank 3: the job has 3 ranks")?;
+    refused(0, 3, "there is no process 3: the job has 3 processes")?;
+    refused(2, 0, "rank 2 has returned from its main function")?;
+    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "postcopy"])?;
+    assert_eq!(mode.code(), Some(64), "{}", mode.story());
+    assert!(
+        mode.stderr_text().contains("not there yet"),
+        "{}",
+        mode.story()
+    );
+    let there = bed.json("migrate", &["0", "--to", "0"])?;
+    assert_eq!((&there["from"], &there["to"]), (&0.into(), &0.into()));
+    let moved = bed.json("migrate", &["0", "--to", "1"])?;
+    assert_eq!((&moved["from"], &moved["to"]), (&0.into(), &1.into()));
+    assert!(moved["image_bytes"].as_u64() > Some(0), "{moved}");
+    assert!(
+        moved["took_us"].as_u64() >= moved["stood_us"].as_u64(),
+        "{moved}"
+    );
+    let status = bed.json("status", &[])?;
+    assert_eq!(status["status"]["placement"], serde_json::json!([1, 1, 2]));
+    job.wait(PATIENCE)?.expect_code(0)?;
+    let late = migrate(&bed, 0, 1)?.expect_code(69)?;
+    assert!(
+        late.stdout_text().contains("not running"),
+        "{}",
+        late.story()
+    );
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
+    let solver = large(300);
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    bed.json("checkpoint", &[])?;
+    // There and back, and there again: each image that follows is a whole one where the rank came to.
+    for to in [0, 2, 0] {
+        let moved = bed.json("migrate", &["2", "--to", &to.to_string()])?;
+        assert!(moved["image_bytes"].as_u64() > Some(64 << 20), "{moved}");
+        println!(
+            "64 MiB: stood still for {} us, took {} us",
+            moved["stood_us"], moved["took_us"]
+        );
+        bed.json("checkpoint", &[])?;
+        bed.json("checkpoint", &[])?;
+    }
+    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.count("start"), 2, "{}", outcome.story());
+    let last = outcome.events.iter().rfind(|event| event.is("start"));
+    assert_eq!(last.and_then(tests::events::Event::epoch), Some(7));
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+/// A relay of which each rank writes lines, in a way of its own.
+fn relay(bed: &Bed, write: &str) -> Result<Solver> {
+    let input = bed.join("numbers");
+    let numbers: Vec<_> = (0..701_u64)
+        .map(|number| (number * 7919).to_string())
+        .collect();
+    fs::write(&input, numbers.join("\n") + "\n")?;
+    let arguments = format!("--pause-us 1500 --steps 1500 --write {write}");
+    let mut relay = Solver::new("relay", 3, &arguments);
+    for (option, path) in [("--input", input), ("--output", bed.join("lines"))] {
+        relay.arguments.push(option.to_owned());
+        relay.arguments.push(path.display().to_string());
+    }
+    Ok(relay)
+}
+
+fn lines_of(bed: &Bed) -> Result<Vec<String>> {
+    let read = |rank| {
+        let path = bed.join(&format!("lines.{rank}"));
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    (0..3).map(read).collect()
+}
+
+#[test]
+fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
+    for (seed, write, kills) in [
+        (31, "buffered", false),
+        (32, "each", true),
+        (33, "reopened", true),
+    ] {
+        let calm = Bed::new()?;
+        let solver = relay(&calm, write)?;
+        let expected = calm.run(&solver, "--every off")?.expect_code(0)?.result()?;
+        let bed = Bed::new()?;
+        let solver = relay(&bed, write)?;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut job = bed.start(&solver, "--every 50ms")?;
+        wait_for_go(&mut job)?;
+        let never = AtomicBool::new(false);
+        let time = (Duration::from_millis(1200), 4);
+        let mut moved = move_about(&bed, &solver, &mut random, time, &never)?;
+        if kills {
+            job.kill(Target::Process(random.random_range(0..3)))?;
+            job.wait_events("the next start", 2, |event| event.is("go"))?;
+            moved += move_about(&bed, &solver, &mut random, time, &never)?;
+        }
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!("relay, {write}: seed {seed}, {moved} moves");
+        ensure!(
+            outcome.result()? == expected,
+            "{write}: {}",
+            outcome.story()
+        );
+        for (rank, (found, expected)) in lines_of(&bed)?.iter().zip(lines_of(&calm)?).enumerate() {
+            ensure!(
+                *found == expected,
+                "{write}: lines of rank {rank}\n{}",
+                outcome.story()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_gone_refuses_the_move() -> Result<()> {
+    let bed = Bed::new()?;
+    let solver = relay(&bed, "each")?;
+    let mut job = bed.start(&solver, "--every off")?;
+    wait_for_go(&mut job)?;
+    migrate(&bed, 1, 0)?.expect_code(0)?;
+    let (path, aside) = (bed.join("lines.1"), bed.join("aside"));
+    fs::rename(&path, &aside)?;
+    let refused = migrate(&bed, 1, 2)?.expect_code(69)?;
+    let reason = refused.stdout_text();
+    ensure!(
+        reason.contains("lines.1") && reason.contains("renamed"),
+        "{reason}"
+    );
+    fs::rename(&aside, &path)?;
+    migrate(&bed, 1, 2)?.expect_code(0)?;
+    job.wait(PATIENCE)?.expect_code(0)?;
+    Ok(())
+}
+
+#[test]
+fn lines_are_labelled_with_their_rank_wherever_it_is() -> Result<()> {
+    let solver = Solver::new("pinned", 3, "nothing 100 10");
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off --label")?;
+    job.wait_lines("a step", 1, |line| line.contains("step "))?;
+    for (rank, to) in [(0, 2), (1, 2), (0, 1), (2, 0)] {
+        migrate(&bed, rank, to)?.expect_code(0)?;
+    }
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    let lines: Vec<&str> = outcome
+        .stdout
+        .iter()
+        .map(|line| line.text.as_str())
+        .collect();
+    assert_eq!(lines.len(), 101, "{}", outcome.story());
+    let (labels, texts): (Vec<&str>, Vec<&str>) = (lines.iter())
+        .filter_map(|line| line.split_once("step ").or(line.split_once("result: ")))
+        .unzip();
+    assert!(
+        labels
+            .iter()
+            .all(|label| label == &labels[0] && !label.is_empty()),
+        "{}",
+        outcome.story()
+    );
+    assert_eq!(
+        texts.last(),
+        Some(&expected.as_str()),
+        "{}",
+        outcome.story()
+    );
+    Ok(())
+}
