@@ -181,7 +181,10 @@ mod tests {
             image_bytes: 1 << 40,
             files: vec!["/data/out.bin".to_owned(), String::new()],
         };
+        let release = MoveDirective::Release { process: from };
+        let parted = MoveReport::Parted { process: from };
         let directives = [
+            release.clone(),
             MoveDirective::Examine { id, rank, to, mode },
             MoveDirective::Prepare {
                 id,
@@ -199,6 +202,7 @@ mod tests {
             },
         ];
         let reports = [
+            parted.clone(),
             MoveReport::Movable { id, needs },
             MoveReport::Prepared { id },
             MoveReport::Received { id },
@@ -221,7 +225,7 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.feed(&bytes);
         for directive in directives {
-            assert_eq!(directive.id(), id);
+            assert_eq!(directive.id(), (directive != release).then_some(id));
             let came = decoder.next().unwrap();
             assert_eq!(came, Some(Directive::Move(directive)));
         }
@@ -231,7 +235,7 @@ mod tests {
         }
         decoder.feed(&bytes);
         for report in reports {
-            assert_eq!(report.id(), id);
+            assert_eq!(report.id(), (report != parted).then_some(id));
             assert_eq!(decoder.next().unwrap(), Some(Report::Move(report)));
         }
         assert!(!decoder.is_inside_frame());

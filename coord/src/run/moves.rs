@@ -19,7 +19,7 @@ use crate::plan::{MOVE_END_PATIENCE, MOVE_SNAPSHOT_PATIENCE, MOVE_WITHIN};
 /// The moves of the present start, while its ranks run.
 #[derive(Debug)]
 pub(super) struct Moving {
-    moves: Moves,
+    pub(super) moves: Moves,
     /// What was asked for and is not answered.
     asked: BTreeMap<RequestId, Asked>,
 }
@@ -39,16 +39,38 @@ struct Asked {
 
 impl Moving {
     /// For ranks that have just been let go.
-    pub(super) fn new(placement: &[Process], processes: u32) -> Self {
+    pub(super) fn new(placement: &[Process], processes: u32, drained: Vec<Process>) -> Self {
         Self {
             moves: Moves::new(Config {
                 processes,
                 placement: placement.to_vec(),
+                drained,
                 snapshot_patience: MOVE_SNAPSHOT_PATIENCE,
                 end_patience: MOVE_END_PATIENCE,
             }),
             asked: BTreeMap::new(),
         }
+    }
+
+    /// Asks for a move.
+    pub(super) fn ask(&mut self, request: RequestId, rank: Rank, to: Process, mode: MoveMode) {
+        let asked = Asked {
+            rank,
+            to,
+            begun: None,
+            image_bytes: 0,
+            stood_us: 0,
+            named: false,
+        };
+        self.asked.insert(request, asked);
+        let within = MOVE_WITHIN;
+        let ask = Ask {
+            rank,
+            to,
+            mode,
+            within,
+        };
+        self.moves.handle_request(request, ask);
     }
 
     /// The process of each rank.
@@ -129,23 +151,7 @@ impl Job<'_> {
             return self.answer_move(request, Response::Failed { reason });
         }
         if let Some(moving) = &mut self.moving {
-            let asked = Asked {
-                rank,
-                to,
-                begun: None,
-                image_bytes: 0,
-                stood_us: 0,
-                named: false,
-            };
-            moving.asked.insert(request, asked);
-            let within = MOVE_WITHIN;
-            let ask = Ask {
-                rank,
-                to,
-                mode,
-                within,
-            };
-            moving.moves.handle_request(request, ask);
+            moving.ask(request, rank, to, mode);
         }
     }
 
@@ -175,7 +181,15 @@ impl Job<'_> {
             }
             MovesOutput::TellAll { directive } => {
                 self.peers
-                    .tell_all(&Directive::Move(directive), &self.poller);
+                    .tell_members(&Directive::Move(directive), &self.poller);
+            }
+            MovesOutput::Released { process } => self.release(process),
+            MovesOutput::WaitingToRelease { process, processes } => {
+                let processes: Vec<_> = processes.iter().map(Process::to_string).collect();
+                self.teller.warn(format!(
+                    "the release of {process} waits for ranks of {} to call the library; no checkpoint is taken meanwhile",
+                    processes.join(", ")
+                ));
             }
             MovesOutput::Waiting { id, processes } => {
                 let asked = self.moving.iter_mut().flat_map(|it| it.asked.values_mut());
@@ -201,7 +215,9 @@ impl Job<'_> {
                     return;
                 };
                 self.answer_move(request, answer(&asked, &outcome));
+                let reason = outcome.as_ref().err().cloned();
                 self.teller.tell(&told(&asked, outcome));
+                self.handle_drained_rank(request, reason);
             }
         }
     }

@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     Confirm,
     /// A frozen rank can be fetched: see [`Shipment`].
     Ship,
+    /// Link control of a process that is released.
+    Farewell,
 }
 
 impl Kind {
@@ -58,6 +60,7 @@ impl Kind {
             Kind::Moved => 10,
             Kind::Confirm => 11,
             Kind::Ship => 12,
+            Kind::Farewell => 13,
         }
     }
 
@@ -74,6 +77,7 @@ impl Kind {
             10 => Kind::Moved,
             11 => Kind::Confirm,
             12 => Kind::Ship,
+            13 => Kind::Farewell,
             _ => return None,
         })
     }
@@ -234,6 +238,7 @@ impl Header {
                     LinkControl::Open { .. } => Kind::Open,
                     LinkControl::OpenAck { .. } => Kind::OpenAck,
                     LinkControl::Marker { .. } => Kind::Marker,
+                    LinkControl::Farewell { .. } => Kind::Farewell,
                 }
             }
             Control::Move(MoveControl::Moved { id, rank, to }) => {
@@ -264,6 +269,7 @@ impl Header {
             Kind::Open => Control::Link(LinkControl::Open { epoch }),
             Kind::OpenAck => Control::Link(LinkControl::OpenAck { epoch }),
             Kind::Marker => Control::Link(LinkControl::Marker { epoch }),
+            Kind::Farewell => Control::Link(LinkControl::Farewell { epoch }),
             Kind::Moved => {
                 let rank = Rank(self.source.get());
                 let to = u32::try_from(self.context.get()).map(Process);
@@ -406,6 +412,7 @@ mod tests {
             Control::Link(LinkControl::Open { epoch }),
             Control::Link(LinkControl::OpenAck { epoch }),
             Control::Link(LinkControl::Marker { epoch }),
+            Control::Link(LinkControl::Farewell { epoch }),
             Control::Move(MoveControl::Moved { id, rank, to }),
             Control::Move(MoveControl::Confirm { id }),
             Control::Ship(Shipment {

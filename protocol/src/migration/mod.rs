@@ -29,6 +29,7 @@
 //!
 //! - [`moves`]: the coordinator's side.
 //! - [`mover`]: the side of a process: as source, as target, and as any other.
+//! - `release`: which processes get no rank any more, and how they leave the job.
 //! - [`places`]: where the ranks are, and since which move: stale news are known by that.
 //! - [`interface`]: what goes in and comes out of both.
 //! - [`messages`]: what they tell each other.
@@ -39,6 +40,7 @@ pub mod messages;
 pub mod mover;
 pub mod moves;
 pub mod places;
+mod release;
 
 #[cfg(test)]
 mod random;
@@ -51,3 +53,4 @@ pub use messages::{MoveControl, MoveDirective, MoveMode, MoveNeeds, MoveReport};
 pub use mover::Mover;
 pub use moves::{Moves, settle};
 pub use places::{Learned, Places};
+pub use release::{DrainError, Standing};
