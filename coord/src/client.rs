@@ -55,6 +55,25 @@ pub fn ask_and_watch(
     patience: Option<Duration>,
     watch: &mut dyn FnMut(Step),
 ) -> Result<Response, ClientError> {
+    let mut steps = |response: &Response| {
+        if let Response::Moving { step } = response {
+            watch(*step);
+        }
+    };
+    ask_and_follow(address, token, request, patience, &mut steps)
+}
+
+/// The same; `follow` is told of every response before the last.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_and_follow(
+    address: &Address,
+    token: &Token,
+    request: &Request,
+    patience: Option<Duration>,
+    follow: &mut dyn FnMut(&Response),
+) -> Result<Response, ClientError> {
     let mut stream = address
         .connect()
         .map_err(|source| ClientError::NotRunning {
@@ -77,8 +96,8 @@ pub fn ask_and_watch(
     let mut piece = [0; 16 << 10];
     loop {
         match decoder.next()? {
-            Some(Response::Moving { step }) => {
-                watch(step);
+            Some(response @ (Response::Moving { .. } | Response::Draining { .. })) => {
+                follow(&response);
                 continue;
             }
             Some(response) => return Ok(response),

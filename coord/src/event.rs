@@ -222,6 +222,27 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Somebody drains processes: their ranks move away, and they are used no more.
+    Draining {
+        /// The name of the node, or null where a process was named.
+        node: Option<String>,
+        /// Which.
+        processes: Vec<u32>,
+    },
+    /// A drained process hosts no rank any more and is out of the job: what becomes of it changes nothing.
+    Released {
+        /// Which.
+        process: u32,
+        /// Its process id.
+        pid: u32,
+    },
+    /// What was drained may be used again: at once, or from the next start on what is released.
+    Undrained {
+        /// The name of the node, or null where a process was named.
+        node: Option<String>,
+        /// Which processes.
+        processes: Vec<u32>,
+    },
     /// A process is lost.
     Lost {
         /// Which.
@@ -515,6 +536,15 @@ mod tests {
                 rank: 0,
                 to: 1,
                 reason: text(),
+            },
+            Event::Draining {
+                node: None,
+                processes: Vec::new(),
+            },
+            Event::Released { process: 0, pid: 1 },
+            Event::Undrained {
+                node: None,
+                processes: Vec::new(),
             },
             Event::Lost {
                 process: 0,

@@ -16,8 +16,10 @@ pub struct Plan {
     pub store: PathBuf,
     /// Number of ranks.
     pub ranks: u32,
-    /// Number of processes, at most [`Self::ranks`].
+    /// Number of processes that host ranks at a start, at most [`Self::ranks`].
     pub processes: u32,
+    /// Number of processes besides that host none at a start, for ranks that come later.
+    pub idle: u32,
     /// What each process runs.
     pub program: Program,
     /// Address space of a slot, in bytes.
@@ -86,6 +88,12 @@ impl Every {
 }
 
 impl Plan {
+    /// Processes of both kinds.
+    #[must_use]
+    pub fn all_processes(&self) -> u32 {
+        self.processes.saturating_add(self.idle)
+    }
+
     /// Time that a process has to connect after its start: loading a program takes longer where many load
     /// at once.
     #[must_use]
@@ -94,7 +102,7 @@ impl Plan {
             Some(_) => Duration::from_secs(60),
             None => Duration::ZERO,
         };
-        launching + Duration::from_secs(10) + Duration::from_millis(50) * self.processes
+        launching + Duration::from_secs(10) + Duration::from_millis(50) * self.all_processes()
     }
 
     /// How long a process that can't be seen to end may go on after it was last heard.

@@ -16,6 +16,9 @@ use crate::plan::{Every, Plan};
 /// Names of options in the record. Times are in milliseconds.
 mod option {
     pub(super) const PROGRAM: &str = "program";
+    pub(super) const IDLE_PROCESSES: &str = "idle_processes";
+    /// The names of nodes that are drained, a line each.
+    pub(super) const DRAINED_NODES: &str = "drained_nodes";
     pub(super) const EVERY_MS: &str = "every_ms";
     /// `true` where the interval is estimated, between these two.
     pub(super) const EVERY_AUTO: &str = "every_auto";
@@ -105,6 +108,8 @@ pub fn remember(plan: &Plan, record: &mut JobRecord) {
     };
     let program = plan.program.path.to_str().map(str::to_owned);
     set(option::PROGRAM, program);
+    let idle = (plan.idle > 0).then(|| plan.idle.to_string());
+    set(option::IDLE_PROCESSES, idle);
     let (fixed, bounds) = match plan.every {
         Every::Off => (None, None),
         Every::Fixed(every) => (Some(every), None),
@@ -153,6 +158,23 @@ pub fn set_lease(record: &mut JobRecord, lease: Option<Duration>) {
     }
 }
 
+/// The names of the nodes that are drained.
+#[must_use]
+pub fn drained_nodes(record: &JobRecord) -> Vec<String> {
+    let names = record.options.get(option::DRAINED_NODES);
+    let names = names.map(|names| names.lines().map(str::to_owned).collect());
+    names.unwrap_or_default()
+}
+
+/// Notes the names of the nodes that are drained from now on.
+pub fn set_drained_nodes(record: &mut JobRecord, names: &[String]) {
+    let name = option::DRAINED_NODES.to_owned();
+    match names.is_empty() {
+        false => drop(record.options.insert(name, names.join("\n"))),
+        true => drop(record.options.remove(&name)),
+    }
+}
+
 /// The plan that a record remembers. What it does not say takes the value in `defaults`.
 #[must_use]
 pub fn recall(store: &Path, record: &JobRecord, defaults: &Defaults) -> Plan {
@@ -171,6 +193,9 @@ pub fn recall(store: &Path, record: &JobRecord, defaults: &Defaults) -> Plan {
         store: store.to_owned(),
         ranks: record.ranks,
         processes: record.processes,
+        idle: number(option::IDLE_PROCESSES)
+            .and_then(|number| u32::try_from(number).ok())
+            .unwrap_or(0),
         program: Program {
             path,
             arguments: record.argv.clone(),
@@ -258,6 +283,7 @@ mod tests {
             store: PathBuf::from("/scratch/heat.ckpt"),
             ranks: 4,
             processes: 2,
+            idle: 3,
             program: Program {
                 path: PathBuf::from("/bin/heat"),
                 arguments: vec!["heat".into(), "--steps".into(), "7".into()],
@@ -311,6 +337,7 @@ mod tests {
             strict: false,
             label: false,
             keep: 1,
+            idle: 0,
             request: Request::default(),
             ..plan
         };

@@ -35,6 +35,7 @@ enum Task {
     Verify(Epoch),
     MarkBad(Epoch, String),
     Complete,
+    Drained(Vec<String>),
 }
 
 /// What the room answers.
@@ -185,6 +186,11 @@ impl StoreRoom {
         self.ask(Task::Complete);
     }
 
+    /// Records which nodes are drained.
+    pub fn set_drained_nodes(&self, names: Vec<String>) {
+        self.ask(Task::Drained(names));
+    }
+
     /// Waits until everything asked for is done, and gives the lock back.
     pub fn close(mut self) {
         self.end();
@@ -306,7 +312,16 @@ impl Keeper {
                     self.trouble(format!("{epoch} can't be marked as bad: {error}"));
                 }
             }
-            Task::Complete if self.is_superseded() => {}
+            Task::Drained(_) | Task::Complete if self.is_superseded() => {}
+            Task::Drained(names) => {
+                let mut job = self.store.job().clone();
+                crate::record::set_drained_nodes(&mut job, &names);
+                if let Err(error) = self.store.replace_job(job) {
+                    self.trouble(format!(
+                        "which nodes are drained can't be recorded: {error}; a `ckpt restart` may use them"
+                    ));
+                }
+            }
             Task::Complete => {
                 let mut job = self.store.job().clone();
                 job.options.insert(COMPLETE.to_owned(), "true".to_owned());

@@ -10,6 +10,9 @@ use protocol::migration::MoveMode;
 
 use crate::units;
 
+/// The most processes without ranks that may be asked for; a typing error should not start a million.
+const IDLE_MAX: i64 = 4096;
+
 /// Checkpoints of parallel programs that need not know of them: run, stop, restart.
 #[derive(Debug, Parser)]
 #[command(name = "ckpt", version, about, max_term_width = 100)]
@@ -42,6 +45,12 @@ pub enum Command {
     Status(StoreArgs),
     /// Move a rank of a running job to another of its processes; returns when it has moved
     Migrate(MigrateArgs),
+    /// List the processes and ranks of a running job
+    Ps(StoreArgs),
+    /// Move all ranks away from a node or process of a running job, and use it no more
+    Drain(DrainArgs),
+    /// Use a node or process again that was drained
+    Undrain(UndrainArgs),
     /// Remove one checkpoint, or a whole store
     Rm(RmArgs),
 }
@@ -87,6 +96,9 @@ pub struct CommonArgs {
     /// Number of processes that the ranks share [default: one for each rank]
     #[arg(long, value_name = "PROCESSES", value_parser = clap::value_parser!(u32).range(1..))]
     pub procs: Option<u32>,
+    /// Number of processes besides that have no rank at a start, for ranks that are moved there [default: 0]
+    #[arg(long, value_name = "PROCESSES", value_parser = clap::value_parser!(u32).range(..=IDLE_MAX))]
+    pub idle_procs: Option<u32>,
     /// Time from one checkpoint to the next (e.g. 30s, 10m), auto to choose it by cost and failures, or off [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_every)]
     pub every: Option<EveryArg>,
@@ -205,6 +217,27 @@ pub struct MigrateArgs {
     pub within: Option<Duration>,
 }
 
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The job's store
+    pub store: PathBuf,
+    /// The node, by its name, or a process, by its number
+    #[arg(value_name = "NODE|PROCESS")]
+    pub what: String,
+    /// Return when all ranks have moved and nothing of them is left, not when their moves are planned
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
+    /// The job's store
+    pub store: PathBuf,
+    /// The node, by its name, or a process, by its number
+    #[arg(value_name = "NODE|PROCESS")]
+    pub what: String,
+}
+
 /// Which checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
@@ -238,6 +271,9 @@ impl Command {
             Self::Checkpoint(_) => "checkpoint",
             Self::Status(_) => "status",
             Self::Migrate(_) => "migrate",
+            Self::Ps(_) => "ps",
+            Self::Drain(_) => "drain",
+            Self::Undrain(_) => "undrain",
             Self::Rm(_) => "rm",
         }
     }

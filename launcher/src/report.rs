@@ -4,7 +4,8 @@
 //! meaning or goes away within one [`SCHEMA`].
 
 use coord::event;
-use protocol::control::{IntervalStatus, JobStatus};
+use protocol::control::{IntervalStatus, JobStatus, ProcessStatus, RankStatus};
+use protocol::migration::Standing;
 use serde::Serialize;
 
 /// Version of the JSON records.
@@ -171,6 +172,106 @@ pub struct MovedReport {
     pub rounds: u32,
 }
 
+/// The processes and ranks of a running job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PsReport {
+    pub store: String,
+    pub job: String,
+    pub processes: Vec<ProcessRow>,
+    pub ranks: Vec<RankRow>,
+}
+
+/// A process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ProcessRow {
+    pub process: u32,
+    /// 0 where it has not connected.
+    pub pid: u32,
+    /// The name of its host; empty where it has not connected.
+    pub node: String,
+    /// `member`, `drained` or `released`.
+    pub standing: &'static str,
+}
+
+/// A rank.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RankRow {
+    pub rank: u32,
+    pub process: u32,
+    pub finished: bool,
+    /// The process that it moves to.
+    pub moving_to: Option<u32>,
+    /// About what its image would be.
+    pub image_bytes: Option<u64>,
+    /// The share of the time in which it computed lately, in thousandths.
+    pub load_permille: Option<u32>,
+    /// Messages that it sent in each second lately.
+    pub messages_per_s: Option<u64>,
+}
+
+impl From<ProcessStatus> for ProcessRow {
+    fn from(status: ProcessStatus) -> Self {
+        Self {
+            process: status.process.0,
+            pid: status.pid,
+            node: status.host,
+            standing: match status.standing {
+                Standing::Member => "member",
+                Standing::Drained => "drained",
+                Standing::Released => "released",
+            },
+        }
+    }
+}
+
+impl From<RankStatus> for RankRow {
+    fn from(status: RankStatus) -> Self {
+        Self {
+            rank: status.rank.0,
+            process: status.process.0,
+            finished: status.finished,
+            moving_to: status.moving_to.map(|process| process.0),
+            image_bytes: status.figures.map(|figures| figures.image_bytes),
+            load_permille: status.figures.map(|figures| figures.load_permille),
+            messages_per_s: status.figures.and_then(|figures| figures.messages_per_s),
+        }
+    }
+}
+
+/// A node or process that is drained.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DrainReport {
+    pub store: String,
+    /// As it was named.
+    pub what: String,
+    /// The processes that this is.
+    pub processes: Vec<u32>,
+    /// Their ranks, and where they have gone, or will go.
+    pub ranks: Vec<DrainedRow>,
+    /// Whether they have gone, and the processes are released.
+    pub done: bool,
+}
+
+/// A rank of a process that is drained.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DrainedRow {
+    pub rank: u32,
+    pub from: u32,
+    pub to: u32,
+}
+
+/// A node or process that is taken back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct UndrainReport {
+    pub store: String,
+    /// As it was named.
+    pub what: String,
+    /// The processes that this is.
+    pub processes: Vec<u32>,
+    /// Of these, those that are out until the next start.
+    pub out: Vec<u32>,
+}
+
 /// How a job is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StatusReport {
@@ -298,6 +399,31 @@ mod tests {
             serde_json::Value::Array(values) => values.iter().for_each(|it| names(it, found)),
             _ => {}
         }
+    }
+
+    #[test]
+    fn the_document_names_the_fields_of_what_is_told_of_processes_and_drains() {
+        let ps = PsReport {
+            processes: vec![ProcessRow::default()],
+            ranks: vec![RankRow::default()],
+            ..PsReport::default()
+        };
+        let drain = DrainReport {
+            ranks: vec![DrainedRow::default()],
+            ..DrainReport::default()
+        };
+        let mut found = Vec::new();
+        names(&serde_json::to_value(ps).unwrap(), &mut found);
+        names(&serde_json::to_value(drain).unwrap(), &mut found);
+        names(
+            &serde_json::to_value(UndrainReport::default()).unwrap(),
+            &mut found,
+        );
+        assert!(found.iter().any(|name| name == "load_permille"));
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        found.retain(|name| !document.contains(&format!("`{name}`")));
+        assert!(found.is_empty(), "docs/cli.md does not mention {found:?}");
     }
 
     #[test]

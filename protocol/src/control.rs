@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Incarnation, JobId, Move, Process, Rank};
 use crate::interval::Ground;
-use crate::migration::{MoveDirective, MoveMode, MoveReport, Step};
+use crate::migration::{MoveDirective, MoveMode, MoveReport, Standing, Step};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 6;
+pub const CONTROL_VERSION: u32 = 7;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -140,6 +140,9 @@ pub enum Directive {
     End,
     /// Exit at once with [`exit::STOPPED`].
     Stop,
+    /// The process was released from the job ([`crate::migration::MoveDirective::Release`]), and every other one has ended its link
+    /// to it: exit 0 now, and wait for nobody.
+    Leave,
     /// Are you there? Answered by [`Report::Alive`] from the control thread.
     Ping {
         /// The number of the newest [`Report::Alive`] that the coordinator has heard, 0 for the Hello. What it acknowledges
@@ -305,6 +308,8 @@ pub enum Report {
         number: u64,
         /// The hosted ranks that have not entered the engine for long, with the milliseconds since.
         computing: Vec<(Rank, u64)>,
+        /// How each hosted rank is, as it was looked at last: at the ping before, as a rule.
+        ranks: Vec<RankFigures>,
     },
     /// The ranks of this process are captured.
     Cut {
@@ -395,6 +400,19 @@ pub enum Report {
     },
 }
 
+/// How a rank is, for `ckpt ps`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankFigures {
+    /// The rank.
+    pub rank: Rank,
+    /// Bytes of its memory that are in use: about what its image would be.
+    pub image_bytes: u64,
+    /// The share of the time in which it computed, instead of waiting in the library, in thousandths; lately, by samples.
+    pub load_permille: u32,
+    /// Messages that it sent in each second, lately; `None` before there was time to count.
+    pub messages_per_s: Option<u64>,
+}
+
 /// Packets of one link at a cut: what this process sent to the peer, and what it took from the peer
 /// before its cut plus what it recorded as channel state after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -425,6 +443,70 @@ pub enum Request {
         /// The longest that it may take until the rank is the target's, in microseconds; else the usual limit.
         within_us: Option<u64>,
     },
+    /// Tell of each process and each rank.
+    Processes,
+    /// Move all ranks away from some processes, release those, and use them no more at restarts.
+    Drain {
+        /// The name of a node, for all processes there; or the number of a process.
+        what: String,
+        /// Answer when that is done, with [`Response::Draining`] on the way; else when it is planned.
+        wait: bool,
+    },
+    /// Take back what was drained.
+    Undrain {
+        /// As it was drained.
+        what: String,
+    },
+}
+
+/// A process of a running job, for `ckpt ps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Its number.
+    pub process: Process,
+    /// Its process id; 0 where it has not connected.
+    pub pid: u32,
+    /// Its host, by what it told; empty where it has not connected.
+    pub host: String,
+    /// Whether ranks may come to it.
+    pub standing: Standing,
+}
+
+/// A rank of a running job, for `ckpt ps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankStatus {
+    /// Its number.
+    pub rank: Rank,
+    /// Its process.
+    pub process: Process,
+    /// It has returned from the solver's main.
+    pub finished: bool,
+    /// The process that it is moving to.
+    pub moving_to: Option<Process>,
+    /// What its process last told of it; `None` before it did.
+    pub figures: Option<RankFigures>,
+}
+
+/// A rank of a process that is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainedRank {
+    /// The rank.
+    pub rank: Rank,
+    /// Where it was.
+    pub from: Process,
+    /// Where it goes, or has gone.
+    pub to: Process,
+}
+
+/// What became of a request to drain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// The processes.
+    pub processes: Vec<Process>,
+    /// Their ranks and where they went, or will go.
+    pub ranks: Vec<DrainedRank>,
+    /// All ranks are there, nothing of them is left where they were, and the processes are released.
+    pub done: bool,
 }
 
 /// What a command is answered.
@@ -463,6 +545,29 @@ pub enum Response {
         mode: MoveMode,
         /// How many rounds were copied while it ran.
         rounds: u32,
+    },
+    /// How each process and each rank is.
+    Processes {
+        /// By number.
+        processes: Vec<ProcessStatus>,
+        /// By number.
+        ranks: Vec<RankStatus>,
+    },
+    /// The request to drain is so far. More comes.
+    Draining {
+        /// Ranks that have gone, and processes that are released.
+        done: u32,
+        /// How many there are of both.
+        all: u32,
+    },
+    /// The request to drain is done, or planned.
+    Drained(Drained),
+    /// What was drained may be used again.
+    Undrained {
+        /// The processes that it stands for.
+        processes: Vec<Process>,
+        /// Of these, those that are released: they are out until the next start of the job.
+        out: Vec<Process>,
     },
 }
 

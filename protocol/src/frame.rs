@@ -182,7 +182,10 @@ mod tests {
             files: vec!["/data/out.bin".to_owned(), String::new()],
             line: "fd:7".to_owned(),
         };
+        let release = MoveDirective::Release { process: from };
+        let parted = MoveReport::Parted { process: from };
         let directives = [
+            release.clone(),
             MoveDirective::Examine { id, rank, to, mode },
             MoveDirective::Prepare {
                 id,
@@ -200,6 +203,7 @@ mod tests {
             },
         ];
         let reports = [
+            parted.clone(),
             MoveReport::Movable { id, needs },
             MoveReport::Prepared { id },
             MoveReport::Received { id },
@@ -222,7 +226,7 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.feed(&bytes);
         for directive in directives {
-            assert_eq!(directive.id(), id);
+            assert_eq!(directive.id(), (directive != release).then_some(id));
             let came = decoder.next().unwrap();
             assert_eq!(came, Some(Directive::Move(directive)));
         }
@@ -232,7 +236,7 @@ mod tests {
         }
         decoder.feed(&bytes);
         for report in reports {
-            assert_eq!(report.id(), id);
+            assert_eq!(report.id(), (report != parted).then_some(id));
             assert_eq!(decoder.next().unwrap(), Some(Report::Move(report)));
         }
         assert!(!decoder.is_inside_frame());

@@ -93,6 +93,9 @@ impl Layout {
     fn by_node(&self, fates: &[Fate]) -> BTreeMap<usize, Vec<(Process, Fate)>> {
         let mut by_node: BTreeMap<usize, Vec<(Process, Fate)>> = BTreeMap::new();
         for (process, fate) in (0..).map(Process).zip(fates) {
+            if *fate == Fate::Released {
+                continue;
+            }
             if let Some(node) = self.node_of(process) {
                 by_node.entry(node).or_default().push((process, *fate));
             }
@@ -110,6 +113,8 @@ pub enum Cause {
     AllGone,
     /// Its check failed: why.
     CheckFailed(String),
+    /// Somebody has drained it.
+    Drained,
 }
 
 impl std::fmt::Display for Cause {
@@ -118,6 +123,7 @@ impl std::fmt::Display for Cause {
             Self::Silent(process) => write!(f, "{process} there fell silent"),
             Self::AllGone => f.write_str("all its processes were gone at once"),
             Self::CheckFailed(reason) => f.write_str(reason),
+            Self::Drained => f.write_str("drained"),
         }
     }
 }
@@ -168,6 +174,16 @@ struct State {
     excluded: Option<(Cause, u32)>,
     /// It was in the layout before.
     in_use: bool,
+    /// It is not to be used until somebody takes it back, whether it could be or not.
+    drained: bool,
+}
+
+impl State {
+    /// Whether a start may use it, and if not, why.
+    fn unusable(&self) -> Option<Cause> {
+        let excluded = self.excluded.as_ref().map(|(cause, _)| cause.clone());
+        excluded.or(self.drained.then_some(Cause::Drained))
+    }
 }
 
 /// The nodes of a job.
@@ -188,6 +204,7 @@ impl Nodes {
             node,
             excluded: None,
             in_use: false,
+            drained: false,
         });
         Self {
             rules,
@@ -208,6 +225,18 @@ impl Nodes {
         self.states.iter().map(|state| &state.node)
     }
 
+    /// No start uses this node any more, or it may again. False where that was so.
+    pub fn set_drained(&mut self, number: usize, drained: bool) -> bool {
+        let state = self.states.get_mut(number);
+        state.is_some_and(|state| std::mem::replace(&mut state.drained, drained) != drained)
+    }
+
+    /// Whether a node was drained.
+    #[must_use]
+    pub fn is_drained(&self, number: usize) -> bool {
+        self.states.get(number).is_some_and(|state| state.drained)
+    }
+
     /// The next thing that changed, if any.
     pub fn poll_change(&mut self) -> Option<(usize, Change)> {
         self.changes.pop_front()
@@ -226,7 +255,7 @@ impl Nodes {
                 let mut ends = others.flat_map(|(_, part)| part);
                 ends.all(|(_, fate)| match fate {
                     Fate::Ended(at) => *at > last + AT_ONCE,
-                    Fate::There | Fate::Absent => true,
+                    Fate::There | Fate::Absent | Fate::Released => true,
                     // It was silent first, and all others were killed for it.
                     Fate::Silent => false,
                 })
@@ -243,6 +272,7 @@ impl Nodes {
     #[must_use]
     pub fn to_check(&self) -> Vec<usize> {
         let due = |state: &State| match &state.excluded {
+            _ if state.drained => false,
             None => true,
             Some((_, since)) => *since < self.ended,
         };
@@ -281,11 +311,11 @@ impl Nodes {
     /// When too few nodes can be used.
     pub fn lay_out(&mut self) -> Result<Layout, TooFew> {
         let usable: Vec<usize> = (0..self.states.len())
-            .filter(|&number| self.states[number].excluded.is_none())
+            .filter(|&number| self.states[number].unusable().is_none())
             .collect();
         if usable.len() < self.rules.min.max(1) as usize {
             let lost = self.states.iter().filter_map(|state| {
-                let (cause, _) = state.excluded.as_ref()?;
+                let cause = state.unusable()?;
                 Some((state.node.name.clone(), cause.to_string()))
             });
             return Err(TooFew {
@@ -348,7 +378,7 @@ fn gone_at_once(part: &[(Process, Fate)]) -> Option<Duration> {
         .iter()
         .map(|(_, fate)| match fate {
             Fate::Ended(at) => Some(*at),
-            Fate::Absent | Fate::There | Fate::Silent => None,
+            Fate::Absent | Fate::There | Fate::Silent | Fate::Released => None,
         })
         .collect();
     let ends = ends.filter(|ends| ends.len() > 1)?;
@@ -401,6 +431,42 @@ mod tests {
             Some((0, Change::Excluded(Cause::AllGone)))
         );
         assert_eq!(shares(&nodes.lay_out().unwrap()), [(1, 2), (2, 2)]);
+    }
+
+    #[test]
+    fn a_drained_node_is_used_by_no_start_until_it_is_taken_back() {
+        let mut nodes = nodes(3, 4, 0, 1);
+        assert!(nodes.set_drained(0, true));
+        assert!(!nodes.set_drained(0, true));
+        assert_eq!(nodes.to_check(), [1, 2]);
+        let layout = nodes.lay_out().unwrap();
+        assert_eq!(shares(&layout), [(1, 2), (2, 2)]);
+        assert!(nodes.set_drained(1, true) && nodes.set_drained(2, true));
+        let refused = nodes.lay_out().unwrap_err().to_string();
+        assert!(refused.contains("node0 (drained)"), "{refused}");
+        assert!(nodes.set_drained(0, false));
+        assert_eq!(shares(&nodes.lay_out().unwrap()), [(0, 2)]);
+    }
+
+    #[test]
+    fn processes_that_were_released_tell_nothing_of_nodes() {
+        let mut nodes = nodes(3, 6, 0, 1);
+        let layout = nodes.lay_out().unwrap();
+        // Node 0 was drained, and went away long before; node 1 is lost now.
+        let fates = [
+            Fate::Released,
+            Fate::Released,
+            ended(50),
+            ended(51),
+            ended(90),
+            ended(91),
+        ];
+        nodes.handle_ended(&layout, &fates);
+        assert_eq!(
+            nodes.poll_change(),
+            Some((1, Change::Excluded(Cause::AllGone)))
+        );
+        assert_eq!(nodes.poll_change(), None);
     }
 
     #[test]

@@ -21,6 +21,22 @@ pub fn in_blocks(ranks: u32, processes: u32) -> Vec<Process> {
         .collect()
 }
 
+/// The same, with processes that host no rank at the start: the last `idle` of them, for ranks that come later, and those
+/// that are drained. Where processes are short, fewer are idle: while there are so many, `wanted` of them host ranks. Where all
+/// are drained, all are used.
+#[must_use]
+pub fn beside_idle(ranks: u32, processes: u32, wanted: u32, drained: &[Process]) -> Vec<Process> {
+    let all = (0..processes).map(Process);
+    let mut usable: Vec<Process> = all.clone().filter(|it| !drained.contains(it)).collect();
+    if usable.is_empty() {
+        usable = all.collect();
+    }
+    usable.truncate(wanted.max(1) as usize);
+    let count = u32::try_from(usable.len()).unwrap_or(u32::MAX);
+    let blocks = in_blocks(ranks, count).into_iter();
+    blocks.map(|block| usable[block.index()]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,6 +53,20 @@ mod tests {
                 assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
             }
         }
+    }
+
+    #[test]
+    fn idle_and_drained_processes_host_no_rank_and_idle_ones_take_their_places() {
+        let numbers = |processes, drained: &[Process]| -> Vec<u32> {
+            let placement = beside_idle(4, processes, 2, drained);
+            placement.iter().map(|process| process.0).collect()
+        };
+        assert_eq!(numbers(4, &[]), [0, 0, 1, 1]);
+        assert_eq!(numbers(4, &[Process(0)]), [1, 1, 2, 2]);
+        assert_eq!(numbers(4, &[Process(0), Process(1), Process(2)]), [3; 4]);
+        assert_eq!(numbers(1, &[]), [0; 4]);
+        assert_eq!(numbers(1, &[Process(0)]), [0; 4], "somewhere they must be");
+        assert_eq!(beside_idle(4, 0, 2, &[]), []);
     }
 
     #[test]

@@ -40,21 +40,48 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(plan: &Plan, launch: &Launch) -> Self {
+    /// `drained` are the names of nodes that are not to be used.
+    pub(super) fn new(plan: &Plan, launch: &Launch, drained: &[String]) -> Self {
         let rules = Rules {
-            processes: plan.processes,
+            processes: plan.all_processes(),
             spare: launch.spare_nodes,
             min: launch.min_nodes,
             // What Slurm says of a node that was lost may be true only some time later.
             checked: matches!(launch.check, Way::Agent(_)),
         };
+        let mut nodes = Nodes::new(launch.nodes.clone(), rules);
+        for name in drained {
+            let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+            let number = hosts::called(names.iter().map(String::as_str), name);
+            number.map(|number| nodes.set_drained(number, true));
+        }
         Self {
-            nodes: Nodes::new(launch.nodes.clone(), rules),
+            nodes,
             layout: Layout::default(),
             places: Vec::new(),
             told_of_order: false,
             started: false,
         }
+    }
+
+    /// The number of the node with this name, if there is one.
+    pub(super) fn number_of(&self, name: &str) -> Option<usize> {
+        let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        hosts::called(names, name)
+    }
+
+    /// The processes on a node.
+    pub(super) fn processes_on(&self, number: usize) -> Vec<Process> {
+        let places = (0..).map(Process).zip(&self.places);
+        let there = places.filter(|(_, place)| **place == number);
+        there.map(|(process, _)| process).collect()
+    }
+
+    /// The names of the drained nodes.
+    pub(super) fn drained(&self) -> Vec<String> {
+        let numbered = self.nodes.iter().enumerate();
+        let drained = numbered.filter(|(number, _)| self.nodes.is_drained(*number));
+        drained.map(|(_, node)| node.name.clone()).collect()
     }
 
     fn lay_out(&mut self) -> Result<(), TooFew> {

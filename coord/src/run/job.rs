@@ -13,6 +13,7 @@ use protocol::walltime::Walltime;
 use wire::{Address, Listener};
 
 use super::cluster::{Cluster, Stops};
+use super::drains::Drains;
 use super::moves::Moving;
 use super::peers::Peers;
 use super::start::Start;
@@ -77,6 +78,8 @@ pub(super) struct Job<'a> {
     pub(super) outcome: Option<Outcome>,
     /// The nodes, where a launcher starts the processes.
     pub(super) cluster: Option<Cluster>,
+    /// What is drained, and who waits for it.
+    pub(super) drains: Drains,
     pub(super) errands: Errands,
     /// The time of the allocation.
     pub(super) walltime: Option<Walltime>,
@@ -199,6 +202,7 @@ impl Job<'_> {
                 self.closing = false;
                 self.coordinator = None;
                 self.moving = None;
+                self.break_off_drains();
                 self.recovery.handle_settled();
             } else if let Some(output) = self.recovery.poll_output() {
                 self.obey_recovery(output);
@@ -297,7 +301,12 @@ impl Job<'_> {
             coordinator.handle_request(now, request);
         }
         self.coordinator = Some(coordinator);
-        self.moving = Some(Moving::new(self.start.placement(), self.start.processes()));
+        let drained = match self.cluster {
+            None => self.drains.processes(),
+            Some(_) => Vec::new(),
+        };
+        let processes = self.start.processes();
+        self.moving = Some(Moving::new(self.start.placement(), processes, drained));
         self.estimator.handle_go(now);
         self.set_interval();
     }

@@ -3,13 +3,15 @@
 //! Everything happens in one loop on one thread ([`job`]), which never blocks but in its one wait: the
 //! store has a thread of its own ([`crate::storeroom`]). The loop tells the machines what came
 //! ([`reports`]) and does what they want ([`job`] for the recovery side, [`snapshots`] for the snapshot
-//! side, [`moves`] for the moves of ranks). [`start`] holds what belongs to one incarnation, [`cluster`] what is different where processes run on other nodes,
+//! side, [`moves`] for the moves of ranks, [`drains`] for processes that are drained, [`listing`] for `ckpt ps`). [`start`] holds what belongs to one incarnation, [`cluster`] what is different where processes run on other nodes,
 //! [`peers`] the connections, [`teller`] passes events on.
 //!
 //! The thread that calls [`run`] starts the processes, and they die with it.
 
 mod cluster;
+mod drains;
 mod job;
+mod listing;
 mod moves;
 mod peers;
 mod reports;
@@ -82,6 +84,7 @@ pub fn run(
         let newest = store.newest_usable()?;
         store.begin_incarnation(newest.map(|manifest| manifest.id()))?;
     }
+    let drained_nodes = crate::record::drained_nodes(store.job());
     let quarantine = quarantine(plan, &store);
     let mut record = store.job().clone();
     crate::record::set_lease(&mut record, plan.launch.as_ref().map(|_| plan.lease()));
@@ -120,7 +123,7 @@ pub fn run(
         job: job.to_string(),
         store: plan.store.display().to_string(),
         ranks: plan.ranks,
-        processes: plan.processes,
+        processes: plan.all_processes(),
     });
     if !quarantine.is_zero() {
         teller.warn(format!(
@@ -164,7 +167,8 @@ pub fn run(
         cluster: plan
             .launch
             .as_ref()
-            .map(|launch| cluster::Cluster::new(plan, launch)),
+            .map(|launch| cluster::Cluster::new(plan, launch, &drained_nodes)),
+        drains: drains::Drains::default(),
         errands,
         walltime: plan.walltime.then(|| Walltime::new(now)),
         stops: cluster::Stops::default(),

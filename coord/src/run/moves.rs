@@ -19,7 +19,7 @@ use crate::plan::{MOVE_END_PATIENCE, MOVE_SNAPSHOT_PATIENCE};
 /// The moves of the present start, while its ranks run.
 #[derive(Debug)]
 pub(super) struct Moving {
-    moves: Moves,
+    pub(super) moves: Moves,
     /// What was asked for and is not answered.
     asked: BTreeMap<RequestId, Asked>,
 }
@@ -47,16 +47,35 @@ pub(super) struct Trip {
 
 impl Moving {
     /// For ranks that have just been let go.
-    pub(super) fn new(placement: &[Process], processes: u32) -> Self {
+    pub(super) fn new(placement: &[Process], processes: u32, drained: Vec<Process>) -> Self {
         Self {
             moves: Moves::new(Config {
                 processes,
                 placement: placement.to_vec(),
+                drained,
                 snapshot_patience: MOVE_SNAPSHOT_PATIENCE,
                 end_patience: MOVE_END_PATIENCE,
             }),
             asked: BTreeMap::new(),
         }
+    }
+
+    /// Asks for a move.
+    pub(super) fn ask(&mut self, request: RequestId, ask: Ask) {
+        let asked = Asked {
+            rank: ask.rank,
+            to: ask.to,
+            begun: None,
+            trip: Trip {
+                image_bytes: 0,
+                stood_us: 0,
+                mode: ask.mode,
+                rounds: 0,
+            },
+            named: false,
+        };
+        self.asked.insert(request, asked);
+        self.moves.handle_request(request, ask);
     }
 
     /// The process of each rank.
@@ -112,7 +131,7 @@ impl Job<'_> {
 
     /// Somebody wants a rank moved.
     pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
-        let Ask { rank, to, mode, .. } = ask;
+        let mode = ask.mode;
         let refusal = if self.plan.launch.is_some() {
             Some(
                 "ranks of a job that a launcher has started, or that runs on several nodes, can't be moved yet; stop it and \
@@ -132,20 +151,7 @@ impl Job<'_> {
             return self.answer_move(request, Response::Failed { reason });
         }
         if let Some(moving) = &mut self.moving {
-            let asked = Asked {
-                rank,
-                to,
-                begun: None,
-                trip: Trip {
-                    image_bytes: 0,
-                    stood_us: 0,
-                    mode,
-                    rounds: 0,
-                },
-                named: false,
-            };
-            moving.asked.insert(request, asked);
-            moving.moves.handle_request(request, ask);
+            moving.ask(request, ask);
         }
     }
 
@@ -174,7 +180,15 @@ impl Job<'_> {
             }
             MovesOutput::TellAll { directive } => {
                 self.peers
-                    .tell_all(&Directive::Move(directive), &self.poller);
+                    .tell_members(&Directive::Move(directive), &self.poller);
+            }
+            MovesOutput::Released { process } => self.release(process),
+            MovesOutput::WaitingToRelease { process, processes } => {
+                let processes: Vec<_> = processes.iter().map(Process::to_string).collect();
+                self.teller.warn(format!(
+                    "the release of {process} waits for ranks of {} to call the library; no checkpoint is taken meanwhile",
+                    processes.join(", ")
+                ));
             }
             MovesOutput::Waiting { id, processes } => {
                 let asked = self.moving.iter_mut().flat_map(|it| it.asked.values_mut());
@@ -200,7 +214,9 @@ impl Job<'_> {
                     return;
                 };
                 self.answer_move(request, answer(&asked, &outcome));
+                let reason = outcome.as_ref().err().cloned();
                 self.teller.tell(&told(&asked, outcome));
+                self.handle_drained_rank(request, reason);
             }
         }
     }

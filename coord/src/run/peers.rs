@@ -1,6 +1,6 @@
 //! Everybody on the control socket: processes of the job, commands, and callers not yet known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(super) struct Peer {
 pub(super) struct Peers {
     peers: BTreeMap<u32, Peer>,
     processes: BTreeMap<Process, u32>,
+    /// Processes of the present start that are out of the job.
+    released: BTreeSet<Process>,
     next: u32,
 }
 
@@ -121,6 +123,7 @@ impl Peers {
 
     /// Closes the connections of all processes.
     pub(super) fn remove_processes(&mut self, poller: &Poller) {
+        self.released.clear();
         for number in std::mem::take(&mut self.processes).into_values() {
             self.remove(number, poller);
         }
@@ -148,6 +151,21 @@ impl Peers {
         for number in numbers {
             self.send(number, directive, poller);
         }
+    }
+
+    /// Tells every connected process but those that are released something about a snapshot or a move.
+    pub(super) fn tell_members(&mut self, directive: &Directive, poller: &Poller) {
+        let members = self.processes.iter();
+        let members = members.filter(|(process, _)| !self.released.contains(process));
+        let numbers: Vec<u32> = members.map(|(_, number)| *number).collect();
+        for number in numbers {
+            self.send(number, directive, poller);
+        }
+    }
+
+    /// A process is out of the job: it is told no more of snapshots and moves.
+    pub(super) fn set_released(&mut self, process: Process) {
+        self.released.insert(process);
     }
 
     /// Answers a command. It may have gone away meanwhile.

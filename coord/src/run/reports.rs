@@ -6,7 +6,7 @@ use protocol::control::{
     CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, Request, Response,
 };
 use protocol::coordinator::{Part, RequestId};
-use protocol::ids::Process;
+use protocol::ids::{Process, Rank};
 use protocol::migration::Ask;
 use protocol::recovery::{End, Phase};
 
@@ -239,9 +239,20 @@ impl Job<'_> {
                 let reason = format!("{rank} of {epoch}: {reason}");
                 self.recovery.handle_restore_failed(process, &reason);
             }
-            Report::Alive { number, computing } => {
+            Report::Alive {
+                number,
+                computing,
+                ranks,
+            } => {
                 self.recovery.handle_alive(now, process, number);
                 self.start.set_computing(process, computing);
+                let placement = match &self.moving {
+                    Some(moving) => moving.placement(),
+                    None => self.start.placement(),
+                };
+                let placement = placement.to_vec();
+                let is_there = |rank: Rank| placement.get(rank.index()) == Some(&process);
+                self.start.set_figures(ranks, is_there);
             }
             Report::Cut { epoch, stall_us } => {
                 self.teller.tell(&Event::Cut {
@@ -293,6 +304,7 @@ impl Job<'_> {
             }
             Report::RankFinished { rank } => {
                 self.teller.tell(&Event::Finished { rank: rank.0 });
+                self.start.set_finished(rank);
                 match &mut self.coordinator {
                     Some(coordinator) => coordinator.handle_rank_finished(now, rank),
                     None => self.finished_early.push(rank),
@@ -373,6 +385,12 @@ impl Job<'_> {
                     None => self.held.push(request),
                 }
             }
+            Request::Processes => {
+                let response = self.processes();
+                self.peers.answer(number, &response, &self.poller);
+            }
+            Request::Drain { what, wait } => self.handle_drain(number, what, *wait),
+            Request::Undrain { what } => self.handle_undrain(number, what),
             &Request::Migrate {
                 rank,
                 to,

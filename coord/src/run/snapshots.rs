@@ -89,7 +89,7 @@ impl Job<'_> {
     }
 
     fn tell_processes(&mut self, directive: &Directive) {
-        self.peers.tell_all(directive, &self.poller);
+        self.peers.tell_members(directive, &self.poller);
     }
 
     fn publish(&mut self, collected: Collected) {
@@ -257,13 +257,14 @@ impl Job<'_> {
             }
         };
         let layout = self.cluster.as_ref().map(|cluster| &cluster.layout);
+        let drained = self.drains.processes();
         self.start = Start::new(
             self.plan,
             begun.incarnation,
             begun.newest,
             restore,
             origins,
-            layout,
+            (layout, &drained),
             token,
         );
         let spawned = match (&self.plan.launch, &self.cluster) {

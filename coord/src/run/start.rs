@@ -1,11 +1,12 @@
 //! One start of the job (an incarnation): its processes, their places, what they are told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
-use protocol::control::{Assignment, ProgramIdentity, Restore, environment};
+use protocol::control::{Assignment, ProgramIdentity, RankFigures, Restore, environment};
 use protocol::ids::{Epoch, Incarnation, Process, Rank};
 use protocol::nodes::{Layout, Nodes};
 use protocol::placement;
@@ -53,6 +54,10 @@ pub(super) struct Start {
     /// Processes of the node that has the most.
     processes_beside: u32,
     computing: Vec<Vec<(Rank, u64)>>,
+    /// What was last told of each rank.
+    figures: BTreeMap<Rank, RankFigures>,
+    /// Ranks that have returned from the solver's main.
+    finished: BTreeSet<Rank>,
     processes: u32,
     /// What its processes have to show.
     token: Option<Token>,
@@ -74,10 +79,10 @@ impl Start {
         newest: Epoch,
         restore: Option<Restore>,
         origins: Vec<ProgramIdentity>,
-        layout: Option<&Layout>,
+        (layout, drained): (Option<&Layout>, &[Process]),
         token: Token,
     ) -> Self {
-        let processes = layout.map_or(plan.processes, Layout::processes);
+        let processes = layout.map_or(plan.all_processes(), Layout::processes);
         let processes_beside = match layout {
             Some(layout) => layout.shares.iter().map(|share| share.processes).max(),
             None => Some(processes),
@@ -88,7 +93,7 @@ impl Start {
             newest,
             restore,
             origins,
-            placement: placement::in_blocks(plan.ranks, processes),
+            placement: placement::beside_idle(plan.ranks, processes, plan.processes, drained),
             identity: None,
             // Each node has a memory of its own, taken to be like this one's.
             memory_bytes: plan
@@ -96,6 +101,8 @@ impl Start {
                 .unwrap_or_else(|| memory::default_budget_bytes(processes_beside)),
             processes_beside,
             computing: vec![Vec::new(); processes as usize],
+            figures: BTreeMap::new(),
+            finished: BTreeSet::new(),
             processes,
             token: Some(token),
             hosts: vec![String::new(); processes as usize],
@@ -174,14 +181,14 @@ impl Start {
         open_files: OpenFiles,
         poller: &Poller,
     ) -> Result<(), StartError> {
-        let shared = libckpt_transport::shm::create(plan.processes)
+        let shared = libckpt_transport::shm::create(self.processes)
             .map_err(|error| StartError::SharedMemory(error.to_string()))?;
         let mut pipes = Pipes::new();
-        for process in (0..plan.processes).map(Process) {
+        for process in (0..self.processes).map(Process) {
             let mut environment = self.environment(address, environment::TRANSPORT_SHM);
             environment.extend([
                 (environment::PROCESS, process.0.to_string()),
-                (environment::PROCESSES, plan.processes.to_string()),
+                (environment::PROCESSES, self.processes.to_string()),
                 (environment::SHM_FD, number(&shared)),
             ]);
             let ends = if plan.label {
@@ -312,6 +319,11 @@ impl Start {
         &self.hosts
     }
 
+    /// The host of a process, by what it told; empty where it has not.
+    pub(super) fn host(&self, process: Process) -> &str {
+        self.hosts.get(process.index()).map_or("", String::as_str)
+    }
+
     /// Whether this is what a process of this start shows.
     pub(super) fn has_token(&self, shown: &[u8; TOKEN_BYTES]) -> bool {
         self.token.as_ref().is_some_and(|token| token.is(shown))
@@ -370,6 +382,25 @@ impl Start {
         if let Some(known) = self.computing.get_mut(process.index()) {
             *known = computing;
         }
+    }
+
+    /// What a process tells of its ranks. Of one that has moved meanwhile, what is told by where it is counts.
+    pub(super) fn set_figures(&mut self, told: Vec<RankFigures>, is_there: impl Fn(Rank) -> bool) {
+        let told = told.into_iter().filter(|figures| is_there(figures.rank));
+        self.figures
+            .extend(told.map(|figures| (figures.rank, figures)));
+    }
+
+    pub(super) fn figures(&self, rank: Rank) -> Option<RankFigures> {
+        self.figures.get(&rank).copied()
+    }
+
+    pub(super) fn set_finished(&mut self, rank: Rank) {
+        self.finished.insert(rank);
+    }
+
+    pub(super) fn has_finished(&self, rank: Rank) -> bool {
+        self.finished.contains(&rank)
     }
 
     /// Ranks that have not come to the engine for long, by what their processes last told.

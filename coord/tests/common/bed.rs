@@ -36,6 +36,7 @@ impl Bed {
         let plan = Plan {
             store,
             ranks,
+            idle: 0,
             processes,
             program: Program {
                 path: PathBuf::from("/bin/sh"),

@@ -334,6 +334,7 @@ impl Member {
                             lease.handle_alive(now)
                         });
                         self.report(&Report::Alive {
+                            ranks: Vec::new(),
                             number,
                             computing: Vec::new(),
                         });

@@ -1,8 +1,10 @@
 //! The commands. Each makes a [`Report`] or fails; how that is shown is not its affair.
 
 mod checkpoint;
+mod drain;
 mod ls;
 mod migrate;
+mod ps;
 mod restart;
 mod rm;
 mod run;
@@ -52,6 +54,9 @@ pub fn execute(
         Command::Checkpoint(args) => checkpoint::checkpoint(&args.store).map(done),
         Command::Status(args) => status::status(&args.store).map(done),
         Command::Migrate(args) => migrate::migrate(args, show).map(done),
+        Command::Ps(args) => ps::ps(&args.store).map(done),
+        Command::Drain(args) => drain::drain(args, show).map(done),
+        Command::Undrain(args) => drain::undrain(args).map(done),
         Command::Rm(args) => rm::rm(args).map(done),
     }
 }
@@ -92,6 +97,20 @@ fn ask_and_watch(
     request: &Request,
     watch: &mut dyn FnMut(Step),
 ) -> Result<Option<Response>, Failure> {
+    let mut steps = |response: &Response| {
+        if let Response::Moving { step } = response {
+            watch(*step);
+        }
+    };
+    ask_and_follow(store, request, &mut steps)
+}
+
+/// The same; `follow` is told of every response before the last.
+fn ask_and_follow(
+    store: &JobStore,
+    request: &Request,
+    follow: &mut dyn FnMut(&Response),
+) -> Result<Option<Response>, Failure> {
     let Some(control) = store.read_control()? else {
         return Ok(None);
     };
@@ -100,7 +119,7 @@ fn ask_and_watch(
         .parse()
         .map_err(|error| Failure::internal(format!("the control file: {error}")))?;
     let token = Token::from_bytes(control.token);
-    match client::ask_and_watch(&address, &token, request, None, watch) {
+    match client::ask_and_follow(&address, &token, request, None, follow) {
         Ok(response) => Ok(Some(response)),
         // Left by a coordinator that was lost.
         Err(ClientError::NotRunning { .. }) => Ok(None),

@@ -90,6 +90,7 @@ fn plan(args: &RunArgs) -> Result<Plan, Failure> {
         store: absolute(&args.store)?,
         ranks: args.ranks,
         processes: args.ranks,
+        idle: 0,
         program: Program {
             path,
             arguments: args.program.clone(),
@@ -126,7 +127,8 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
         )));
     }
     let request = request(&common.launch, plan.request)?;
-    let launch = launch::resolve(&request, processes, &OwnEnvironment)
+    let idle = common.idle_procs.unwrap_or(plan.idle);
+    let launch = launch::resolve(&request, processes.saturating_add(idle), &OwnEnvironment)
         .map_err(|error| Failure::usage(error.to_string()))?;
     if launch.is_some() && (common.label || plan.label) {
         return Err(Failure::usage(
@@ -138,6 +140,7 @@ pub fn apply(common: &CommonArgs, plan: Plan) -> Result<Plan, Failure> {
         launch,
         walltime: launch::slurm::job(&OwnEnvironment).is_some(),
         processes,
+        idle,
         every: every(common, plan.every)?,
         tracking: common.track.unwrap_or(plan.tracking),
         capture: common.capture.unwrap_or(plan.capture),

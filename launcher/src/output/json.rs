@@ -70,6 +70,9 @@ impl Output for Json {
             Report::Taken(result) => self.print(command, code, Some(result), None),
             Report::Status(result) => self.print(command, code, Some(result), None),
             Report::Moved(result) => self.print(command, code, Some(result), None),
+            Report::Processes(result) => self.print(command, code, Some(result), None),
+            Report::Drained(result) => self.print(command, code, Some(result), None),
+            Report::Undrained(result) => self.print(command, code, Some(result), None),
             Report::Removed(result) => self.print(command, code, Some(result), None),
         }
     }

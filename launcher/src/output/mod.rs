@@ -13,8 +13,8 @@ pub use quiet::Quiet;
 
 use crate::failure::Failure;
 use crate::report::{
-    ListReport, MovedReport, RemovedReport, RunReport, ShowReport, StatusReport, TakenReport,
-    VerifyReport,
+    DrainReport, ListReport, MovedReport, PsReport, RemovedReport, RunReport, ShowReport,
+    StatusReport, TakenReport, UndrainReport, VerifyReport,
 };
 
 /// A result of one of the commands.
@@ -27,6 +27,9 @@ pub enum Report {
     Taken(TakenReport),
     Status(StatusReport),
     Moved(MovedReport),
+    Processes(PsReport),
+    Drained(DrainReport),
+    Undrained(UndrainReport),
     Removed(RemovedReport),
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::{Output, Report};
 use crate::failure::Failure;
 use crate::report::{
-    CheckpointRow, ComputingRow, DamagedRow, FileRow, IntervalRow, ListReport, MovedReport,
-    NeededRow, ObjectRow, RemovedReport, RunReport, RunningReport, ShowReport, StatusReport,
-    TakenReport, TotalsRow, VerifyReport,
+    CheckpointRow, ComputingRow, DamagedRow, DrainReport, DrainedRow, FileRow, IntervalRow,
+    ListReport, MovedReport, NeededRow, ObjectRow, ProcessRow, PsReport, RankRow, RemovedReport,
+    RunReport, RunningReport, ShowReport, StatusReport, TakenReport, TotalsRow, UndrainReport,
+    VerifyReport,
 };
 use crate::units;
 
@@ -42,6 +43,9 @@ fn tell(report: &Report) -> String {
         Report::Taken(TakenReport { store: _, epoch }) => format!("epoch {epoch} is committed\n"),
         Report::Status(status) => tell_status(status),
         Report::Moved(moved) => tell_moved(moved),
+        Report::Processes(ps) => tell_processes(ps),
+        Report::Drained(drain) => tell_drained(drain),
+        Report::Undrained(undrain) => tell_undrained(undrain),
         Report::Removed(removed) => tell_removed(removed),
     }
 }
@@ -478,6 +482,118 @@ fn tell_moved(moved: &MovedReport) -> String {
         units::time_us(*stood_us),
         units::time_us(*took_us)
     )
+}
+
+fn tell_processes(ps: &PsReport) -> String {
+    let PsReport {
+        store: _,
+        job,
+        processes,
+        ranks,
+    } = ps;
+    let mut text = format!(
+        "job {job}: {} ranks in {} processes\n",
+        ranks.len(),
+        processes.len()
+    );
+    let _ = writeln!(
+        text,
+        "{:>6} {:>8} {:>8}  {:<16} {:>10} {:>6} {:>8}  STATE",
+        "RANK", "PROCESS", "PID", "NODE", "IMAGE", "LOAD", "MSG/S"
+    );
+    let of = |process: u32| processes.iter().find(|row| row.process == process);
+    for rank in ranks {
+        let (pid, node) = of(rank.process).map_or((0, ""), |row| (row.pid, row.node.as_str()));
+        let RankRow {
+            rank,
+            process,
+            finished,
+            moving_to,
+            image_bytes,
+            load_permille,
+            messages_per_s,
+        } = rank;
+        let state = match (moving_to, finished) {
+            (Some(to), _) => format!("moves to process {to}"),
+            (None, true) => "finished".to_owned(),
+            (None, false) => "runs".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "{rank:>6} {process:>8} {pid:>8}  {node:<16} {:>10} {:>6} {:>8}  {state}",
+            image_bytes.map_or_else(|| "-".to_owned(), units::bytes),
+            load_permille.map_or_else(|| "-".to_owned(), |load| format!("{}%", (load + 5) / 10)),
+            messages_per_s.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+        );
+    }
+    for row in processes {
+        let ProcessRow {
+            process,
+            pid,
+            node,
+            standing,
+        } = row;
+        let hosts_none = ranks.iter().all(|rank| rank.process != *process);
+        let state = match *standing {
+            "member" if hosts_none => "idle",
+            "member" => continue,
+            other => other,
+        };
+        let _ = writeln!(
+            text,
+            "{:>6} {process:>8} {pid:>8}  {node:<16} {:>10} {:>6} {:>8}  {state}",
+            "-", "-", "-", "-"
+        );
+    }
+    text
+}
+
+fn tell_drained(drain: &DrainReport) -> String {
+    let DrainReport {
+        store: _,
+        what,
+        processes,
+        ranks,
+        done,
+    } = drain;
+    let mut text = String::new();
+    let goes = if *done { "has moved" } else { "moves" };
+    for DrainedRow { rank, from, to } in ranks {
+        let _ = writeln!(
+            text,
+            "rank {rank} {goes} from process {from} to process {to}"
+        );
+    }
+    let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
+    let these = match processes.len() {
+        0 => "it has no process".to_owned(),
+        1 => format!("process {}", processes.join("")),
+        _ => format!("processes {}", processes.join(", ")),
+    };
+    let _ = match done {
+        true => writeln!(
+            text,
+            "{what} is drained ({these}): nothing of the job is left there"
+        ),
+        false => writeln!(
+            text,
+            "{what} is being drained ({these}); `ckpt ps` shows how far that is"
+        ),
+    };
+    text
+}
+
+fn tell_undrained(undrain: &UndrainReport) -> String {
+    let UndrainReport {
+        store: _,
+        what,
+        processes: _,
+        out,
+    } = undrain;
+    match out.is_empty() {
+        true => format!("{what} may be used again\n"),
+        false => format!("{what} may be used again, from the next start of the job on\n"),
+    }
 }
 
 fn tell_removed(removed: &RemovedReport) -> String {

@@ -120,6 +120,13 @@ fn notable(event: &Event) -> Option<String> {
         Event::NotMoved { rank, to, reason } => {
             format!("rank {rank} was not moved to process {to}: {reason}")
         }
+        Event::Draining { node, processes } => format!("draining {}", named(node, processes)),
+        Event::Released { process, pid } => {
+            format!("process {process} (pid {pid}) is out of the job")
+        }
+        Event::Undrained { node, processes } => {
+            format!("{} may be used again", named(node, processes))
+        }
         Event::Warning { text } => format!("warning: {text}"),
         Event::Open { .. }
         | Event::Start { .. }
@@ -140,6 +147,15 @@ fn notable(event: &Event) -> Option<String> {
         | Event::Finished { .. }
         | Event::End { .. } => return None,
     })
+}
+
+/// A node, or else processes.
+fn named(node: &Option<String>, processes: &[u32]) -> String {
+    let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
+    match node {
+        Some(node) => format!("node {node}"),
+        None => format!("process {}", processes.join(", ")),
+    }
 }
 
 /// What belongs into the warnings of a JSON record.

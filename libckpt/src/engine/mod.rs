@@ -26,14 +26,14 @@ pub(crate) mod tables;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libckpt_rank::context;
 use libckpt_transport::Transport;
 use protocol::control::LinkCount;
-use protocol::ids::Epoch;
+use protocol::ids::{Epoch, Rank};
 
 pub(crate) use self::core::Core;
 pub(crate) use self::ops::*;
@@ -67,6 +67,16 @@ pub(crate) struct Attention {
     pub(crate) running: AtomicU64,
     /// The ranks' thread waits for packets, on behalf of whatever rank.
     pub(crate) idle: AtomicBool,
+    /// How the ranks of this process were when they were looked at last.
+    pub(crate) looked_at: Mutex<Vec<LookedAt>>,
+}
+
+/// What the ranks' thread finds out about a rank now and then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LookedAt {
+    pub(crate) rank: Rank,
+    pub(crate) image_bytes: u64,
+    pub(crate) messages_per_s: Option<u64>,
 }
 
 /// In [`Attention::running`].

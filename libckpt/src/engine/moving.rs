@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use protocol::ids::{Move, Process, Rank};
-use protocol::migration::{MoveDirective, MoverOutput, Route};
+use protocol::migration::{MoveDirective, MoveReport, MoverOutput, Route};
 
 use super::core::{Hosted, packet_bytes};
 use super::cut::encode;
@@ -226,6 +226,36 @@ impl Core {
         self.pump_mover()
     }
 
+    // ---- released processes ---------------------------------------------------------------------
+
+    /// A process is released, this one or another.
+    fn release(&mut self, process: Process) -> Result<(), Fatal> {
+        let to_it = |peer: usize| process == self.me || peer == process.index();
+        for (peer, outbound) in self.outbound.iter_mut().enumerate() {
+            if to_it(peer) && !outbound.data.is_empty() {
+                return Err(Fatal::new(format!(
+                    "{process} is released, and packets of ranks wait for its link"
+                )));
+            }
+            if to_it(peer) {
+                outbound.forget_pieces();
+            }
+        }
+        let processes = u32::try_from(self.outbound.len()).unwrap_or(u32::MAX);
+        self.participant
+            .handle_release(process, processes)
+            .map_err(Fatal::new)
+    }
+
+    /// Nothing comes from a released process any more, and nothing goes to it.
+    pub(super) fn part(&mut self, peer: Process) {
+        let outbound = &mut self.outbound[peer.index()];
+        outbound.forget_pieces();
+        outbound.control.clear();
+        let report = MoverOutput::Report(MoveReport::Parted { process: peer });
+        self.transit.errands.push_back(Errand::Obey(report));
+    }
+
     // ---- ranks ----------------------------------------------------------------------------------
 
     /// Takes a rank out of those that run here. Those after it in `hosted` move up.
@@ -281,6 +311,12 @@ impl Core {
 }
 
 impl super::core::Outbound {
+    /// Pieces of messages that nobody at the other end waits for any more: their ranks have moved, and ask elsewhere.
+    fn forget_pieces(&mut self) {
+        self.pulls.clear();
+        self.streams.clear();
+    }
+
     /// Takes queued packets out, in their order.
     fn take_out(&mut self, mut wanted: impl FnMut(&Queued) -> bool) -> Vec<Queued> {
         let mut taken = Vec::new();
@@ -301,6 +337,9 @@ impl super::core::Outbound {
 impl Engine {
     /// The coordinator says something about a move. What the machine wants then is to be asked by the caller.
     pub(crate) fn handle_move(&mut self, directive: MoveDirective) -> Result<(), Fatal> {
+        if let MoveDirective::Release { process } = directive {
+            return self.core.release(process);
+        }
         let participant = &self.core.participant;
         self.core
             .mover

@@ -39,6 +39,8 @@ pub(crate) enum Kind {
     Moved,
     /// No more packets come for a rank that has moved: see [`MoveControl::Confirm`].
     Confirm,
+    /// Link control of a process that is released.
+    Farewell,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             // 9 is that of short headers.
             Kind::Moved => 10,
             Kind::Confirm => 11,
+            Kind::Farewell => 12,
         }
     }
 
@@ -70,6 +73,7 @@ impl Kind {
             8 => Kind::Marker,
             10 => Kind::Moved,
             11 => Kind::Confirm,
+            12 => Kind::Farewell,
             _ => return None,
         })
     }
@@ -230,6 +234,7 @@ impl Header {
                     LinkControl::Open { .. } => Kind::Open,
                     LinkControl::OpenAck { .. } => Kind::OpenAck,
                     LinkControl::Marker { .. } => Kind::Marker,
+                    LinkControl::Farewell { .. } => Kind::Farewell,
                 }
             }
             Control::Move(MoveControl::Moved { id, rank, to }) => {
@@ -254,6 +259,7 @@ impl Header {
             Kind::Open => Control::Link(LinkControl::Open { epoch }),
             Kind::OpenAck => Control::Link(LinkControl::OpenAck { epoch }),
             Kind::Marker => Control::Link(LinkControl::Marker { epoch }),
+            Kind::Farewell => Control::Link(LinkControl::Farewell { epoch }),
             Kind::Moved => {
                 let rank = Rank(self.source.get());
                 let to = u32::try_from(self.context.get()).map(Process);
@@ -377,6 +383,7 @@ mod tests {
             Control::Link(LinkControl::Open { epoch }),
             Control::Link(LinkControl::OpenAck { epoch }),
             Control::Link(LinkControl::Marker { epoch }),
+            Control::Link(LinkControl::Farewell { epoch }),
             Control::Move(MoveControl::Moved { id, rank, to }),
             Control::Move(MoveControl::Confirm { id }),
         ] {

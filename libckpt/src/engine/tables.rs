@@ -167,6 +167,11 @@ impl Tables {
         &mut self.incoming[source.index()]
     }
 
+    /// How many messages the rank has sent since the start of the job.
+    pub(crate) fn sent(&self) -> u64 {
+        self.outgoing.iter().map(Outgoing::sent).sum()
+    }
+
     /// The number of the next message to a rank.
     #[inline]
     pub(crate) fn next_sequence(&mut self, destination: Rank) -> u64 {

@@ -1,6 +1,7 @@
 //! The life of a process of the job: start, join, restore, run, end.
 //!
 //! - `control`: the connection to the coordinator.
+//! - `figures`: what is told of the ranks while they run.
 //! - `links`: the links to the other processes of the job.
 //! - `moving`: ranks that leave and come while the others run.
 //! - `processors`: how the processes of a node share its processors.
@@ -12,6 +13,7 @@
 
 mod control;
 mod ending;
+mod figures;
 mod links;
 mod moving;
 mod output;
@@ -35,6 +37,7 @@ use protocol::slots::{STACK_BYTES_DEFAULT, SlotLayout};
 
 use self::control::Control;
 pub use self::ending::{Ending, ExitStatus, Termination};
+use self::figures::Figures;
 use self::links::Links;
 use self::moving::Moving;
 use self::output::Output;
@@ -260,6 +263,7 @@ impl Job {
             snapshots,
             moving,
             output,
+            figures: Figures::default(),
             room_made: Instant::now(),
         })
     }

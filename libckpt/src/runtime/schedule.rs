@@ -13,6 +13,7 @@ use protocol::ids::Rank;
 
 use super::Ending;
 use super::control::{Control, ENDING};
+use super::figures::Figures;
 use super::moving::Moving;
 use super::output::Output;
 use super::snapshot::Snapshots;
@@ -38,6 +39,8 @@ pub(crate) struct Scheduler {
     /// Ranks that leave and come; where there is a coordinator.
     pub(crate) moving: Option<Moving>,
     pub(crate) output: Output,
+    /// What is told of the ranks.
+    pub(crate) figures: Figures,
     /// When staging memory was last made to fit the ranks.
     pub(crate) room_made: Instant,
 }
@@ -136,6 +139,9 @@ impl Scheduler {
         {
             snapshots.make_room(&self.slots);
             self.room_made = Instant::now();
+            let snapshots = &*snapshots;
+            self.figures
+                .look(&self.slots, |slot| snapshots.image_bytes(slot));
         }
     }
 
@@ -145,8 +151,11 @@ impl Scheduler {
             None => Vec::new(),
         };
         for directive in directives {
-            if directive == Directive::End {
-                end_well();
+            match directive {
+                Directive::End => end_well(),
+                // All others of the job go on: there is nobody to end links with in order.
+                Directive::Leave => end_now(0),
+                _ => {}
             }
             if let Directive::Move(directive) = directive {
                 if let Err(fatal) = self.migrate(directive) {
@@ -170,6 +179,7 @@ impl Scheduler {
                     Directive::Go
                     | Directive::End
                     | Directive::Stop
+                    | Directive::Leave
                     | Directive::Ping { .. }
                     | Directive::Assignment(_)
                     | Directive::Move(_)

@@ -111,6 +111,11 @@ impl Snapshots {
         resident_bytes
     }
 
+    /// Bytes of a rank's memory that are in use. It is suspended.
+    pub(crate) fn image_bytes(&self, slot: &Slot) -> usize {
+        self.capturer.live_bytes(std::slice::from_ref(slot))
+    }
+
     /// Captures all ranks. They are suspended. `outputs` are descriptors that the library has for them.
     ///
     /// # Errors

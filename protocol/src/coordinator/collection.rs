@@ -123,10 +123,14 @@ pub(super) struct Collection {
 }
 
 impl Collection {
-    pub(super) fn new(processes: u32, ranks: usize) -> Self {
+    /// For so many processes, of which those that are released have no part.
+    pub(super) fn new(processes: u32, released: &BTreeSet<Process>, ranks: usize) -> Self {
+        let done: Vec<bool> = (0..processes)
+            .map(|process| released.contains(&Process(process)))
+            .collect();
         Self {
-            cut: vec![false; processes as usize],
-            stored: vec![false; processes as usize],
+            cut: done.clone(),
+            stored: done,
             files: vec![None; ranks],
             needs: Vec::new(),
             counts: BTreeMap::new(),

@@ -59,6 +59,8 @@ pub struct Coordinator {
     /// Requests that came after the cut may have begun: they want a later one.
     waiting: Vec<RequestId>,
     finished: BTreeSet<Rank>,
+    /// Processes that are out of the job: they have no part of a snapshot.
+    released: BTreeSet<Process>,
     /// Ranks are being moved: no snapshot begins.
     held: bool,
     /// The time for a snapshot came while it was held.
@@ -81,6 +83,7 @@ impl Coordinator {
             serving: Vec::new(),
             waiting: Vec::new(),
             finished: BTreeSet::new(),
+            released: BTreeSet::new(),
             held: false,
             due: false,
             outputs: VecDeque::new(),
@@ -169,6 +172,11 @@ impl Coordinator {
         }
     }
 
+    /// A process is out of the job, and hosts no rank. Only while no snapshot is under way, as [`Self::handle_moves`] has it.
+    pub fn handle_released(&mut self, process: Process) {
+        self.released.insert(process);
+    }
+
     /// Somebody asks for a checkpoint of how things are now.
     ///
     /// A snapshot that is already announced may have cut before the request, so it does not answer it.
@@ -222,6 +230,7 @@ impl Coordinator {
                 *snapshot = Snapshot::Collecting {
                     parts: Box::new(Collection::new(
                         self.config.processes,
+                        &self.released,
                         self.config.placement.len(),
                     )),
                     deadline: now + self.config.cut_patience,

@@ -17,6 +17,8 @@ pub struct Config {
     pub processes: u32,
     /// The process of each rank at its start.
     pub placement: Vec<Process>,
+    /// Processes that are drained from the beginning: no rank comes to them, and they are released.
+    pub drained: Vec<Process>,
     /// How long a snapshot that is due waits for moves that are not recorded.
     pub snapshot_patience: Duration,
     /// When a move is not over this long after it was recorded or given up, the processes that it waits for are named, again
@@ -57,6 +59,19 @@ pub enum MovesOutput {
         /// The move.
         id: Move,
         /// Who has not learned of it, or who has not done its last part.
+        processes: Vec<Process>,
+    },
+    /// Every process has ended its link to this one, which hosts no rank: it is out of the job. No snapshot and no move has a
+    /// part for it any more, its end is no failure, and it is told nothing more about either.
+    Released {
+        /// Which.
+        process: Process,
+    },
+    /// A release waits for these processes: tell the user. Nothing else changes.
+    WaitingToRelease {
+        /// The process that is released.
+        process: Process,
+        /// Who has not ended its link to it.
         processes: Vec<Process>,
     },
     /// Answer a request for a move.

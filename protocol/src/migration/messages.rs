@@ -105,19 +105,25 @@ pub enum MoveDirective {
         /// How many processes have put a [`MoveControl::Confirm`] on their link to the source.
         confirmations: u32,
     },
+    /// To every process: this one is released. See [`crate::participant::Participant::handle_release`].
+    Release {
+        /// Which.
+        process: Process,
+    },
 }
 
 impl MoveDirective {
-    /// The move that it is about.
+    /// The move that it is about, if it is about one.
     #[must_use]
-    pub fn id(&self) -> Move {
+    pub fn id(&self) -> Option<Move> {
         match self {
             Self::Examine { id, .. }
             | Self::Prepare { id, .. }
             | Self::Transfer { id }
             | Self::GiveUp { id }
             | Self::Moved { id, .. }
-            | Self::Forget { id, .. } => *id,
+            | Self::Forget { id, .. } => Some(*id),
+            Self::Release { .. } => None,
         }
     }
 }
@@ -171,13 +177,19 @@ pub enum MoveReport {
         /// The move.
         id: Move,
     },
+    /// From every process but the one that is released: its link to that one has ended, in both directions.
+    Parted {
+        /// The process that is released.
+        process: Process,
+    },
 }
 
 impl MoveReport {
-    /// The move that it is about.
+    /// The move that it is about, if it is about one.
     #[must_use]
-    pub fn id(&self) -> Move {
+    pub fn id(&self) -> Option<Move> {
         match self {
+            Self::Parted { .. } => None,
             Self::Movable { id, .. }
             | Self::Prepared { id }
             | Self::Received { id }
@@ -185,7 +197,7 @@ impl MoveReport {
             | Self::GivenUp { id }
             | Self::Learned { id, .. }
             | Self::Complete { id }
-            | Self::Forgotten { id } => *id,
+            | Self::Forgotten { id } => Some(*id),
         }
     }
 }

@@ -29,6 +29,7 @@
 //!
 //! - [`moves`]: the coordinator's side.
 //! - [`mover`]: the side of a process: as source, as target, and as any other.
+//! - `release`: which processes get no rank any more, and how they leave the job.
 //! - [`places`]: where the ranks are, and since which move: stale news are known by that.
 //! - [`rounds`]: when a rank that is copied while it runs is frozen, and which way of moving pays.
 //! - [`interface`]: what goes in and comes out of both.
@@ -40,6 +41,7 @@ pub mod messages;
 pub mod mover;
 pub mod moves;
 pub mod places;
+mod release;
 pub mod rounds;
 
 #[cfg(test)]
@@ -53,3 +55,4 @@ pub use messages::{MoveControl, MoveDirective, MoveMode, MoveNeeds, MoveReport};
 pub use mover::Mover;
 pub use moves::{Moves, settle};
 pub use places::{Learned, Places};
+pub use release::{DrainError, Standing};

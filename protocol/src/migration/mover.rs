@@ -304,6 +304,8 @@ impl<F: Faults> Mover<F> {
                 entry.expected = Some(confirmations);
                 self.drain_if_due(id)?;
             }
+            // The links' affair: [`crate::participant::Participant::handle_release`].
+            MoveDirective::Release { .. } => {}
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::interface::{Ask, Config, Done, MovesOutput as Output, Step, Underway};
 use super::messages::{MoveDirective, MoveMode, MoveNeeds, MoveReport};
+use super::release::Releases;
 use crate::coordinator::{Coordinator, Need, RequestId};
 use crate::faults::{Fault, Faults, Sound};
 use crate::ids::{Move, Process, Rank};
@@ -70,20 +71,22 @@ impl Active {
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Moves<F: Faults = Sound> {
-    config: Config,
-    placement: Vec<Process>,
+    pub(super) config: Config,
+    pub(super) placement: Vec<Process>,
     last: Move,
-    queue: VecDeque<(RequestId, Ask)>,
+    pub(super) queue: VecDeque<(RequestId, Ask)>,
     active: BTreeMap<Move, Active>,
     /// Records that the snapshot side has not been told of.
     recorded: Vec<(Rank, Process)>,
     /// A snapshot was under way since moves last began: moves that wait are next.
     turn: bool,
+    /// Which processes are drained and released.
+    pub(super) releases: Releases,
     /// Until when the snapshot that is due waits for moves that are not recorded.
     snapshot_waits_until: Option<Duration>,
     /// Nothing begins any more, and why.
     over: Option<&'static str>,
-    outputs: VecDeque<Output>,
+    pub(super) outputs: VecDeque<Output>,
     faults: F,
 }
 
@@ -93,6 +96,9 @@ pub fn settle<F: Faults>(now: Duration, coordinator: &mut Coordinator, moves: &m
     moves.handle_snapshots(now, coordinator.need());
     for (rank, process) in moves.take_recorded() {
         coordinator.handle_placed(rank, process);
+    }
+    for process in moves.take_released() {
+        coordinator.handle_released(process);
     }
     coordinator.handle_moves(now, moves.holds_snapshots());
 }
@@ -112,6 +118,7 @@ impl<F: Faults> Moves<F> {
     pub fn with_faults(config: Config, faults: F) -> Self {
         Self {
             placement: config.placement.clone(),
+            releases: Releases::new(config.processes, &config.drained),
             config,
             last: Move(0),
             queue: VecDeque::new(),
@@ -136,7 +143,8 @@ impl<F: Faults> Moves<F> {
         let deadlines = self.active.values().map(|active| active.deadline);
         let open = self.active.values().any(Active::is_open);
         let snapshot = self.snapshot_waits_until.filter(|_| open);
-        deadlines.chain(snapshot).min()
+        let release = self.releases.deadline();
+        deadlines.chain(snapshot).chain(release).min()
     }
 
     /// The record: the process of each rank.
@@ -166,12 +174,20 @@ impl<F: Faults> Moves<F> {
     /// Whether no snapshot may begin.
     #[must_use]
     pub fn holds_snapshots(&self) -> bool {
-        !self.active.is_empty() || (self.turn && !self.queue.is_empty())
+        let wants = || !self.queue.is_empty() || self.next_to_release().is_some();
+        !self.active.is_empty()
+            || self.releases.is_under_way()
+            || (self.turn && self.over.is_none() && wants())
     }
 
     /// Records that the snapshot side has not been told of ([`Coordinator::handle_placed`]): which rank, and its process.
     pub fn take_recorded(&mut self) -> Vec<(Rank, Process)> {
         std::mem::take(&mut self.recorded)
+    }
+
+    /// Releases that the snapshot side has not been told of ([`Coordinator::handle_released`]).
+    pub fn take_released(&mut self) -> Vec<Process> {
+        self.releases.take_untold()
     }
 
     /// Somebody wants a rank moved.
@@ -186,6 +202,8 @@ impl<F: Faults> Moves<F> {
         } else if ask.to.0 >= processes {
             let to = ask.to;
             format!("there is no {to}: the job has {processes} processes")
+        } else if let Some(why) = self.releases.closed(ask.to) {
+            format!("{} {why}: no rank can go there", ask.to)
         } else {
             self.queue.push_back((request, ask));
             return;
@@ -195,8 +213,12 @@ impl<F: Faults> Moves<F> {
 
     /// A process reports about a move. Late words about moves that were given up say nothing.
     pub fn handle_report(&mut self, now: Duration, process: Process, report: MoveReport) {
-        let id = report.id();
-        let processes = self.config.processes as usize;
+        let Some(id) = report.id() else {
+            if let MoveReport::Parted { process: released } = report {
+                self.handle_parted(process, released);
+            }
+            return;
+        };
         let end_patience = self.config.end_patience;
         let Some(active) = self.active.get_mut(&id) else {
             return;
@@ -215,7 +237,7 @@ impl<F: Faults> Moves<F> {
             (MoveReport::Received { .. }, Step::Transferring) if process == to => {
                 active.step = Step::Spreading;
                 active.deadline = now.saturating_add(end_patience);
-                active.learned = vec![false; processes];
+                active.learned = self.releases.released();
                 active.complete = active.mode != MoveMode::Postcopy;
                 let rank = active.rank;
                 self.placement[rank.index()] = to;
@@ -274,6 +296,7 @@ impl<F: Faults> Moves<F> {
             self.answer(request, Err(reason.to_owned()));
         }
         self.snapshot_waits_until = None;
+        self.releases.give_up();
     }
 
     /// How the snapshot side is. Begins what waits, or gives up what is in the way. [`settle`] calls it.
@@ -294,8 +317,8 @@ impl<F: Faults> Moves<F> {
                 self.give_up_open(now, reason);
             }
             Need::UnderWay => self.turn = true,
-            Need::Due if self.active.is_empty() && self.turn => self.begin(now),
-            Need::Due if self.active.is_empty() => {}
+            Need::Due if self.is_quiet() && self.turn => self.begin(now),
+            Need::Due if self.is_quiet() => {}
             Need::Due => {
                 let until = now.saturating_add(self.config.snapshot_patience);
                 self.snapshot_waits_until.get_or_insert(until);
@@ -312,6 +335,7 @@ impl<F: Faults> Moves<F> {
                 "a checkpoint was due, and had waited long enough; ask again",
             );
         }
+        self.name_late_links(now);
         let late = self.active.iter().filter(|(_, it)| now >= it.deadline);
         let late: Vec<Move> = late.map(|(&id, _)| id).collect();
         for id in late {
@@ -355,6 +379,17 @@ impl<F: Faults> Moves<F> {
         }
     }
 
+    /// Nothing is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.active.is_empty() && !self.releases.is_under_way()
+    }
+
+    /// Whether a move under way has this process as its source or target.
+    pub(super) fn is_moving(&self, process: Process) -> bool {
+        let mut active = self.active.values();
+        active.any(|it| it.from == process || it.to == process)
+    }
+
     fn tell(&mut self, process: Process, directive: MoveDirective) {
         self.outputs.push_back(Output::Tell { process, directive });
     }
@@ -379,7 +414,15 @@ impl<F: Faults> Moves<F> {
 
     /// Begins every move that waits and is not in the way of another.
     fn begin(&mut self, now: Duration) {
-        if self.over.is_some() {
+        if self.over.is_some() || self.releases.is_under_way() {
+            return;
+        }
+        // A release has all processes for itself, so it lets no move begin before it.
+        if let Some(process) = self.next_to_release() {
+            if self.active.is_empty() {
+                self.turn = false;
+                self.begin_release(now, process);
+            }
             return;
         }
         for (request, ask) in std::mem::take(&mut self.queue) {
@@ -390,6 +433,14 @@ impl<F: Faults> Moves<F> {
             // Nobody overtakes one that waits for the same rank.
             if blocked || self.queue.iter().any(|(_, it)| it.rank == ask.rank) {
                 self.queue.push_back((request, ask));
+                continue;
+            }
+            // It was drained while this one waited.
+            if from != ask.to
+                && let Some(why) = self.releases.closed(ask.to)
+            {
+                let refusal = format!("{} {why}: no rank can go there", ask.to);
+                self.answer(request, Err(refusal));
                 continue;
             }
             if from == ask.to {

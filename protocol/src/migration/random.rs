@@ -31,6 +31,11 @@ enum Act {
     Stored(u32),
     Fail,
     Wait(u64),
+    /// Somebody drains the processes of these bits.
+    Drain(u32),
+    Undrain(u32),
+    /// A process has ended its link to the one that is released.
+    Parted(u32),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -42,11 +47,14 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Lost),
         30 => (0usize..4, 0..PROCESSES).prop_map(|(a, b)| Act::Go(a, b)),
         2 => (0usize..4, any::<bool>()).prop_map(|(a, b)| Act::Refuse(a, b)),
-        4 => (0..PROCESSES, 0u64..8, 0u8..8).prop_map(|(a, b, c)| Act::Noise(a, b, c)),
+        4 => (0..PROCESSES, 0u64..8, 0u8..9).prop_map(|(a, b, c)| Act::Noise(a, b, c)),
         6 => Just(Act::Prepared),
         12 => (0..PROCESSES).prop_map(Act::Stored),
         1 => Just(Act::Fail),
         4 => (0u64..2000).prop_map(Act::Wait),
+        1 => (1u32..1 << PROCESSES).prop_map(Act::Drain),
+        1 => (0..PROCESSES).prop_map(Act::Undrain),
+        12 => (0..PROCESSES).prop_map(Act::Parted),
     ]
 }
 
@@ -64,6 +72,9 @@ struct Run {
     snapshot: Option<Epoch>,
     commits: u32,
     ended: bool,
+    /// The process that all were told is released, and those that are.
+    releasing: Option<Process>,
+    out: Vec<Process>,
 }
 
 impl Run {
@@ -82,6 +93,7 @@ impl Run {
         let of_moves = Config {
             processes: PROCESSES,
             placement: owners.clone(),
+            drained: Vec::new(),
             snapshot_patience: Duration::from_millis(700),
             end_patience: Duration::from_secs(1),
         };
@@ -96,6 +108,8 @@ impl Run {
             snapshot: None,
             commits: 0,
             ended: false,
+            releasing: None,
+            out: Vec::new(),
         }
     }
 
@@ -151,6 +165,9 @@ impl Run {
                 id,
                 confirmed: false,
             },
+            7 => MoveReport::Parted {
+                process: Process(PROCESSES + 1),
+            },
             6 => MoveReport::Complete { id },
             _ => MoveReport::Forgotten { id },
         };
@@ -196,6 +213,29 @@ impl Run {
             }
             Act::Noise(process, id, kind) => self.noise(process, id, kind),
             Act::Prepared => self.coordinator.handle_prepared(now, epoch, Ok(())),
+            Act::Drain(bits) => {
+                let all = (0..PROCESSES).filter(|number| bits & (1 << number) != 0);
+                let processes: Vec<Process> = all.map(Process).collect();
+                for (rank, from, to) in self.moves.handle_drain(&processes).unwrap_or_default() {
+                    assert_eq!(self.owners[rank.index()], from);
+                    assert!(!processes.contains(&to));
+                    self.apply(Act::Ask(rank.0, to.0, false));
+                }
+            }
+            Act::Undrain(process) => {
+                // Refused where it is not drained.
+                drop(self.moves.handle_undrain(&[Process(process)]));
+            }
+            Act::Parted(process) => {
+                if let Some(released) = self.releasing
+                    && released != Process(process)
+                {
+                    let parted = MoveReport::Parted { process: released };
+                    self.moves.handle_report(now, Process(process), parted);
+                }
+            }
+            // It is out, and was told of no snapshot.
+            Act::Stored(process) if self.out.contains(&Process(process)) => {}
             Act::Stored(process) => {
                 let process = Process(process);
                 // What the process hosts, by what it was told.
@@ -242,7 +282,7 @@ impl Run {
             }
         }
         // Nothing that waits is forgotten: somebody is asked, or time will tell.
-        let waits = self.moves.waiting() > 0 && self.snapshot.is_none();
+        let waits = self.moves.waiting() > 0 && self.snapshot.is_none() && self.releasing.is_none();
         assert!(
             !waits
                 || self.moves.underway().count() > 0
@@ -254,6 +294,11 @@ impl Run {
         use coordinator::Output as Seen;
         match output {
             Seen::Prepare { epoch } => {
+                let over = |process| self.moves.standing(process) == Standing::Released;
+                assert!(
+                    self.releasing.is_none_or(over),
+                    "a snapshot during a release"
+                );
                 assert_eq!(self.moves.underway().count(), 0, "a snapshot during a move");
                 self.snapshot = Some(epoch);
             }
@@ -283,6 +328,8 @@ impl Run {
                     assert!(!self.ended, "a move after the end");
                     assert_eq!(process, self.owners[rank.index()]);
                     assert_ne!(process, to);
+                    assert_eq!(self.moves.standing(to), Standing::Member);
+                    assert!(self.releasing.is_none(), "a move during a release");
                     assert!(self.open.insert(id, rank).is_none());
                 }
                 MoveDirective::Prepare { id, .. } | MoveDirective::Transfer { id } => {
@@ -292,8 +339,25 @@ impl Run {
                     self.open.remove(&id);
                 }
                 MoveDirective::Forget { id, .. } => assert!(!self.open.contains_key(&id)),
-                MoveDirective::Moved { .. } => panic!("not all were told"),
+                MoveDirective::Moved { .. } | MoveDirective::Release { .. } => {
+                    panic!("not all were told")
+                }
             },
+            MovesOutput::TellAll {
+                directive: MoveDirective::Release { process },
+            } => {
+                assert!(self.snapshot.is_none(), "a release during a snapshot");
+                assert_eq!(self.moves.underway().count(), 0, "a release during a move");
+                assert!(!self.owners.contains(&process), "it hosts a rank");
+                assert!(!self.out.contains(&process), "it is out");
+                assert!(self.releasing.replace(process).is_none());
+            }
+            MovesOutput::Released { process } => {
+                assert_eq!(self.releasing.take(), Some(process));
+                assert!(!self.owners.contains(&process));
+                self.out.push(process);
+            }
+            MovesOutput::WaitingToRelease { processes, .. } => assert!(!processes.is_empty()),
             MovesOutput::TellAll { directive } => {
                 let MoveDirective::Moved { id, rank, from, to } = directive else {
                     panic!("{directive:?} for all");
@@ -328,6 +392,39 @@ proptest! {
         run.apply(Act::Lost);
         prop_assert!(run.asked.is_empty(), "a request was never answered");
         prop_assert_eq!(run.moves.underway().count(), 0);
+    }
+
+    #[test]
+    fn what_is_drained_is_released_when_nothing_goes_wrong(
+        asks in prop::collection::vec((0..RANKS, 0..PROCESSES, any::<bool>()), 0..6),
+        drained in 1u32..(1 << PROCESSES) - 1,
+        every_ms in prop::option::of(1u64..2000),
+    ) {
+        let mut run = Run::new();
+        run.apply(Act::Every(every_ms));
+        for (at, (rank, to, postcopy)) in asks.iter().enumerate() {
+            if at == asks.len() / 2 {
+                run.apply(Act::Drain(drained));
+            }
+            run.apply(Act::Ask(*rank, *to, *postcopy));
+        }
+        run.apply(Act::Drain(drained));
+        for _ in 0..300 {
+            run.apply(Act::Wait(1));
+            run.apply(Act::Prepared);
+            for process in 0..PROCESSES {
+                run.apply(Act::Stored(process));
+                run.apply(Act::Parted(process));
+                for at in 0..4 {
+                    run.apply(Act::Go(at, process));
+                }
+            }
+        }
+        prop_assert!(run.asked.is_empty(), "moves starve");
+        run.out.sort_unstable();
+        let wanted = (0..PROCESSES).filter(|number| drained & (1 << number) != 0);
+        prop_assert_eq!(&run.out, &wanted.map(Process).collect::<Vec<_>>());
+        prop_assert!(every_ms.is_none_or(|ms| ms > 20) || run.commits > 0, "snapshots starve");
     }
 
     #[test]

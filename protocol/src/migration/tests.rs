@@ -431,6 +431,7 @@ fn moves() -> Moves {
     Moves::new(Config {
         processes: 4,
         placement: placement(),
+        drained: Vec::new(),
         snapshot_patience: PATIENCE,
         end_patience: PATIENCE,
     })

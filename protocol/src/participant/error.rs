@@ -64,6 +64,22 @@ pub enum ProtocolError {
         /// The epoch.
         epoch: Epoch,
     },
+    /// A process is released while a snapshot is under way here.
+    #[error(
+        "{process} is released although {epoch} is not decided here; this is a defect of the library"
+    )]
+    ReleasedInSnapshot {
+        /// The process that is released.
+        process: Process,
+        /// The snapshot.
+        epoch: Epoch,
+    },
+    /// A packet on a link that its sender has ended.
+    #[error("{peer} sent a packet after its farewell; this is a defect of the library")]
+    AfterFarewell {
+        /// The sender.
+        peer: Process,
+    },
 }
 
 fn display(wanted: Option<Epoch>) -> String {

@@ -34,6 +34,10 @@ pub(super) struct Link {
     pub was_asked: bool,
     /// The peer's `Open` has come and `OpenAck` goes out after this process's cut.
     pub owes_answer: bool,
+    /// The coordinator has told that the peer is released: nothing more goes on the link.
+    pub released: bool,
+    /// The peer's `Farewell` has come: nothing more comes on the link.
+    pub ended: bool,
     /// This process has cut, and the peer's marker is awaited.
     pub awaited: bool,
     /// The latest cut that the peer has told of.
@@ -51,6 +55,6 @@ pub(super) struct Link {
 impl Link {
     /// Whether anything but an `Open` or `OpenAck` may come from the peer.
     pub fn may_receive(&self) -> bool {
-        self.was_asked || self.answered
+        (self.was_asked || self.answered) && !self.ended
     }
 }

@@ -19,8 +19,8 @@ use crate::ids::{Epoch, Process};
 
 /// The channels of a snapshot being recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Recording {
-    epoch: Epoch,
+pub(super) struct Recording {
+    pub(super) epoch: Epoch,
     /// Markers that are not in.
     awaited: usize,
     /// How many links were known at the cut: the first so many of `Participant::known`.
@@ -30,20 +30,22 @@ struct Recording {
 /// The process's side of the snapshot protocol. See the [module](super) for how to drive it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Participant<F: Faults = Sound> {
-    me: Process,
+    pub(super) me: Process,
     /// The last cut taken, or the epoch that this incarnation started after.
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     /// This epoch and all before it are decided, as far as known here.
     decided: Epoch,
-    wanted: Option<Epoch>,
-    recording: Option<Recording>,
+    pub(super) wanted: Option<Epoch>,
+    pub(super) recording: Option<Recording>,
     /// Completed epochs whose commit or abort has not been announced to this process.
     undecided: Vec<Epoch>,
     /// Indexed by process.
-    links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     /// Links that are opened, asked for or answered, in the order in which they became so.
-    known: Vec<Process>,
-    outputs: VecDeque<Output>,
+    pub(super) known: Vec<Process>,
+    /// This process is released: no link opens any more.
+    pub(super) released: bool,
+    pub(super) outputs: VecDeque<Output>,
     faults: F,
     /// Links whose marker is held back, for [`Fault::MarkerAfterNextPacket`]; always empty otherwise.
     withheld: Vec<Process>,
@@ -72,6 +74,7 @@ impl<F: Faults> Participant<F> {
             undecided: Vec::new(),
             links: Vec::new(),
             known: Vec::new(),
+            released: false,
             outputs: VecDeque::new(),
             faults,
             withheld: Vec::new(),
@@ -105,8 +108,9 @@ impl<F: Faults> Participant<F> {
     fn ask(&mut self, peer: Process) -> Gate {
         debug_assert_ne!(peer, self.me, "a process has no link to itself");
         let epoch = self.epoch;
+        let released = self.released;
         let link = self.link(peer);
-        if !link.known {
+        if !link.known && !link.released && !released {
             link.asked = true;
             self.know(peer);
             self.send(peer, LinkControl::Open { epoch });
@@ -172,8 +176,10 @@ impl<F: Faults> Participant<F> {
         peer: Process,
         control: LinkControl,
     ) -> Result<(), ProtocolError> {
+        let released = self.released;
         let link = self.link(peer);
         match control {
+            _ if link.ended => return Err(ProtocolError::AfterFarewell { peer }),
             LinkControl::Open { .. } if link.was_asked || link.answered => {
                 return Err(ProtocolError::OpenedTwice { peer });
             }
@@ -195,11 +201,15 @@ impl<F: Faults> Participant<F> {
         match control {
             LinkControl::Open { .. } => {
                 link.was_asked = true;
-                link.owes_answer = true;
-                self.know(peer);
+                // Who is released has said so already, and who says it to a released one does not matter.
+                link.owes_answer = !released && !link.released;
+                if link.owes_answer {
+                    self.know(peer);
+                }
             }
             LinkControl::OpenAck { .. } => link.answered = true,
             LinkControl::Marker { .. } => {}
+            LinkControl::Farewell { .. } => link.ended = true,
         }
         self.marker_in(peer, epoch);
         self.learn(epoch);
@@ -207,6 +217,9 @@ impl<F: Faults> Participant<F> {
             self.open_if_due(peer);
         }
         self.set_mode(peer);
+        if matches!(control, LinkControl::Farewell { .. }) {
+            self.part_if_due(peer);
+        }
         Ok(())
     }
 
@@ -303,7 +316,7 @@ impl<F: Faults> Participant<F> {
         self.outputs.pop_front()
     }
 
-    fn link(&mut self, peer: Process) -> &mut Link {
+    pub(super) fn link(&mut self, peer: Process) -> &mut Link {
         if self.links.len() <= peer.index() {
             self.links.resize_with(peer.index() + 1, Link::default);
         }
@@ -318,7 +331,7 @@ impl<F: Faults> Participant<F> {
         }
     }
 
-    fn send(&mut self, peer: Process, control: LinkControl) {
+    pub(super) fn send(&mut self, peer: Process, control: LinkControl) {
         self.outputs.push_back(Output::SendLink { peer, control });
     }
 
@@ -393,10 +406,10 @@ impl<F: Faults> Participant<F> {
     /// Opens the link for packets once it is answered or its answer can go out. Not while a cut is
     /// wanted: see the module's invariant.
     fn open_if_due(&mut self, peer: Process) {
-        let epoch = self.epoch;
+        let (epoch, released) = (self.epoch, self.released);
         let link = &mut self.links[peer.index()];
         let answer = std::mem::take(&mut link.owes_answer);
-        let opens = !link.gate_open && link.may_receive();
+        let opens = !link.gate_open && link.may_receive() && !link.released && !released;
         link.gate_open |= opens;
         if answer {
             self.send(peer, LinkControl::OpenAck { epoch });

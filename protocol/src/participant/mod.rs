@@ -10,7 +10,7 @@
 //! - hands in what arrives, in the order of each link: [`Participant::handle_data`],
 //!   [`Participant::handle_link`];
 //! - hands in what the coordinator says: [`Participant::handle_snapshot`],
-//!   [`Participant::handle_abort`], [`Participant::handle_committed`];
+//!   [`Participant::handle_abort`], [`Participant::handle_committed`], [`Participant::handle_release`];
 //! - while [`Participant::cut_wanted`] names an epoch, hands in no further packet, captures its ranks
 //!   and says [`Participant::cut_taken`];
 //! - after each of these takes every [`Output`] and does it, before any other packet goes on the same
@@ -19,6 +19,7 @@
 mod error;
 mod link;
 mod machine;
+mod release;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +52,11 @@ pub enum LinkControl {
         /// The sender's last cut, just taken.
         epoch: Epoch,
     },
+    /// I am released from the job, and this is the last that comes on this link.
+    Farewell {
+        /// The sender's last cut.
+        epoch: Epoch,
+    },
 }
 
 impl LinkControl {
@@ -58,7 +64,10 @@ impl LinkControl {
     #[must_use]
     pub fn epoch(self) -> Epoch {
         match self {
-            Self::Open { epoch } | Self::OpenAck { epoch } | Self::Marker { epoch } => epoch,
+            Self::Open { epoch }
+            | Self::OpenAck { epoch }
+            | Self::Marker { epoch }
+            | Self::Farewell { epoch } => epoch,
         }
     }
 }
@@ -110,5 +119,10 @@ pub enum Output {
     Discard {
         /// The snapshot.
         epoch: Epoch,
+    },
+    /// The link to a process that is released has ended: nothing comes or goes on it any more.
+    Parted {
+        /// The process that is released.
+        peer: Process,
     },
 }

@@ -93,6 +93,17 @@ impl Net {
         self.told.iter_mut().for_each(Vec::clear);
     }
 
+    /// Takes all that is on a link.
+    fn take_all(&mut self, from: Process, to: Process) {
+        while self
+            .links
+            .get(&(from, to))
+            .is_some_and(|link| !link.is_empty())
+        {
+            self.deliver(from, to);
+        }
+    }
+
     fn cut(&mut self, process: Process, epoch: u64) {
         assert_eq!(self.at(process).cut_wanted(), Some(Epoch(epoch)));
         self.at(process).cut_taken(Epoch(epoch)).unwrap();
@@ -512,4 +523,116 @@ fn what_no_peer_may_send_is_an_error() {
         a.handle_committed(Epoch(2)),
         Err(ProtocolError::CommittedIncomplete { epoch: Epoch(2) })
     );
+}
+
+/// Releases a process at all, in the order given, and takes what is on the links to those that stay.
+fn release(net: &mut Net, process: Process, order: &[Process]) {
+    let count = net.processes.len() as u32;
+    for &at in order {
+        net.at(at).handle_release(process, count).unwrap();
+        net.settle(at);
+    }
+}
+
+#[test]
+fn a_released_process_says_farewell_behind_its_packets_and_its_links_are_none() {
+    let mut net = Net::new(3);
+    net.open(A, C);
+    net.open(A, B);
+    net.send(C, A);
+    release(&mut net, C, &[A, B, C]);
+    assert!(net.at(C).is_released());
+    // What came before the farewell is delivered.
+    assert_eq!(net.told(A), []);
+    net.take_all(C, A);
+    net.take_all(C, B);
+    let parted = Output::Parted { peer: C };
+    assert!(net.told(A).contains(&parted));
+    assert!(net.told(B).contains(&parted));
+    // A snapshot knows of no link to it.
+    for process in [A, B] {
+        net.at(process).handle_snapshot(Epoch(1));
+        net.at(process).cut_taken(Epoch(1)).unwrap();
+        net.settle(process);
+    }
+    assert!(net.links[&(A, C)].is_empty(), "no marker goes there");
+    net.take_all(A, B);
+    net.take_all(B, A);
+    for process in [A, B] {
+        let told = net.told(process);
+        let complete = |output: &Output| match output {
+            Output::ChannelsComplete { links, .. } => links.iter().all(|link| link.peer != C),
+            _ => false,
+        };
+        assert!(told.iter().any(complete), "{told:?}");
+    }
+    assert_eq!(net.gate(A, C), Gate::Wait, "and none opens");
+    assert_eq!(net.told(A), []);
+}
+
+#[test]
+fn openings_that_cross_a_release_come_to_nothing() {
+    // A asks C, and C asks B; both are on their way when C is released.
+    for farewell_first in [false, true] {
+        let mut net = Net::new(3);
+        assert_eq!(net.gate(A, C), Gate::Wait);
+        assert_eq!(net.gate(C, B), Gate::Wait);
+        if farewell_first {
+            release(&mut net, C, &[C]);
+            net.take_all(C, B);
+            net.take_all(C, A);
+            release(&mut net, C, &[A, B]);
+        } else {
+            release(&mut net, C, &[A, B, C]);
+            net.take_all(C, B);
+            net.take_all(C, A);
+        }
+        net.take_all(A, C);
+        net.take_all(B, C);
+        for process in [A, B] {
+            let told = net.told(process);
+            assert!(told.contains(&Output::Parted { peer: C }), "{told:?}");
+        }
+        assert_eq!(net.gate(C, B), Gate::Wait);
+        assert_eq!(net.gate(A, C), Gate::Wait);
+        net.at(A).handle_snapshot(Epoch(1));
+        net.at(A).cut_taken(Epoch(1)).unwrap();
+        assert!(matches!(net.told(A)[..], [Output::ChannelsComplete { .. }]));
+    }
+}
+
+#[test]
+fn an_aborted_cut_of_a_process_that_is_behind_does_not_disturb_a_release() {
+    let mut net = Net::new(3);
+    net.open(A, C);
+    // C has cut for an epoch that was aborted; A learns of it by the marker, and of the end of it later.
+    net.at(C).handle_snapshot(Epoch(1));
+    net.at(C).cut_taken(Epoch(1)).unwrap();
+    net.settle(C);
+    net.at(C).handle_abort(Epoch(1));
+    release(&mut net, C, &[C]);
+    net.deliver(C, A);
+    assert_eq!(net.at(A).cut_wanted(), Some(Epoch(1)));
+    assert_eq!(
+        net.at(A).handle_release(C, 3),
+        Err(ProtocolError::ReleasedInSnapshot {
+            process: C,
+            epoch: Epoch(1)
+        })
+    );
+    net.at(A).handle_abort(Epoch(1));
+    release(&mut net, C, &[A]);
+    net.take_all(C, A);
+    assert!(net.told(A).contains(&Output::Parted { peer: C }));
+}
+
+#[test]
+fn a_packet_after_a_farewell_is_an_error() {
+    let mut net = Net::new(2);
+    net.open(A, B);
+    let farewell = LinkControl::Farewell { epoch: Epoch(0) };
+    net.at(A).handle_link(B, farewell).unwrap();
+    let after = Err(ProtocolError::AfterFarewell { peer: B });
+    assert_eq!(net.at(A).handle_link(B, farewell), after);
+    assert!(net.at(A).handle_data(B).is_err());
 }

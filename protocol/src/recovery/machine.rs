@@ -208,6 +208,12 @@ impl Recovery {
         self.watch.number(process)
     }
 
+    /// A process is out of the job ([`crate::migration::MovesOutput::Released`]): that it ends, is killed or falls silent
+    /// is no loss from now on. Before the next start its end is waited for like that of any other.
+    pub fn handle_released(&mut self, process: Process) {
+        self.watch.release(process);
+    }
+
     /// A process's control connection was closed from its end.
     pub fn handle_disconnected(&mut self, now: Duration, process: Process) {
         self.watch.closed(process, now);
@@ -293,7 +299,9 @@ impl Recovery {
             return;
         }
         match self.state {
-            State::Starting | State::Running | State::LastSnapshot => {
+            State::Starting | State::Running | State::LastSnapshot
+                if !self.watch.is_released(process) =>
+            {
                 self.judge_exit(process, exited);
             }
             _ => self.go_on_when_clear(),

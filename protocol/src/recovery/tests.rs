@@ -575,3 +575,65 @@ fn a_launcher_that_lives_is_waited_for_as_well() {
     job.handle_launcher_exited("mpirun was ended by signal 15");
     assert_eq!(ended(&mut job), End::Complete);
 }
+
+// ---- released processes -----------------------------------------------------------------------
+
+#[test]
+fn whatever_becomes_of_a_released_process_is_no_loss() {
+    for exit in [Exit::Code(0), KILLED, Exit::Code(7)] {
+        let mut job = running(Choice::Beginning);
+        job.handle_released(Process(1));
+        job.handle_disconnected(ms(10), Process(1));
+        for now in [10, 100, 700] {
+            job.handle_heard(ms(now), Process(0));
+            job.handle_timeout(ms(now));
+        }
+        job.handle_exited(Process(1), exit);
+        let told = outputs(&mut job);
+        assert!(told.iter().all(|it| *it == Output::Ping), "{told:?}");
+        assert_eq!(job.phase(), Phase::Running);
+        // The others count as before.
+        job.handle_exited(Process(0), KILLED);
+        assert!(has_kill(&outputs(&mut job)));
+        job.handle_settled();
+        assert_eq!(outputs(&mut job), [Output::Choose]);
+    }
+}
+
+#[test]
+fn the_next_start_waits_for_a_released_process_that_lives() {
+    let mut job = running(Choice::Beginning);
+    job.handle_released(Process(1));
+    job.handle_exited(Process(0), KILLED);
+    assert!(has_kill(&outputs(&mut job)));
+    job.handle_settled();
+    assert_eq!(outputs(&mut job), [], "it lives");
+    job.handle_exited(Process(1), KILLED);
+    assert_eq!(outputs(&mut job), [Output::Choose]);
+    // In the next start a process of that number is like the others.
+    bring_up(&mut job, Choice::Beginning, ms(10));
+    job.handle_exited(Process(1), KILLED);
+    assert!(has_kill(&outputs(&mut job)));
+}
+
+#[test]
+fn a_released_process_elsewhere_that_falls_silent_is_no_loss_but_its_lease_is_waited_for() {
+    let mut job = elsewhere();
+    outputs(&mut job);
+    job.handle_released(Process(1));
+    job.handle_unreachable(Process(1), "timed out");
+    let length = ms(500);
+    for now in [100, 300, 500, 700, 900] {
+        job.handle_heard(ms(now), Process(0));
+        job.handle_timeout(ms(now));
+    }
+    let told = outputs(&mut job);
+    assert!(told.iter().all(|it| *it == Output::Ping), "{told:?}");
+    assert_eq!(job.phase(), Phase::Running);
+    let fates: Vec<Fate> = job.fates().collect();
+    assert_eq!(fates, [Fate::There, Fate::Released]);
+    assert!(length < ms(900));
+    job.handle_disconnected(ms(910), Process(0));
+    job.handle_timeout(ms(1100));
+    assert!(has_kill(&outputs(&mut job)));
+}

@@ -88,6 +88,8 @@ pub enum Fate {
     Ended(Duration),
     /// It fell silent or out of reach; that it has ended is known by its lease at most.
     Silent,
+    /// It was released from the job before, so nothing that became of it tells anything.
+    Released,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,6 +107,8 @@ struct Member {
     /// It does nothing more, for certain.
     ended: bool,
     ready: bool,
+    /// It is out of the job: its end, or its silence, is no loss.
+    released: bool,
     voice: Voice,
     /// It was silent for too long, or its connection broke: why, if that.
     silent: bool,
@@ -136,6 +140,7 @@ impl Watch {
         let member = Member {
             ended: false,
             ready: false,
+            released: false,
             voice: Voice::Awaited,
             silent: false,
             broken: None,
@@ -182,6 +187,18 @@ impl Watch {
         if let Some(member) = self.member(process) {
             member.ready = true;
         }
+    }
+
+    /// From now on nothing that becomes of the process is a loss.
+    pub(super) fn release(&mut self, process: Process) {
+        if let Some(member) = self.member(process) {
+            member.released = true;
+        }
+    }
+
+    pub(super) fn is_released(&self, process: Process) -> bool {
+        let member = self.members.get(process.index());
+        member.is_some_and(|member| member.released)
     }
 
     /// A connection was closed by the process's end of it, which the system does when the process has ended.
@@ -272,6 +289,7 @@ impl Watch {
     /// What became of each process.
     pub(super) fn fates(&self) -> impl Iterator<Item = Fate> {
         self.members.iter().map(|member| match member.voice {
+            _ if member.released => Fate::Released,
             Voice::Awaited => Fate::Absent,
             _ if member.silent => Fate::Silent,
             Voice::Heard(_) => Fate::There,
@@ -292,6 +310,7 @@ impl Watch {
 
     fn deadline(&self, member: &Member, start: Duration, heartbeat: Duration) -> Option<Duration> {
         match (self.proof, member.voice) {
+            _ if member.released => None,
             (Proof::Lease { .. }, Voice::Closed(at)) => Some(at + GATHER),
             _ if member.ended => None,
             (_, Voice::Heard(at)) if member.broken.is_some() => Some(at),

@@ -311,7 +311,9 @@ impl State {
                         Ok(_) => self.moved += 1,
                         Err(_) => self.given_up += 1,
                     },
-                    MovesOutput::Waiting { .. } => {}
+                    MovesOutput::Waiting { .. }
+                    | MovesOutput::WaitingToRelease { .. }
+                    | MovesOutput::Released { .. } => {}
                 }
             } else {
                 return self.look();
@@ -749,6 +751,7 @@ impl Moving {
         let rules = migration::Config {
             processes: self.limits.processes as u32,
             placement: self.placement(),
+            drained: Vec::new(),
             snapshot_patience: LATE,
             end_patience: 2 * LATE,
         };

@@ -7,7 +7,7 @@
 
 mod watchdog;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ use libckpt_rank::library_thread;
 use libckpt_transport::Waker;
 use nix::sys::signal::{SigSet, Signal};
 use protocol::control::{
-    Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, environment,
-    exit,
+    Assignment, CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, RankFigures, Report,
+    environment, exit,
 };
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Process, Rank};
@@ -27,6 +27,7 @@ use store::JobStore;
 use wire::{Address, Stream};
 
 use self::watchdog::{KernelTimer, Watchdog};
+use super::figures::{Loads, SAMPLE_EVERY};
 use crate::engine::Attention;
 use crate::error::StartError;
 
@@ -221,6 +222,8 @@ impl Control {
             alive: 0,
             visits: 0,
             visited: Instant::now(),
+            loads: Loads::default(),
+            sampled_every: None,
         };
         library_thread("ckpt-control", move || reader.run()).map_err(|error| failed(&error))?;
         Ok((control, inbox))
@@ -280,6 +283,9 @@ struct Reader {
     /// Visits to the engine at the last ping, and when they last changed.
     visits: u64,
     visited: Instant,
+    loads: Loads,
+    /// How long is read at the most before a sample is taken.
+    sampled_every: Option<Duration>,
 }
 
 impl Reader {
@@ -317,6 +323,12 @@ impl Reader {
                 Ok(0) => return "connection closed".to_owned(),
                 Ok(count) => self.decoder.feed(&piece[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // Nothing has come in the time of a sample.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    self.loads.sample(self.computes());
+                }
                 Err(error) => return error.to_string(),
             }
         }
@@ -326,6 +338,7 @@ impl Reader {
         match directive {
             Directive::Ping { heard } => {
                 let computing = self.computing();
+                let ranks = self.figures();
                 let number = match &self.watchdog {
                     Some(watchdog) => {
                         if watchdog.heard(heard)
@@ -338,7 +351,11 @@ impl Reader {
                     None => self.alive + 1,
                 };
                 self.alive = number;
-                self.control.report(Report::Alive { number, computing });
+                self.control.report(Report::Alive {
+                    number,
+                    computing,
+                    ranks,
+                });
                 // An occasion for the ranks' thread to see to what needs doing now and then.
                 self.attention.directive.store(true, Ordering::SeqCst);
                 self.waker.wake();
@@ -354,6 +371,26 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// The rank that runs and does not wait, if one does.
+    fn computes(&self) -> Option<Rank> {
+        let running = self.attention.running.load(Ordering::Relaxed);
+        let waits = self.attention.idle.load(Ordering::Relaxed);
+        u32::try_from(running).ok().filter(|_| !waits).map(Rank)
+    }
+
+    /// What is told of the ranks; from now on samples are taken, if there are any.
+    fn figures(&mut self) -> Vec<RankFigures> {
+        let looked_at = self.attention.looked_at.lock();
+        let looked_at = looked_at.unwrap_or_else(|poisoned| poisoned.into_inner());
+        let told = self.loads.tell(&looked_at);
+        drop(looked_at);
+        let every = (!self.loads.is_empty()).then_some(SAMPLE_EVERY);
+        if every != self.sampled_every && self.stream.set_read_timeout(every).is_ok() {
+            self.sampled_every = every;
+        }
+        told
     }
 
     /// The rank that runs, if it has not come to the engine for long.

@@ -45,7 +45,7 @@ use self::arriving::{Arrived, Arriving};
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving};
 use super::control::Control;
-use super::pipeline::own_processors;
+use super::processors::Processors;
 use super::schedule::Scheduler;
 use crate::engine::moving::Errand;
 use crate::engine::{Attention, Fatal, in_engine};
@@ -116,7 +116,7 @@ impl Moving {
         Self {
             control,
             layout,
-            threads: own_processors(assignment),
+            threads: Processors::of(assignment).share(),
             store: std::fs::canonicalize(&assignment.store)
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| assignment.store.clone()),

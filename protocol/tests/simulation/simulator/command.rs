@@ -240,6 +240,9 @@ impl Command {
                 coordinator.handle_placed(rank, process);
             }
         }
+        for process in moves.take_released() {
+            coordinator.handle_released(process);
+        }
         let held = moves.holds_snapshots() && slip != Slip::SnapshotDuringMove;
         coordinator.handle_moves(now, held);
     }
@@ -321,7 +324,9 @@ impl Command {
                     MovesOutput::TellAll { directive } => {
                         self.tell_all(&Directive::Move(directive));
                     }
-                    MovesOutput::Waiting { .. } => {}
+                    MovesOutput::Waiting { .. }
+                    | MovesOutput::WaitingToRelease { .. }
+                    | MovesOutput::Released { .. } => {}
                     MovesOutput::Answer { outcome, .. } => self.deeds.push(Deed::Moved(outcome)),
                 }
             } else if self.closing
@@ -364,6 +369,7 @@ impl Command {
                 let rules = migration::Config {
                     processes: self.processes,
                     placement: self.placement.clone(),
+                    drained: Vec::new(),
                     snapshot_patience: self.snapshot_patience,
                     end_patience: Duration::from_millis(10),
                 };
