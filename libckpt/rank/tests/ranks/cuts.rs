@@ -568,10 +568,37 @@ fn restored(arguments: &[String]) {
         drop(slot);
         epoch.0 += 1;
         let mut capturer = Capturer::new(&options(&arguments[0], &arguments[1], 32 << 20));
-        let restoring = RestoringSlot::create(layout(2), Rank(0)).unwrap();
+        let mut restoring = RestoringSlot::create(layout(2), Rank(0)).unwrap();
+        // As a move does it: filled while the rank still writes, then anew; what is not in the image in the end becomes zeros.
+        let held: PageSet = image.keys().map(|page| *page..*page + 1).collect();
+        let surplus = std::iter::once(200_000..210_000)
+            .collect::<PageSet>()
+            .difference(&held);
+        restoring.make_room(held.ranges());
+        for page in held
+            .ranges()
+            .iter()
+            .chain(surplus.ranges())
+            .flat_map(Clone::clone)
+        {
+            restoring.place(page, &[0xab; PAGE_BYTES]).unwrap();
+        }
+        restoring.clear(surplus.ranges()).unwrap();
+        assert!(
+            restoring
+                .clear(std::slice::from_ref(&(100_000_000..100_000_001)))
+                .is_err()
+        );
+        restoring.again(held.ranges());
         for (page, bytes) in &image {
             restoring.place(*page, bytes).unwrap();
         }
+        let zeros = surplus.ranges().first().map_or(0..0, Clone::clone);
+        for page in zeros {
+            let window = restoring.window(page, 1).unwrap();
+            assert!(window.iter().all(|&byte| byte == 0), "page {page}");
+        }
+        restoring.check().unwrap();
         slot = restoring
             .finish(|slot| capturer.restored(epoch, slot))
             .unwrap();
