@@ -10,7 +10,7 @@ use crate::interval::Ground;
 use crate::migration::{MoveDirective, MoveMode, MoveReport, Step};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 6;
+pub const CONTROL_VERSION: u32 = 7;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;

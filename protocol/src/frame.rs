@@ -180,6 +180,7 @@ mod tests {
         let needs = MoveNeeds {
             image_bytes: 1 << 40,
             files: vec!["/data/out.bin".to_owned(), String::new()],
+            given_at: Some("tcp:10.0.0.7:4711".to_owned()),
         };
         let directives = [
             MoveDirective::Examine { id, rank, to, mode },
@@ -242,6 +243,7 @@ mod tests {
         let needs = MoveNeeds {
             image_bytes: 0,
             files: vec!["x".repeat(FRAME_BYTES_MAX / 2); 3],
+            given_at: None,
         };
         let id = Move(1);
         let mut bytes = Vec::new();

@@ -28,6 +28,8 @@ pub struct MoveNeeds {
     pub image_bytes: u64,
     /// The files that it has open, by their paths.
     pub files: Vec<String>,
+    /// Where the source gives the rank's image to a target that can't read its memory: an address to connect to.
+    pub given_at: Option<String>,
 }
 
 /// What the coordinator tells a process about a move.

@@ -12,9 +12,10 @@ use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveNeeds;
 
-use super::Moving;
-use super::fetch::{Came, Fetch, Fetched};
+use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::parcel::now_us;
+use super::stream::take::Taker;
+use super::{Moving, News};
 use crate::engine::packet::Shipment;
 use crate::engine::{Fatal, in_engine};
 use crate::fs;
@@ -26,7 +27,8 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A rank that was announced.
 pub(super) struct Arriving {
     rank: Rank,
-    source: OtherProcess,
+    /// The source's memory, where it can be read.
+    source: Option<OtherProcess>,
     /// Its room, until a thread fills it.
     slot: Option<RestoringSlot>,
     thread: Option<JoinHandle<()>>,
@@ -36,19 +38,51 @@ pub(super) struct Arriving {
 /// A rank that is here as a whole, until it is known who runs it.
 pub(super) struct Arrived {
     slot: Slot,
-    files: fs::Taken,
+    files: CameFiles,
     output: Option<(OwnedFd, OwnedFd)>,
     image_bytes: u64,
     frozen_us: u64,
 }
 
 impl Moving {
-    /// Makes room for a rank, and answers.
-    pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
-        let outcome = self.make_room(rank, from, needs).map(|arriving| {
+    /// Makes room for a rank, and answers; where it is given by a connection, when that is there.
+    pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: MoveNeeds) {
+        let made = self.make_room(rank, from, &needs);
+        let outcome = made.and_then(|mut arriving| {
+            let given_at = needs.given_at.filter(|_| arriving.source.is_none());
+            let is_given = given_at.is_some();
+            if let Some(address) = given_at {
+                self.connect(id, &mut arriving, address)?;
+            }
             self.arriving.insert(id, arriving);
+            Ok(is_given)
         });
+        let outcome = match outcome {
+            Ok(true) => return,
+            Ok(false) => Ok(()),
+            Err(reason) => Err(reason),
+        };
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
+    }
+
+    /// Starts the thread that connects with the source, and takes the rank when it is sent.
+    fn connect(&self, id: Move, arriving: &mut Arriving, address: String) -> Result<(), String> {
+        let slot = arriving.slot.take().ok_or("there is no room for it")?;
+        let (rank, stop, tell) = (arriving.rank, arriving.stop.clone(), self.tell.clone());
+        let (token, me) = (self.control.token, (self.incarnation, id, self.me));
+        let take = move || {
+            let taker = match Taker::connect(&address, token, me, stop) {
+                Ok(taker) => taker,
+                Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
+            };
+            tell.tell(News::Reached(id, Ok(())));
+            let outcome = taker.take(rank, slot).map(Box::new);
+            tell.tell(News::Came(Came { id, outcome }));
+        };
+        let thread = library_thread("ckpt-move", take);
+        let thread = thread.map_err(|error| format!("no thread can be started for it: {error}"))?;
+        arriving.thread = Some(thread);
+        Ok(())
     }
 
     fn make_room(&self, rank: Rank, from: Process, needs: &MoveNeeds) -> Result<Arriving, String> {
@@ -58,17 +92,21 @@ impl Moving {
             ));
         }
         let source = in_engine(|engine| engine.transport.other(from));
-        let source = source.ok_or_else(|| format!("the memory of {from} can't be reached"))?;
+        if source.is_none() && needs.given_at.is_none() {
+            return Err(format!("the memory of {from} can't be reached"));
+        }
         let address = self.layout.address(rank);
         // Whether it is allowed at all, before the rank is frozen for it.
-        source
-            .read(address, &mut [0; 8])
-            .map_err(|error| match error {
-                BulkError::Forbidden { .. } => {
-                    format!("ranks can't be moved on this machine: {error}")
-                }
-                error => error.to_string(),
-            })?;
+        if let Some(source) = source {
+            source
+                .read(address, &mut [0; 8])
+                .map_err(|error| match error {
+                    BulkError::Forbidden { .. } => {
+                        format!("ranks can't be moved on this machine: {error}")
+                    }
+                    error => error.to_string(),
+                })?;
+        }
         let available = available_bytes();
         if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
             return Err(format!(
@@ -94,6 +132,9 @@ impl Moving {
         let Some(arriving) = self.arriving.get_mut(&id) else {
             return;
         };
+        let Some(source) = arriving.source else {
+            return;
+        };
         let Some(slot) = arriving.slot.take() else {
             return;
         };
@@ -101,7 +142,7 @@ impl Moving {
         let fetch = Fetch {
             id,
             rank: arriving.rank,
-            source: arriving.source,
+            source,
             slot,
             address: self.layout.address(arriving.rank),
             threads: self.threads,
@@ -127,8 +168,8 @@ impl Moving {
             }
         }
         // What the thread has told is of no use any more; what it has told of others stays.
-        let others: Vec<Came> = self.news.try_iter().filter(|came| came.id != id).collect();
-        others.into_iter().for_each(|came| self.tell.done(came));
+        let others: Vec<News> = self.news.try_iter().filter(|it| it.id() != id).collect();
+        others.into_iter().for_each(|news| self.tell.tell(news));
         if self.arrived.remove(&rank).is_some() {
             in_engine(|engine| engine.send_away(rank));
         }
@@ -136,6 +177,14 @@ impl Moving {
 }
 
 impl Scheduler {
+    /// The way to the source of a move is there, or is not.
+    pub(super) fn reached(&mut self, id: Move, outcome: Result<(), String>) {
+        if let (Some(moving), true) = (&mut self.moving, outcome.is_err()) {
+            drop(moving.arriving.remove(&id));
+        }
+        in_engine(|engine| engine.core.mover.prepared(id, outcome));
+    }
+
     /// A rank was fetched, or could not be.
     pub(super) fn take_in(&mut self, came: Came) -> Result<(), Fatal> {
         let Some(moving) = &mut self.moving else {

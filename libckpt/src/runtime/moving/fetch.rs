@@ -10,8 +10,8 @@ use libckpt_rank::{PAGE_BYTES, library_thread};
 use libckpt_transport::OtherProcess;
 use protocol::ids::{Move, Rank};
 
-use super::Tell;
-use super::parcel::{PARCEL_BYTES_MAX, Parcel};
+use super::parcel::{Files, PARCEL_BYTES_MAX, Parcel};
+use super::{News, Tell};
 use crate::engine::packet::Shipment;
 use crate::fs;
 
@@ -28,9 +28,27 @@ pub(super) struct Came {
 pub(super) struct Fetched {
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
-    pub(super) files: fs::Taken,
+    pub(super) files: CameFiles,
     pub(super) output: Option<(OwnedFd, OwnedFd)>,
     pub(super) image_bytes: u64,
+}
+
+/// The files of a rank that has come, open here.
+pub(super) enum CameFiles {
+    /// By descriptors.
+    Taken(fs::Taken),
+    /// Opened again.
+    Reopened(fs::Reopened),
+}
+
+impl CameFiles {
+    /// The rank goes on in this process: the files are its own.
+    pub(super) fn adopt(self) {
+        match self {
+            Self::Taken(files) => files.adopt(),
+            Self::Reopened(files) => files.adopt(),
+        }
+    }
 }
 
 /// Copying a rank.
@@ -51,7 +69,7 @@ impl Fetch {
     pub(super) fn run(self, shipment: Shipment, tell: &Tell) {
         let id = self.id;
         let outcome = self.fetch(shipment).map(Box::new);
-        tell.done(Came { id, outcome });
+        tell.tell(News::Came(Came { id, outcome }));
     }
 
     fn fetch(self, shipment: Shipment) -> Result<Fetched, String> {
@@ -72,7 +90,11 @@ impl Fetch {
         let source = self.source;
         let descriptor = |number| source.descriptor(number);
         let open = |number| descriptor(number).map(File::from);
-        let files = std::mem::take(&mut parcel.files).take(self.rank, open)?;
+        let none = Files::Offered(fs::Offer::default());
+        let Files::Offered(files) = std::mem::replace(&mut parcel.files, none) else {
+            return Err("its files are told in another way than they were asked for".to_owned());
+        };
+        let files = CameFiles::Taken(files.take(self.rank, open)?);
         let output = match parcel.output {
             None => None,
             Some((out, err)) => {

@@ -3,9 +3,10 @@
 //!
 //! ```text
 //!  source                                       target
-//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable
+//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable or connected to
 //!   Transfer: freeze; describe in a parcel ──────▶ a thread fetches the parcel, then the pages, then the files,
-//!                                                  straight from the source, while the ranks here go on
+//!                                                  straight from the source, while the ranks here go on; or takes what
+//!                                                  it is sent
 //!   Left: forward, keep the memory               Run
 //!   Free: unmap
 //! ```
@@ -15,13 +16,15 @@
 //!
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
-//! - [`fetch`]: the thread that copies a frozen rank.
+//! - [`fetch`]: the thread that copies a frozen rank out of memory that it can read.
+//! - [`stream`]: the threads at both ends of a connection, where it can't.
 //! - [`parcel`]: what the source tells about it.
 
 mod arriving;
 mod fetch;
 mod leaving;
 mod parcel;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,13 +34,14 @@ use libckpt_rank::Slot;
 use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
-use protocol::ids::{Move, Rank};
+use protocol::ids::{Incarnation, Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
 use self::fetch::Came;
 use self::leaving::Frozen;
+use self::stream::give::Giver;
 use super::control::Control;
 use super::pipeline::own_processors;
 use super::schedule::Scheduler;
@@ -47,6 +51,8 @@ use crate::engine::{Attention, Fatal, in_engine};
 /// The moves in which this process takes part.
 pub(crate) struct Moving {
     control: Control,
+    me: Process,
+    incarnation: Incarnation,
     layout: SlotLayout,
     /// Threads that copy a rank beside each other.
     threads: usize,
@@ -58,24 +64,45 @@ pub(crate) struct Moving {
     frozen: BTreeMap<Rank, Frozen>,
     /// Memory of ranks that have left, as long as it may be read.
     left: BTreeMap<Rank, Slot>,
+    /// Who gives ranks to targets that can't read our memory.
+    givers: BTreeMap<Move, Giver>,
     arriving: BTreeMap<Move, Arriving>,
     /// Ranks that are here as a whole, until it is known who runs them.
     arrived: BTreeMap<Rank, Arrived>,
-    news: Receiver<Came>,
+    news: Receiver<News>,
     tell: Tell,
+}
+
+/// What threads have to tell.
+enum News {
+    /// A target is connected with the source, or can't be.
+    Reached(Move, Result<(), String>),
+    /// A rank has come, or can't come.
+    Came(Came),
+    /// A rank can't be given.
+    NotGiven(Move, String),
+}
+
+impl News {
+    fn id(&self) -> Move {
+        match self {
+            Self::Reached(id, _) | Self::NotGiven(id, _) => *id,
+            Self::Came(came) => came.id,
+        }
+    }
 }
 
 /// How a thread that copies a rank tells that it is done.
 #[derive(Clone)]
 struct Tell {
-    came: Sender<Came>,
+    news: Sender<News>,
     attention: Arc<Attention>,
     waker: Waker,
 }
 
 impl Tell {
-    fn done(&self, came: Came) {
-        if self.came.send(came).is_ok() {
+    fn tell(&self, news: News) {
+        if self.news.send(news).is_ok() {
             (self.attention.directive).store(true, std::sync::atomic::Ordering::SeqCst);
             self.waker.wake();
         }
@@ -85,22 +112,29 @@ impl Tell {
 impl Moving {
     /// To be called when all of the library's files are open and no rank has run.
     pub(crate) fn new(assignment: &Assignment, layout: SlotLayout, control: Control) -> Self {
-        let (came, news) = channel();
+        let (sender, news) = channel();
+        let mut opened = Descriptors::record();
+        if in_engine(|engine| engine.transport.opens_sockets()) {
+            opened.leave_sockets_out();
+        }
         Self {
             control,
+            me: in_engine(|engine| engine.core.me),
+            incarnation: assignment.incarnation,
             layout,
             threads: own_processors(assignment),
             store: std::fs::canonicalize(&assignment.store)
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| assignment.store.clone()),
-            opened: Descriptors::record(),
+            opened,
             frozen: BTreeMap::new(),
             left: BTreeMap::new(),
+            givers: BTreeMap::new(),
             arriving: BTreeMap::new(),
             arrived: BTreeMap::new(),
             news,
             tell: in_engine(|engine| Tell {
-                came,
+                news: sender,
                 attention: engine.attention.clone(),
                 waker: engine.transport.waker(),
             }),
@@ -128,8 +162,14 @@ impl Scheduler {
             }
             self.obey_mover()?;
         }
-        while let Some(came) = self.moving.as_ref().and_then(|it| it.news.try_recv().ok()) {
-            self.take_in(came)?;
+        while let Some(news) = self.moving.as_ref().and_then(|it| it.news.try_recv().ok()) {
+            match news {
+                News::Reached(id, outcome) => self.reached(id, outcome),
+                News::Came(came) => self.take_in(came)?,
+                News::NotGiven(id, reason) => {
+                    in_engine(|engine| engine.core.mover.failed(id, reason));
+                }
+            }
             self.obey_mover()?;
         }
         Ok(())
@@ -174,12 +214,18 @@ impl Scheduler {
                 from,
                 needs,
                 ..
-            } => moving.prepare(id, rank, from, &needs),
+            } => moving.prepare(id, rank, from, needs),
             MoverOutput::Transfer { id, rank, to, .. } => self.freeze(id, rank, to)?,
-            MoverOutput::Resume { rank, .. } => self.thaw(rank)?,
+            MoverOutput::Resume { id, rank } => {
+                drop(moving.givers.remove(&id));
+                self.thaw(rank)?;
+            }
             MoverOutput::Discard { id, rank } => moving.discard(id, rank),
             MoverOutput::Run { id, rank } => self.welcome(id, rank)?,
-            MoverOutput::Left { rank, .. } => self.leave(rank)?,
+            MoverOutput::Left { id, rank, .. } => {
+                let is_given = moving.givers.remove(&id).is_some();
+                self.leave(rank, is_given)?;
+            }
             // Its memory goes, and with it whatever the process knew of it.
             MoverOutput::Free { rank, .. } => drop(moving.left.remove(&rank)),
             MoverOutput::SendLink { .. }

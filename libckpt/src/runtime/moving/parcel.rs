@@ -1,4 +1,5 @@
-//! What the source tells of a frozen rank beside its pages. It lies in the source's memory, and the target reads it there.
+//! What the source tells of a frozen rank beside its pages. It lies in the source's memory, and the target reads it there or is
+//! sent it.
 
 use std::ops::Range;
 
@@ -22,11 +23,20 @@ pub(crate) struct Parcel {
     /// Its message tables, as the engine encodes them.
     pub(super) tables: Vec<u8>,
     /// Its open files.
-    pub(super) files: fs::Offer,
+    pub(super) files: Files,
     /// Descriptors of its standard output and error in the source, where each rank has its own.
     pub(super) output: Option<(i32, i32)>,
-    /// When it was frozen, in microseconds of `CLOCK_MONOTONIC`.
+    /// When it was frozen, in microseconds of the `CLOCK_MONOTONIC` of whoever has the parcel.
     pub(super) frozen_us: u64,
+}
+
+/// How the files of a rank are had.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Files {
+    /// By descriptors, from a process of the same machine.
+    Offered(fs::Offer),
+    /// By opening them again.
+    Recorded(fs::OpenFiles),
 }
 
 impl Parcel {
@@ -68,7 +78,7 @@ mod tests {
             rank: Rank(3),
             pages: vec![0..2, 900..901],
             tables: vec![1, 2, 3],
-            files: fs::Offer::default(),
+            files: Files::Offered(fs::Offer::default()),
             output: Some((9, 10)),
             frozen_us: now_us(),
         };
