@@ -110,12 +110,7 @@ impl Job<'_> {
         to: Process,
         mode: MoveMode,
     ) {
-        let refusal = if self.plan.launch.is_some() {
-            Some(
-                "ranks of a job that a launcher has started, or that runs on several nodes, can't be moved yet; stop it and \
-                 restart it as you want it placed",
-            )
-        } else if mode != MoveMode::Stop {
+        let refusal = if mode != MoveMode::Stop {
             Some("only the mode `stop` is there yet")
         } else if self.moving.is_none() {
             Some(
