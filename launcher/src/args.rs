@@ -205,9 +205,9 @@ pub struct MigrateArgs {
     pub store: PathBuf,
     /// The rank, by its number
     pub rank: u32,
-    /// The process that it goes to, by its number
-    #[arg(long, value_name = "PROCESS")]
-    pub to: u32,
+    /// The process that it goes to, by its number; or a node, by its name: the process there that has the fewest ranks
+    #[arg(long, value_name = "PROCESS|NODE")]
+    pub to: String,
     /// How its memory gets there: stop (it stands still while it is copied), precopy (it is copied while it runs, and stands
     /// still for the rest), safepoint (as stop, where the solver says so), auto (stop or precopy)
     #[arg(long, value_name = "MODE", default_value = "stop", value_parser = units::parse_move_mode)]

@@ -121,7 +121,15 @@ fn locate_mpi(mpi: Mpi) -> Result<Binaries> {
     if env::var_os(NO_BUILD).is_none() {
         cargo(
             &own,
-            &["-p", "examples", "--examples", "--features", "mpi"],
+            &[
+                "-p",
+                "examples",
+                "-p",
+                "tests",
+                "--examples",
+                "--features",
+                "examples/mpi",
+            ],
             &[("MPICC", mpi.mpicc())],
         )?;
     }
@@ -131,7 +139,7 @@ fn locate_mpi(mpi: Mpi) -> Result<Binaries> {
     };
     if !found.example("heat").exists() {
         bail!(
-            "{} is missing: build it with `MPICC={} cargo build -p examples --examples --features mpi --target-dir {}`",
+            "{} is missing: build it with `MPICC={} cargo build -p examples -p tests --examples --features examples/mpi --target-dir {}`",
             found.example("heat").display(),
             mpi.mpicc(),
             own.parent().unwrap_or(&own).display()

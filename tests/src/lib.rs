@@ -31,6 +31,7 @@ pub mod skip;
 pub mod slurm;
 
 pub mod solver;
+pub mod wander;
 pub mod ways;
 
 /// The program in README.md compiles.

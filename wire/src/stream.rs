@@ -104,6 +104,26 @@ impl Stream {
         }
     }
 
+    /// How long writing may wait.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_write_timeout(timeout),
+            Self::Tcp(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    /// The address of this end, of one to another machine: of the interface by which that is reached.
+    #[must_use]
+    pub fn own_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(stream) => stream.local_addr().ok(),
+        }
+    }
+
     /// Ends the sending half: the peer reads to an end, and its own end can still be seen.
     pub fn end_sending(&self) {
         self.shut_down(Shutdown::Write);

@@ -131,13 +131,7 @@ impl Job<'_> {
 
     /// Somebody wants a rank moved.
     pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
-        let mode = ask.mode;
-        let refusal = if self.plan.launch.is_some() {
-            Some(
-                "ranks of a job that a launcher has started, or that runs on several nodes, can't be moved yet; stop it and \
-                 restart it as you want it placed",
-            )
-        } else if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+        let refusal = if matches!(ask.mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
             Some("the modes `postcopy` and `checkpoint` are not there yet")
         } else if self.moving.is_none() {
             Some(

@@ -1,12 +1,13 @@
-//! `ckpt migrate`: moves a rank of a running job to another process.
+//! `ckpt migrate`: moves a rank of a running job to another process, or to a node.
 
+use coord::launch::hosts::called;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use protocol::control::{Request, Response};
+use protocol::control::{JobStatus, Request, Response};
 use protocol::ids::{Process, Rank};
 use protocol::migration::{MoveMode, Step};
 use store::JobStore;
 
-use super::{Show, ask_and_watch, shown};
+use super::{Show, ask, ask_and_watch, shown};
 use crate::args::MigrateArgs;
 use crate::failure::Failure;
 use crate::output::Report;
@@ -19,7 +20,21 @@ pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
         ));
     }
     let store = JobStore::open(&args.store)?;
-    let (rank, to) = (Rank(args.rank), Process(args.to));
+    let rank = Rank(args.rank);
+    let not_running = || {
+        Failure::unavailable(format!(
+            "{}: the job is not running, so {rank} can't be moved; `ckpt restart` starts it",
+            shown(&args.store)
+        ))
+    };
+    let to = match args.to.parse() {
+        Ok(number) => Process(number),
+        Err(_) => match ask(&store, &Request::Status)? {
+            Some(Response::Status(status)) => least_laden(&status, &args.to, rank)?,
+            Some(_) => return Err(not_asked()),
+            None => return Err(not_running()),
+        },
+    };
     let mode = args.mode;
     let within_us = args
         .within
@@ -64,14 +79,37 @@ pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
             "{}: {rank} was not moved: {reason}",
             shown(&args.store)
         ))),
-        Some(_) => Err(Failure::internal(
-            "the coordinator answered a question that was not asked",
-        )),
-        None => Err(Failure::unavailable(format!(
-            "{}: the job is not running, so {rank} can't be moved; `ckpt restart` starts it",
-            shown(&args.store)
-        ))),
+        Some(_) => Err(not_asked()),
+        None => Err(not_running()),
     }
+}
+
+fn not_asked() -> Failure {
+    Failure::internal("the coordinator answered a question that was not asked")
+}
+
+/// The process of a node that has the fewest ranks, the first of them; the rank's own, where it is there already.
+fn least_laden(status: &JobStatus, node: &str, rank: Rank) -> Result<Process, Failure> {
+    let on_node = |host: &str| called([node], host).is_some();
+    let numbers = (0..).map(Process).zip(&status.hosts);
+    let processes: Vec<Process> = numbers
+        .filter(|(_, host)| !host.is_empty() && on_node(host))
+        .map(|(process, _)| process)
+        .collect();
+    let own = status.placement.get(rank.index());
+    if let Some(own) = own.filter(|own| processes.contains(own)) {
+        return Ok(*own);
+    }
+    let ranks = |process: &Process| status.placement.iter().filter(|it| *it == process).count();
+    processes.into_iter().min_by_key(ranks).ok_or_else(|| {
+        let mut hosts: Vec<&str> = status.hosts.iter().map(String::as_str).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        Failure::unavailable(format!(
+            "{node} is no node of the job, and no number of a process; its processes are on {}",
+            hosts.join(", ")
+        ))
+    })
 }
 
 /// A line on a terminal; nothing elsewhere.
@@ -99,5 +137,30 @@ fn in_words(step: Step, mode: MoveMode) -> &'static str {
         Step::Spreading => "it runs there; the others learn of it",
         Step::Forgetting => "it runs there; its old place is cleared",
         Step::GivingUp => "given up; it goes on where it was",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_stands_for_its_process_with_the_fewest_ranks() {
+        let status = JobStatus {
+            hosts: ["node1", "node1", "node2.cluster", ""]
+                .map(str::to_owned)
+                .to_vec(),
+            placement: [0, 0, 1, 2, 2, 2].map(Process).to_vec(),
+            ..JobStatus::default()
+        };
+        let chosen = |node: &str, rank| least_laden(&status, node, Rank(rank));
+        assert_eq!(chosen("node1", 3).unwrap(), Process(1));
+        assert_eq!(chosen("node2", 0).unwrap(), Process(2));
+        assert_eq!(chosen("node1", 0).unwrap(), Process(0), "it is there");
+        let told = chosen("node3", 0).unwrap_err().message;
+        assert!(
+            told.contains("node3") && told.contains("node2.cluster"),
+            "{told}"
+        );
     }
 }

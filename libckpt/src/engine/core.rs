@@ -391,8 +391,7 @@ impl Core {
             Kind::Eager => self.deliver_whole(label, body),
             Kind::Announce => {
                 let known = recorded && self.is_complete(label);
-                let place = self.look_at_place(label, Place::parse(body)?)?;
-                self.deliver_announced(label, place)?;
+                self.deliver_placed(label, Place::parse(body)?)?;
                 if recorded && !known {
                     self.owe(label);
                 }
@@ -428,24 +427,35 @@ impl Core {
             forwarded: true,
         };
         match route {
-            Route::Link(to) => self.enqueue(to, queued),
+            Route::Link(_) => self.forward(queued)?,
             Route::Hold | Route::Here => self.hold(queued),
         }
         self.pump_mover()
     }
 
+    /// Delivers an announcement that has come on a link, with the place that it tells.
+    pub(super) fn deliver_placed(&mut self, label: &Label, place: Place) -> Result<(), Fatal> {
+        let told = self.look_at_place(label, place)?;
+        self.deliver_announced(label, told)?;
+        // Sent from where its sender is not any more: what is left there waits for it.
+        if self.numbered.on
+            && self.mover.since(label.source) > Some(place.since())
+            && let Some(index) = self.index_of(label.destination)
+        {
+            self.fetch(index, label);
+        }
+        Ok(())
+    }
+
     /// Learns where a rank is from the place of a message that it announces. Gives the place, unless the rank has moved on
-    /// since: then the message does not lie there any more, and is announced again.
+    /// since: then the message does not lie there any more, and is announced again. What is sent under a number is sent all the
+    /// same.
     #[inline]
-    pub(super) fn look_at_place(
-        &mut self,
-        label: &Label,
-        place: Place,
-    ) -> Result<Option<Place>, Fatal> {
+    fn look_at_place(&mut self, label: &Label, place: Place) -> Result<Option<Place>, Fatal> {
         let source = label.source;
         match (self.mover).handle_announced(source, place.process(), place.since()) {
             Learned::Known => Ok(Some(place)),
-            Learned::Stale => Ok(None),
+            Learned::Stale => Ok(self.numbered.on.then_some(place)),
             Learned::New => self.pump_mover().map(|()| Some(place)),
         }
     }
@@ -503,7 +513,7 @@ impl Core {
         match self.hosted[index].tables.rebind(label, place) {
             Rebound::Waiting => {}
             Rebound::Transfer => self.reads.push((index, (label.source, label.sequence))),
-            Rebound::Complete => self.let_go(index, label, place),
+            Rebound::Complete => self.let_go(label, place),
         }
         Ok(())
     }
@@ -523,7 +533,11 @@ impl Core {
     /// A message of this rank needs its sender no more: its request is complete. Nothing where that was known.
     pub(super) fn complete_send(&mut self, index: usize, label: &Label) {
         let key = (label.destination, label.sequence);
-        if let Some(unacked) = self.hosted[index].tables.unacked.remove(&key) {
+        let tables = &mut self.hosted[index].tables;
+        if !tables.under_way.is_empty() {
+            tables.under_way.remove(&key);
+        }
+        if let Some(unacked) = tables.unacked.remove(&key) {
             let envelope = Envelope {
                 source: label.source,
                 tag: label.tag,
@@ -610,7 +624,7 @@ impl Core {
                 posted.request,
                 Outcome::Truncated(envelope, posted.into.len()),
             );
-            self.let_go(index, label, place);
+            self.let_go(label, place);
             return;
         }
         let key = (label.source, label.sequence);

@@ -56,16 +56,6 @@ pub(super) fn decode<'de, T: serde::Deserialize<'de>>(
     Ok(content)
 }
 
-impl Tables {
-    /// What [`encode`] has made of a rank's tables.
-    ///
-    /// # Errors
-    /// It can't be used.
-    pub(crate) fn decode(section: &[u8]) -> Result<Self, SectionError> {
-        decode("message tables", section)
-    }
-}
-
 impl Engine {
     /// The tables section of a rank, as of now. Every rank is suspended.
     pub(crate) fn capture_tables(&mut self, index: usize) -> Result<Vec<u8>, Fatal> {

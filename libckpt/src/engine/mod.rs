@@ -10,6 +10,7 @@
 //! - `core`: matching, sequencing, queues, recording; no transport.
 //! - `progress`: links in, queues out, bulk reads.
 //! - `numbered`: large messages where links can't read another process's memory.
+//! - `relay`: the same, whose sender or receiver moves.
 //! - `moving`: ranks that leave and come while the others run, and their packets.
 //! - `ops`: what a rank may ask.
 //! - `cut`: capturing and restoring what the engine holds of a rank.
@@ -21,6 +22,7 @@ pub(crate) mod numbered;
 pub(crate) mod ops;
 pub(crate) mod packet;
 pub(crate) mod progress;
+mod relay;
 pub(crate) mod request;
 pub(crate) mod tables;
 

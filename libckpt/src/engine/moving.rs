@@ -12,7 +12,7 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoveReport, MoverOutput, Route};
 
 use super::core::{Hosted, packet_bytes};
-use super::cut::encode;
+use super::cut::{SectionError, decode, encode};
 use super::packet::Control;
 use super::tables::{Queued, Recorded, Tables};
 use super::{Core, Engine, Fatal};
@@ -111,11 +111,26 @@ impl Transit {
         held
     }
 
+    /// Ranks that are here and do not run.
+    pub(super) fn aside_mut(&mut self) -> impl Iterator<Item = &mut Hosted> {
+        self.aside.values_mut()
+    }
+
     fn take_aside(&mut self, rank: Rank) -> Result<Hosted, Fatal> {
         self.aside
             .remove(&rank)
             .ok_or_else(|| Fatal::new(format!("{rank} is neither frozen here nor has it come")))
     }
+}
+
+/// The message tables of a rank that moves, as its source has described them.
+///
+/// # Errors
+/// They are none.
+pub(crate) fn tables_of(section: &[u8]) -> Result<Tables, SectionError> {
+    let (mut tables, under_way): (Tables, BTreeSet<_>) = decode("message tables", section)?;
+    tables.under_way = under_way;
+    Ok(tables)
 }
 
 impl Core {
@@ -140,13 +155,10 @@ impl Core {
     pub(super) fn deliver(&mut self, queued: Queued) -> Result<(), Fatal> {
         match queued.packet {
             Recorded::Eager(label, payload) => self.deliver_whole(&label, &payload),
-            Recorded::Announce(label) => {
-                let place = match queued.place {
-                    Some(place) => self.look_at_place(&label, place)?,
-                    None => None,
-                };
-                self.deliver_announced(&label, place)
-            }
+            Recorded::Announce(label) => match queued.place {
+                Some(place) => self.deliver_placed(&label, place),
+                None => self.deliver_announced(&label, None),
+            },
             Recorded::Ack(label) => self.deliver_ack(&label),
         }
     }
@@ -194,12 +206,14 @@ impl Core {
         for queued in rerouted {
             self.dispatch(queued)?;
         }
-        let hosted = self
-            .hosted
-            .iter_mut()
-            .chain(self.transit.aside.values_mut());
-        hosted.for_each(|hosted| hosted.tables.forget_places(rank, id));
-        self.numbered.forget_places(rank, id);
+        if self.numbered.on {
+            self.fetch_of_moved(rank, id);
+        } else {
+            let hosted = self.hosted.iter_mut();
+            let hosted = hosted.chain(self.transit.aside_mut());
+            hosted.for_each(|hosted| hosted.tables.forget_places(rank, id));
+            self.numbered.forget_places(rank, id);
+        }
         let mut again = Vec::new();
         for hosted in &self.hosted {
             let unacked = &hosted.tables.unacked;
@@ -212,13 +226,14 @@ impl Core {
         Ok(())
     }
 
-    /// Tells the machine of moves whose forwarded packets are all on links.
+    /// Tells the machine of moves whose forwarded packets are all on links, and whose rank's memory no message needs.
     pub(super) fn drain(&mut self) -> Result<(), Fatal> {
         let waits = |rank: Rank| {
             let mut queued = self.outbound.iter().flat_map(|outbound| &outbound.data);
             queued.any(|queued| queued.forwarded && queued.packet.to() == rank)
         };
-        let done = |drain: &mut (Move, Rank)| !waits(drain.1);
+        let busy = |rank: Rank| waits(rank) || self.numbered.is_busy_with(rank);
+        let done = |drain: &mut (Move, Rank)| !busy(drain.1);
         let done: Vec<_> = self.transit.draining.extract_if(.., done).collect();
         for (id, _) in done {
             self.mover.drained(id);
@@ -257,6 +272,49 @@ impl Core {
     }
 
     // ---- ranks ----------------------------------------------------------------------------------
+
+    /// Takes a rank that stands still aside with its packets, and gives its message tables as they go to the target.
+    fn freeze(&mut self, index: usize, ran_s: f64) -> Result<Vec<u8>, Fatal> {
+        let mut hosted = self.take_out(index);
+        let rank = hosted.rank;
+        let own = |queued: &Queued| !queued.forwarded && queued.packet.from() == rank;
+        let outbound = self.outbound.iter_mut();
+        let taken = outbound.flat_map(|outbound| outbound.take_out(own));
+        // Announcements are made anew from the unacknowledged messages.
+        let taken = taken.map(|queued| queued.packet);
+        let taken = taken.filter(|packet| !matches!(packet, Recorded::Announce(_)));
+        hosted.tables.unsent = taken.collect();
+        hosted.tables.wtime_s = hosted.wtime_s + ran_s;
+        let section = encode(&(&hosted.tables, self.under_way_of(&hosted)));
+        self.transit.aside.insert(rank, hosted);
+        section
+    }
+
+    /// The message tables of a rank have come: it is aside until it is known who runs it.
+    fn arrive(&mut self, rank: Rank, tables: Tables) {
+        let hosted = Hosted {
+            rank,
+            wtime_s: tables.wtime_s,
+            tables,
+            scheduled: false,
+        };
+        self.transit.aside.insert(rank, hosted);
+    }
+
+    /// A frozen rank is another process's: what was held for it goes there, and what was announced to it here is received here.
+    fn leave(&mut self, rank: Rank) -> Result<(), Fatal> {
+        let mut hosted = self.transit.take_aside(rank)?;
+        if self.numbered.on {
+            self.numbered.fetch_all(&mut hosted, |_, _| true);
+        } else {
+            self.numbered.forget_places_for(rank);
+        }
+        drop(hosted);
+        for queued in self.transit.take_held(rank) {
+            self.forward(queued)?;
+        }
+        Ok(())
+    }
 
     /// Takes a rank out of those that run here. Those after it in `hosted` move up.
     fn take_out(&mut self, index: usize) -> Hosted {
@@ -349,19 +407,8 @@ impl Engine {
 
     /// Source: takes a frozen rank and its packets aside, and gives its message tables as they go to the target.
     pub(crate) fn freeze(&mut self, index: usize) -> Result<Vec<u8>, Fatal> {
-        let mut hosted = self.core.take_out(index);
-        let rank = hosted.rank;
-        let own = |queued: &Queued| !queued.forwarded && queued.packet.from() == rank;
-        let outbound = self.core.outbound.iter_mut();
-        let taken = outbound.flat_map(|outbound| outbound.take_out(own));
-        // Announcements are made anew from the unacknowledged messages.
-        let taken = taken.map(|queued| queued.packet);
-        let taken = taken.filter(|packet| !matches!(packet, Recorded::Announce(_)));
-        hosted.tables.unsent = taken.collect();
-        hosted.tables.wtime_s = hosted.wtime_s + self.started.elapsed().as_secs_f64();
-        let section = encode(&hosted.tables);
-        self.core.transit.aside.insert(rank, hosted);
-        section
+        let ran_s = self.started.elapsed().as_secs_f64();
+        self.core.freeze(index, ran_s)
     }
 
     /// Source: a frozen rank stays.
@@ -373,23 +420,13 @@ impl Engine {
 
     /// Source: a frozen rank is another process's.
     pub(crate) fn leave(&mut self, rank: Rank) -> Result<(), Fatal> {
-        drop(self.core.transit.take_aside(rank)?);
-        self.core.numbered.forget_places_for(rank);
-        for queued in self.core.transit.take_held(rank) {
-            self.core.dispatch(queued)?;
-        }
+        self.core.leave(rank)?;
         self.settle()
     }
 
     /// Target: the message tables of a rank have come.
     pub(crate) fn arrive(&mut self, rank: Rank, tables: Tables) {
-        let hosted = Hosted {
-            rank,
-            wtime_s: tables.wtime_s,
-            tables,
-            scheduled: false,
-        };
-        self.core.transit.aside.insert(rank, hosted);
+        self.core.arrive(rank, tables);
     }
 
     /// Target: a rank that has come does not stay.

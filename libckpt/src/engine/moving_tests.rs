@@ -103,10 +103,7 @@ fn told(core: &mut Core, directive: MoveDirective) -> VecDeque<MoverOutput> {
                 core.put_back(hosted).unwrap();
             }
             MoverOutput::Left { rank, .. } => {
-                drop(core.transit.take_aside(rank).unwrap());
-                for queued in core.transit.take_held(rank) {
-                    core.dispatch(queued).unwrap();
-                }
+                core.leave(rank).unwrap();
             }
             MoverOutput::Resume { rank, .. } => {
                 let hosted = core.transit.take_aside(rank).unwrap();
@@ -143,16 +140,8 @@ fn freeze(cores: &mut [Core], to: usize) {
     told(&mut cores[1], MoveDirective::Transfer { id: ID });
     assert!(cores[1].mover.frozen(ID));
     let index = cores[1].index_of(rank).unwrap();
-    let hosted = cores[1].take_out(index);
-    let tables: Tables = Tables::decode(&encode(&hosted.tables).unwrap()).unwrap();
-    cores[1].transit.aside.insert(rank, hosted);
-    let hosted = Hosted {
-        rank,
-        tables,
-        scheduled: false,
-        wtime_s: 0.0,
-    };
-    cores[to].transit.aside.insert(rank, hosted);
+    let section = cores[1].freeze(index, 0.0).unwrap();
+    cores[to].arrive(rank, tables_of(&section).unwrap());
     assert!(cores[to].mover.received(ID));
 }
 

@@ -14,15 +14,18 @@
 //! A network card may have written the payload, without a fault that anybody sees. So the processor writes to each of
 //! its pages again before the message counts as received. What a card writes into a page that a cut has protected, and that is
 //! not yet saved, does no harm: the message was not complete at the cut, and comes again after a restore.
+//!
+//! What becomes of messages whose sender or receiver moves meanwhile is in [`relay`](super::relay).
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use libckpt_rank::buffer::RankBytesMut;
 use libckpt_transport::{BulkDone, BulkFrom, BulkInto};
 use protocol::control::LinkCount;
 use protocol::ids::{Move, Process, Rank};
 
 use super::packet::{Label, Place};
-use super::tables::{Arrived, Body, Recorded, Tables};
+use super::tables::{Arrived, Body, Queued, Recorded, Tables};
 use super::{Core, Engine, Fatal, SnapshotEvent};
 
 /// A message: destination, source, sequence number.
@@ -30,30 +33,32 @@ pub(crate) type Key = (Rank, Rank, u64);
 
 /// A message that is being sent.
 #[derive(Debug)]
-struct Sending {
+pub(super) struct Sending {
     peer: Process,
     number: u64,
-    label: Label,
+    pub(super) label: Label,
+    /// It is passed on to where its receiver has moved, from memory of the process: it is no rank's any more.
+    pub(super) passed_on: bool,
 }
 
 /// A message that is being received.
 #[derive(Debug)]
-struct Coming {
+pub(super) struct Coming {
     peer: Process,
     number: u64,
-    index: usize,
-    label: Label,
+    pub(super) label: Label,
+    /// The memory of its receiver, where it goes there.
+    into: Option<RankBytesMut>,
     /// Nobody needs it.
-    let_go: bool,
+    pub(super) let_go: bool,
 }
 
 /// A payload to be received into memory of the process.
 #[derive(Debug)]
-struct Wanted {
+pub(super) struct Wanted {
     place: Place,
-    index: usize,
-    label: Label,
-    let_go: bool,
+    pub(super) label: Label,
+    pub(super) let_go: bool,
 }
 
 /// See the module.
@@ -63,11 +68,11 @@ pub(crate) struct Numbered {
     pub(crate) on: bool,
     /// The next number.
     next: u64,
-    sending: Vec<Sending>,
-    coming: Vec<Coming>,
-    wanted: Vec<Wanted>,
+    pub(super) sending: Vec<Sending>,
+    pub(super) coming: Vec<Coming>,
+    pub(super) wanted: Vec<Wanted>,
     /// Places of announcements that came too early and are held by their channel.
-    early: BTreeMap<Key, Place>,
+    pub(super) early: BTreeMap<Key, Place>,
 }
 
 /// What a snapshot's channel state still waits for.
@@ -78,7 +83,7 @@ pub(crate) struct Owed {
     complete: Option<Vec<LinkCount>>,
 }
 
-fn key_of(label: &Label) -> Key {
+pub(super) fn key_of(label: &Label) -> Key {
     (label.destination, label.source, label.sequence)
 }
 
@@ -95,13 +100,30 @@ impl Numbered {
         !self.wanted.is_empty()
     }
 
-    /// Whether a message is on its way out.
+    /// Whether a message is on its way out of the memory of its sender.
     pub(crate) fn is_sending(&self, label: &Label) -> bool {
-        self.sending.iter().any(|sending| {
-            sending.label.source == label.source
-                && sending.label.destination == label.destination
-                && sending.label.sequence == label.sequence
-        })
+        let key = key_of(label);
+        let mut own = self.sending.iter().filter(|sending| !sending.passed_on);
+        own.any(|sending| key_of(&sending.label) == key)
+    }
+
+    /// Whether the payload of a message is being received for it.
+    pub(super) fn is_coming(&self, label: &Label) -> bool {
+        let key = key_of(label);
+        let wanted = self.wanted.iter().filter(|it| !it.let_go);
+        let coming = self.coming.iter().filter(|it| !it.let_go);
+        (wanted.map(|it| &it.label))
+            .chain(coming.map(|it| &it.label))
+            .any(|label| key_of(label) == key)
+    }
+
+    /// Has a payload come into memory of the process.
+    pub(super) fn want(&mut self, label: &Label, place: Place, let_go: bool) {
+        self.wanted.push(Wanted {
+            place,
+            label: *label,
+            let_go,
+        });
     }
 
     pub(crate) fn hold_place(&mut self, label: &Label, place: Place) {
@@ -112,35 +134,31 @@ impl Numbered {
         self.early.remove(&key_of(label))
     }
 
-    /// Forgets where early messages lie that a rank announced before its move `since`.
+    /// Forgets where early messages lie that a rank announced before its move `since`. Of messages that are read there; those
+    /// that are sent are received.
     pub(super) fn forget_places(&mut self, of: Rank, since: Move) {
         self.early
             .retain(|key, place| key.1 != of || place.since() >= since);
     }
 
-    /// Forgets where early messages for a rank lie that is not here any more.
+    /// Forgets where early messages for a rank lie that is not here any more. As above.
     pub(super) fn forget_places_for(&mut self, rank: Rank) {
         self.early.retain(|key, _| key.0 != rank);
     }
 }
 
 impl Core {
-    /// A message that was announced need not come any more, for this rank.
-    pub(crate) fn let_go(&mut self, index: usize, label: &Label, place: Option<Place>) {
-        if !self.numbered.on || self.mover.is_here(label.source) {
-            self.acknowledge(label);
-        } else if let Some(place) = place {
-            self.numbered.wanted.push(Wanted {
-                place,
-                index,
-                label: *label,
-                let_go: true,
-            });
+    /// A message that was announced need not come any more. What is sent under a number has to be received all the same.
+    pub(crate) fn let_go(&mut self, label: &Label, place: Option<Place>) {
+        match place {
+            Some(place) if self.numbered.on => self.numbered.want(label, place, true),
+            _ if !self.numbered.on || self.mover.is_here(label.source) => self.acknowledge(label),
+            _ => {}
         }
     }
 
     /// Has the payload of an announced message that no receive has asked for come into memory of the process.
-    fn fetch(&mut self, index: usize, label: &Label) {
+    pub(super) fn fetch(&mut self, index: usize, label: &Label) {
         let tables = &mut self.hosted[index].tables;
         let place = match tables.find_announced(label.source, label.sequence) {
             Some(arrived) => match &mut arrived.body {
@@ -150,12 +168,7 @@ impl Core {
             None => self.numbered.take_place(label),
         };
         if let Some(place) = place {
-            self.numbered.wanted.push(Wanted {
-                place,
-                index,
-                label: *label,
-                let_go: false,
-            });
+            self.numbered.want(label, place, false);
         }
     }
 
@@ -166,26 +179,8 @@ impl Core {
         if !self.numbered.on {
             return owed;
         }
-        let mut waiting: Vec<(usize, Label)> = Vec::new();
-        for (index, hosted) in self.hosted.iter_mut().enumerate() {
-            for arrived in hosted.tables.arrived() {
-                if matches!(arrived.body, Body::Announced(Some(_))) {
-                    waiting.push((index, arrived.label));
-                }
-            }
-            let early = self.numbered.early.range((hosted.rank, Rank(0), 0)..);
-            let of_rank = |key: &Key| key.0 == hosted.rank;
-            let early: Vec<Key> = early.map(|(key, _)| *key).take_while(of_rank).collect();
-            for key in early {
-                if let Some(Recorded::Announce(label)) =
-                    hosted.tables.incoming(key.1).held_mut(key.2)
-                {
-                    waiting.push((index, *label));
-                }
-            }
-        }
-        for (index, label) in waiting {
-            self.fetch(index, &label);
+        for hosted in &mut self.hosted {
+            self.numbered.fetch_all(hosted, |_, _| true);
         }
         let wanted = &self.numbered.wanted;
         let coming = &self.numbered.coming;
@@ -234,21 +229,46 @@ impl Core {
     }
 
     /// A payload has come.
-    fn came(&mut self, coming: &Coming, own: Option<Vec<u8>>) -> Option<SnapshotEvent> {
-        let Coming { index, label, .. } = coming;
+    fn came(
+        &mut self,
+        coming: Coming,
+        own: Option<Vec<u8>>,
+    ) -> Result<Option<SnapshotEvent>, Fatal> {
+        let label = coming.label;
+        let Some(index) = self.index_of(label.destination) else {
+            return self.came_for_another(coming, own).map(|()| None);
+        };
         let key = (label.source, label.sequence);
         if own.is_none()
-            && let Some(transfer) = self.hosted[*index].tables.transfers.get_mut(&key)
+            && let Some(transfer) = self.hosted[index].tables.transfers.get_mut(&key)
         {
             transfer.into.touch();
         }
-        let event = self.pay(*index, label, own.as_deref());
+        let event = self.pay(index, &label, own.as_deref());
         match own {
-            Some(payload) if !coming.let_go => self.bind_payload(*index, label, payload),
+            Some(payload) if !coming.let_go => self.bind_payload(index, &label, payload),
             Some(_) => {}
-            None => self.finish_transfer(*index, key),
+            None => self.finish_transfer(index, key),
         }
-        event
+        Ok(event)
+    }
+
+    /// A payload has come for a rank that is frozen here, or has left: it goes after it as a whole message.
+    fn came_for_another(&mut self, coming: Coming, own: Option<Vec<u8>>) -> Result<(), Fatal> {
+        let Coming { label, into, .. } = coming;
+        if coming.let_go {
+            return Ok(());
+        }
+        let payload = match (own, into) {
+            (Some(own), _) => own,
+            (None, Some(into)) => {
+                let mut own = own_memory(&label)?;
+                own.copy_from_slice(into.as_slice());
+                own
+            }
+            (None, None) => return Err(Fatal::new("a message has come without its bytes")),
+        };
+        self.dispatch(Queued::passed_on(Recorded::Eager(label, payload)))
     }
 
     /// Records a payload if the snapshot under way waits for it. Tells if that was the last.
@@ -310,21 +330,35 @@ impl Core {
         }
     }
 
-    /// A message has left this process.
-    fn sent(&mut self, label: &Label) {
-        let Some(index) = self.index_of(label.source) else {
-            return;
-        };
-        self.complete_send(index, label);
+    /// A message has left this process. Its sender, where it has moved meanwhile, is told as if its message were acknowledged.
+    fn sent(&mut self, sending: &Sending) -> Result<(), Fatal> {
+        let label = &sending.label;
+        if sending.passed_on {
+            return Ok(());
+        }
+        match self.index_of(label.source) {
+            Some(index) => self.complete_send(index, label),
+            None => self.dispatch(Queued::passed_on(Recorded::Ack(*label)))?,
+        }
+        Ok(())
     }
 }
 
-impl Tables {
-    /// Messages that have arrived and were not received.
-    fn arrived(&self) -> impl Iterator<Item = &Arrived> {
-        self.unexpected.iter().chain(self.probed.values())
-    }
+/// Memory of the process for the payload of a message.
+fn own_memory(label: &Label) -> Result<Vec<u8>, Fatal> {
+    let bytes = usize::try_from(label.bytes).map_err(Fatal::new)?;
+    let mut own = Vec::new();
+    own.try_reserve_exact(bytes).map_err(|error| {
+        Fatal::new(format!(
+            "no memory for a message of {bytes} bytes from {}: {error}",
+            label.source
+        ))
+    })?;
+    own.resize(bytes, 0);
+    Ok(own)
+}
 
+impl Tables {
     /// A message that has arrived by its announcement only.
     pub(crate) fn find_announced(&mut self, source: Rank, sequence: u64) -> Option<&mut Arrived> {
         self.unexpected
@@ -362,6 +396,33 @@ impl Engine {
             peer,
             number,
             label: *label,
+            passed_on: false,
+        });
+        Ok(true)
+    }
+
+    /// Passes a message on that came whole for a rank which has moved, if there is room. The link is told of it by an
+    /// announcement. Its place is stamped with no move: it says nothing of where the sender is.
+    pub(crate) fn pass_on_numbered(
+        &mut self,
+        peer: Process,
+        label: &Label,
+        payload: &mut Vec<u8>,
+    ) -> Result<bool, Fatal> {
+        let number = self.core.numbered.next;
+        let place = Place::new(self.core.me, number, Move(0));
+        if !self.put_announcement(peer, label, place)? {
+            return Ok(false);
+        }
+        self.core.numbered.next += 1;
+        self.transport
+            .bulk_send(peer, number, BulkFrom::Own(std::mem::take(payload)))
+            .map_err(Fatal::new)?;
+        self.core.numbered.sending.push(Sending {
+            peer,
+            number,
+            label: *label,
+            passed_on: true,
         });
         Ok(true)
     }
@@ -377,16 +438,17 @@ impl Engine {
         };
         let label = transfer.label;
         #[allow(clippy::cast_possible_truncation)] // checked against the buffer's length
-        let into = transfer.into.lend(label.bytes as usize);
-        self.receive_into(place, index, label, BulkInto::Rank(into), false)
+        let bytes = label.bytes as usize;
+        let (into, known) = (transfer.into.lend(bytes), transfer.into.lend(bytes));
+        self.receive_into(place, label, BulkInto::Rank(into), Some(known), false)
     }
 
     fn receive_into(
         &mut self,
         place: Place,
-        index: usize,
         label: Label,
         into: BulkInto,
+        known: Option<RankBytesMut>,
         let_go: bool,
     ) -> Result<(), Fatal> {
         let (peer, number) = (place.process(), place.address());
@@ -396,8 +458,8 @@ impl Engine {
         self.core.numbered.coming.push(Coming {
             peer,
             number,
-            index,
             label,
+            into: known,
             let_go,
         });
         Ok(())
@@ -406,22 +468,8 @@ impl Engine {
     /// Asks for payloads that go into memory of the process.
     pub(crate) fn receive_wanted(&mut self) -> Result<(), Fatal> {
         for wanted in std::mem::take(&mut self.core.numbered.wanted) {
-            let bytes = usize::try_from(wanted.label.bytes).map_err(Fatal::new)?;
-            let mut own = Vec::new();
-            own.try_reserve_exact(bytes).map_err(|error| {
-                Fatal::new(format!(
-                    "no memory for a message of {bytes} bytes from {}: {error}",
-                    wanted.label.source
-                ))
-            })?;
-            own.resize(bytes, 0);
-            self.receive_into(
-                wanted.place,
-                wanted.index,
-                wanted.label,
-                BulkInto::Own(own),
-                wanted.let_go,
-            )?;
+            let own = BulkInto::Own(own_memory(&wanted.label)?);
+            self.receive_into(wanted.place, wanted.label, own, None, wanted.let_go)?;
         }
         Ok(())
     }
@@ -441,7 +489,7 @@ impl Engine {
                             Fatal::new(format!("message {number} to {peer} was not being sent"))
                         })?;
                     let sending = sending.swap_remove(at);
-                    self.core.sent(&sending.label);
+                    self.core.sent(&sending)?;
                 }
                 BulkDone::Received { peer, number, own } => {
                     let coming = &mut self.core.numbered.coming;
@@ -452,7 +500,7 @@ impl Engine {
                             Fatal::new(format!("message {number} of {peer} was not asked for"))
                         })?;
                     let coming = coming.swap_remove(at);
-                    if let Some(event) = self.core.came(&coming, own) {
+                    if let Some(event) = self.core.came(coming, own)? {
                         self.snapshot_events.push(event);
                     }
                 }

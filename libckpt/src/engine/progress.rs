@@ -118,8 +118,8 @@ impl Engine {
         let bytes = label.bytes as usize;
         let place = match self.core.where_lies(&label, place)? {
             Lies::Here => return self.read_here(index, key, &label),
-            Lies::AtHome if self.core.numbered.on => return self.receive_numbered(index, key),
-            Lies::AtHome | Lies::Untold => return Ok(()),
+            Lies::AtHome => return self.receive_numbered(index, key),
+            Lies::Untold => return Ok(()),
             Lies::At(place) => place,
         };
         let source = BulkSource {
@@ -147,6 +147,10 @@ impl Engine {
     /// Copies an announced message of a rank of this process.
     fn read_here(&mut self, index: usize, key: (Rank, u64), label: &Label) -> Result<(), Fatal> {
         let Some(from) = self.core.unacked(label).map(|unacked| unacked.from) else {
+            // Sent already from where its sender was, to where its receiver was: it is passed on to here.
+            if self.core.numbered.on {
+                return Ok(());
+            }
             return Err(Fatal::new(format!(
                 "{} does not have the message that it announced",
                 label.source
@@ -192,14 +196,14 @@ impl Engine {
             }
             self.core.outbound[peer.index()].control.pop_front();
         }
-        while let Some(queued) = self.core.outbound[peer.index()].data.pop_front() {
+        while let Some(mut queued) = self.core.outbound[peer.index()].data.pop_front() {
             let bytes = packet_bytes(&queued.packet);
             if self.core.is_void(&queued.packet) {
                 self.core.outbound[peer.index()].data_bytes -= bytes;
                 continue;
             }
             let sent = match self.core.participant.send_gate(peer) {
-                Gate::Open => self.put(peer, &queued)?,
+                Gate::Open => self.put(peer, &mut queued)?,
                 Gate::Wait => false,
             };
             let outbound = &mut self.core.outbound[peer.index()];
@@ -225,11 +229,16 @@ impl Engine {
     }
 
     /// Puts a packet of a rank on its link, if there is room.
-    fn put(&mut self, peer: Process, queued: &Queued) -> Result<bool, Fatal> {
-        if let Recorded::Announce(label) = &queued.packet
-            && self.core.numbered.on
-        {
-            return self.announce_numbered(peer, label);
+    fn put(&mut self, peer: Process, queued: &mut Queued) -> Result<bool, Fatal> {
+        if self.core.numbered.on {
+            let room = self.transport.packet_bytes_max() - HEADER_BYTES;
+            match &mut queued.packet {
+                Recorded::Announce(label) => return self.announce_numbered(peer, label),
+                Recorded::Eager(label, payload) if payload.len() > room => {
+                    return self.pass_on_numbered(peer, label, payload);
+                }
+                Recorded::Eager(..) | Recorded::Ack(_) => {}
+            }
         }
         let Self {
             core, transport, ..
@@ -303,18 +312,25 @@ pub(super) enum Lies {
     Here,
     /// In memory that can be read.
     At(Place),
-    /// With its sender, which sends it under a number.
+    /// In another process, which sends it under a number.
     AtHome,
-    /// It will be announced again: the job was restored, or the sender has moved or is about to.
+    /// It is being received; or it will be announced again: the job was restored, or one of the ranks has moved or is about to.
     Untold,
 }
 
 impl super::Core {
     /// Where an announced message is to be read, of which this place was told.
     pub(super) fn where_lies(&self, label: &Label, place: Option<Place>) -> Result<Lies, Fatal> {
+        if self.numbered.on {
+            return Ok(match place {
+                Some(_) => Lies::AtHome,
+                None if self.numbered.is_coming(label) => Lies::Untold,
+                None if self.mover.is_here(label.source) => Lies::Here,
+                None => Lies::Untold,
+            });
+        }
         Ok(match self.mover.route(label.source).map_err(Fatal::new)? {
             Route::Here => Lies::Here,
-            Route::Link(_) if self.numbered.on => Lies::AtHome,
             Route::Link(_) => place.map_or(Lies::Untold, Lies::At),
             // A rank that is frozen here may run at its target already, and have announced the message from there, before the
             // coordinator's word has come: it will not do so again. Otherwise it does when it goes on, here or elsewhere.
@@ -325,10 +341,12 @@ impl super::Core {
     }
 
     /// An announcement whose message was acknowledged while it was queued, by an acknowledgment of before a restart: the
-    /// receiver has the message.
-    fn is_void(&self, packet: &Recorded) -> bool {
+    /// receiver has the message. Or it is under way by number, and announced again because one of the ranks has moved.
+    pub(super) fn is_void(&self, packet: &Recorded) -> bool {
         match packet {
-            Recorded::Announce(label) if self.numbered.on => self.unacked(label).is_none(),
+            Recorded::Announce(label) if self.numbered.on => {
+                self.unacked(label).is_none() || self.is_under_way(label)
+            }
             _ => false,
         }
     }

@@ -4,7 +4,7 @@
 //! restores the rank. Nothing is keyed by process or link. What only means something inside this process
 //! (where an announced message lies) is left out and bound anew by the re-announcement.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use libckpt_rank::buffer::{RankBytes, RankBytesMut};
 use protocol::channel::{Incoming, Outgoing};
@@ -97,7 +97,7 @@ pub(crate) struct Queued {
     pub(crate) packet: Recorded,
     /// Of an announcement that came on a link, where the message lies. Our own get theirs when they are put on a link.
     pub(crate) place: Option<Place>,
-    /// It has come on a link: its sender was not here.
+    /// It has come on a link, or belongs to a message that has: its sender was not here.
     pub(crate) forwarded: bool,
 }
 
@@ -108,6 +108,15 @@ impl Queued {
             packet,
             place: None,
             forwarded: false,
+        }
+    }
+
+    /// A packet that this process has made for a rank which was here.
+    pub(crate) fn passed_on(packet: Recorded) -> Self {
+        Self {
+            packet,
+            place: None,
+            forwarded: true,
         }
     }
 }
@@ -129,6 +138,10 @@ pub(crate) struct Tables {
     outgoing: Vec<Outgoing>,
     /// By destination and sequence number.
     pub(crate) unacked: BTreeMap<(Rank, u64), Unacked>,
+    /// Of them, those that the process where the rank was before sends under a number, and will acknowledge. By a restore they are
+    /// as good as not sent.
+    #[serde(skip)]
+    pub(crate) under_way: BTreeSet<(Rank, u64)>,
     /// By source and sequence number.
     pub(crate) transfers: BTreeMap<(Rank, u64), Transfer>,
     /// Packets that were not on a link at the cut, in order. Empty but in an image.
@@ -150,6 +163,7 @@ impl Tables {
             incoming: Vec::new(),
             outgoing: Vec::new(),
             unacked: BTreeMap::new(),
+            under_way: BTreeSet::new(),
             transfers: BTreeMap::new(),
             unsent: Vec::new(),
             finished: false,

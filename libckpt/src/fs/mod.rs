@@ -67,9 +67,9 @@ pub(crate) use self::hand_over::{Offer, Taken, is_there, offer};
 use self::open_file::OpenFile;
 pub use self::options::OpenOptions;
 pub(crate) use self::record::{OpenFiles, record};
-pub(crate) use self::reopen::{Reopened, Stragglers, check};
+pub(crate) use self::reopen::{Reopened, Stragglers, check, reopen};
 pub(crate) use self::table::{
-    Unsynced, close_all, descriptors, keep_until_durable, let_go, unsynced,
+    Unsynced, close_all, descriptors, keep_until_durable, let_go, release, unsynced, unsynced_of,
 };
 
 /// An open file of a rank. See the [module](self).

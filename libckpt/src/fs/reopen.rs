@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Seek as _, SeekFrom};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use protocol::ids::Rank;
 
@@ -81,7 +81,62 @@ pub(crate) fn check(
     })
 }
 
+/// Opens the files of a rank that stands still in another process, and goes on here or there. Neither changes nor locks any: the
+/// locks are the other's until it is known.
+///
+/// # Errors
+/// As [`probe`].
+pub(crate) fn reopen(rank: Rank, record: OpenFiles) -> Result<Reopened, FileError> {
+    let mut files = Vec::with_capacity(record.files.len());
+    for file in record.files {
+        let Some(opened) = open(rank, &file)? else {
+            continue;
+        };
+        check_length(rank, &file, &opened)?;
+        let at_its_offset = (&opened).seek(SeekFrom::Start(file.offset));
+        at_its_offset.map_err(|source| missing(rank, &file, source))?;
+        let path = file.path().to_owned();
+        let opened = OpenFile::new(opened, path, file.mode, false);
+        let opened = opened.map_err(|source| missing(rank, &file, source))?;
+        files.push((file, opened));
+    }
+    Ok(Reopened {
+        rank,
+        numbers: record.numbers,
+        files,
+    })
+}
+
 impl Reopened {
+    /// The rank goes on in this process: its files, as [`reopen`] found them, are its own. They are locked as soon as the process
+    /// that it was in has let them go, by a thread: no rank waits for that.
+    pub(crate) fn adopt(self) {
+        let mut files = RankFiles {
+            numbers: self.numbers,
+            ..RankFiles::default()
+        };
+        let mut written = Vec::new();
+        for (record, opened) in self.files {
+            let opened = Arc::new(opened);
+            if record.mode.writes() {
+                written.push(Arc::downgrade(&opened));
+            }
+            match record.number {
+                Some(number) => drop(files.open.insert(number, opened)),
+                None => files.appended.push(opened),
+            }
+        }
+        table::put(self.rank, files);
+        if written.is_empty() {
+            return;
+        }
+        let rank = self.rank;
+        let lock = move || written.iter().for_each(|file| lock_later(rank, file));
+        if let Err(error) = libckpt_rank::library_thread("ckpt-lock", lock) {
+            tracing::warn!(%rank, %error, "its files are not locked");
+        }
+    }
+
     /// The rank goes on in this process: its files become what they were, and are its own.
     ///
     /// # Errors
@@ -106,6 +161,22 @@ impl Reopened {
         }
         table::put(self.rank, files);
         Ok(())
+    }
+}
+
+/// Locks a file as long as somebody has it open.
+fn lock_later(rank: Rank, file: &Weak<OpenFile>) {
+    while let Some(file) = file.upgrade() {
+        match file.lock() {
+            Ok(true) => return,
+            Ok(false) => {
+                tracing::warn!(%rank, path = %file.path().display(), "still locked by another process");
+            }
+            Err(error) => {
+                tracing::warn!(%rank, path = %file.path().display(), %error, "not locked");
+                return;
+            }
+        }
     }
 }
 

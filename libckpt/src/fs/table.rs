@@ -156,6 +156,17 @@ pub(crate) fn let_go(rank: Rank) {
     drop(files);
 }
 
+/// A rank goes on in another process, which has opened the same files by itself. So they are closed, and others may write: that
+/// process waits for it.
+pub(crate) fn release(rank: Rank) {
+    let files = table().ranks.remove(&rank);
+    for file in files.iter().flat_map(RankFiles::all) {
+        if file.mode().writes() {
+            file.unlock();
+        }
+    }
+}
+
 /// Closes all files of a rank: it has ended.
 pub(crate) fn close_all(rank: Rank) {
     let mut table = table();
@@ -186,6 +197,15 @@ pub(crate) fn descriptors() -> Vec<RawFd> {
 pub(crate) fn unsynced() -> Vec<Unsynced> {
     let table = table();
     let unsynced = table.all().filter(|file| file.is_unsynced());
+    unsynced.map(|file| Unsynced(file.clone())).collect()
+}
+
+/// The same of one rank: what another machine may not see yet.
+pub(crate) fn unsynced_of(rank: Rank) -> Vec<Unsynced> {
+    let table = table();
+    let files = table.ranks.get(&rank);
+    let unsynced = files.into_iter().flat_map(RankFiles::all);
+    let unsynced = unsynced.filter(|file| file.is_unsynced());
     unsynced.map(|file| Unsynced(file.clone())).collect()
 }
 

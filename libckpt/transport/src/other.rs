@@ -19,6 +19,12 @@ impl OtherProcess {
         Self { process, pid }
     }
 
+    /// This process itself: memory that others may be writing to can be read without a word that it is not.
+    #[must_use]
+    pub fn this(me: Process) -> Self {
+        Self::new(me, std::process::id().cast_signed())
+    }
+
     /// Reads memory, all of it or an error.
     ///
     /// # Errors
@@ -57,7 +63,7 @@ mod tests {
     use super::*;
 
     fn this() -> OtherProcess {
-        OtherProcess::new(Process(0), std::process::id().cast_signed())
+        OtherProcess::this(Process(0))
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod watchdog;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +44,7 @@ pub(crate) struct Joined {
     decoder: Decoder,
     /// When the Hello was sent.
     hello_sent: Instant,
+    token: [u8; 32],
     pub(crate) assignment: Assignment,
 }
 
@@ -147,6 +149,7 @@ pub(crate) fn join(
         stream,
         decoder,
         hello_sent,
+        token,
         assignment,
     })
 }
@@ -175,6 +178,10 @@ fn host() -> String {
 #[derive(Clone)]
 pub(crate) struct Control {
     outgoing: Sender<Outgoing>,
+    /// The job's token.
+    pub(crate) token: [u8; 32],
+    /// This host's address on the cluster: by which it reaches the coordinator, where that is another host's, or could be.
+    pub(crate) interface: Option<IpAddr>,
 }
 
 enum Outgoing {
@@ -201,7 +208,11 @@ impl Control {
         let (outgoing, reports) = channel();
         let (directives, inbox) = channel();
         let writing = joined.stream.try_clone().map_err(|error| failed(&error))?;
-        let control = Self { outgoing };
+        let control = Self {
+            outgoing,
+            token: joined.token,
+            interface: joined.stream.own_address().map(|own| own.ip()),
+        };
         let watchdog = match joined.assignment.lease_us {
             None => None,
             Some(lease_us) => {

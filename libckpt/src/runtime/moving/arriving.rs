@@ -7,14 +7,15 @@ use std::thread::JoinHandle;
 
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{Slot, library_thread};
-use libckpt_transport::BulkError;
+use libckpt_transport::{BulkError, OtherProcess};
 use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
-use protocol::migration::{MoveMode, MoveNeeds};
+use protocol::migration::{MoveMode, MoveNeeds, MoveReport};
 
-use super::fetch::{Came, Fetch, Fetched};
+use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::line::Line;
 use super::parcel::now_us;
+use super::stream::take::Taker;
 use super::{Moving, News};
 use crate::engine::{Fatal, in_engine};
 use crate::fs;
@@ -26,8 +27,8 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A rank that was announced.
 pub(super) struct Arriving {
     rank: Rank,
-    /// Where its thread waits for words.
-    line: Line,
+    /// Where its thread waits for words of a source whose memory it reads.
+    line: Option<Line>,
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
@@ -35,7 +36,7 @@ pub(super) struct Arriving {
 /// A rank that is here as a whole, until it is known who runs it.
 pub(super) struct Arrived {
     slot: Slot,
-    files: fs::Taken,
+    files: CameFiles,
     output: Option<(OwnedFd, OwnedFd)>,
     image_bytes: u64,
     frozen_us: u64,
@@ -44,11 +45,19 @@ pub(super) struct Arrived {
 }
 
 impl Moving {
-    /// Makes room for a rank, and answers.
+    /// Makes room for a rank, and answers; where it is given by a connection, when that is there.
     pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
-        let outcome = self.make_room(id, rank, from, needs).map(|arriving| {
-            self.arriving.insert(id, arriving);
-        });
+        let outcome = match self.make_room(id, rank, from, needs) {
+            Ok(arriving) => {
+                let is_given = arriving.line.is_none();
+                self.arriving.insert(id, arriving);
+                if is_given {
+                    return;
+                }
+                Ok(())
+            }
+            Err(reason) => Err(reason),
+        };
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
     }
 
@@ -64,8 +73,33 @@ impl Moving {
                 "{rank} has {path} open, which is not found under this path here; files must be seen alike by all processes"
             ));
         }
-        let source = in_engine(|engine| engine.transport.other(from));
-        let source = source.ok_or_else(|| format!("the memory of {from} can't be reached"))?;
+        let available = available_bytes();
+        if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
+            return Err(format!(
+                "{rank} needs {} MiB while it is copied, and {} MiB of memory are available",
+                needs.image_bytes >> 20,
+                available >> 20
+            ));
+        }
+        match (
+            in_engine(|engine| engine.transport.other(from)),
+            &needs.given_at,
+        ) {
+            (Some(source), _) => self.reach(id, rank, from, source, &needs.line),
+            (None, Some(address)) => self.connect(id, rank, address),
+            (None, None) => Err(format!("the memory of {from} can't be reached")),
+        }
+    }
+
+    /// Starts the thread that fetches a rank from memory that it can read.
+    fn reach(
+        &self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        source: OtherProcess,
+        line: &str,
+    ) -> Result<Arriving, String> {
         let address = self.layout.address(rank);
         // Whether it is allowed at all, before the rank is frozen for it.
         source
@@ -76,15 +110,7 @@ impl Moving {
                 }
                 error => error.to_string(),
             })?;
-        let available = available_bytes();
-        if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
-            return Err(format!(
-                "{rank} needs {} MiB while it is copied, and {} MiB of memory are available",
-                needs.image_bytes >> 20,
-                available >> 20
-            ));
-        }
-        let line = Line::take(&source, &needs.line)?;
+        let line = Line::take(&source, line)?;
         let stop = Arc::<AtomicBool>::default();
         let fetch = Fetch {
             id,
@@ -92,28 +118,61 @@ impl Moving {
             from,
             source,
             line: line.again().map_err(|error| error.to_string())?,
-            slot: RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?,
+            slot: self.slot_for(rank)?,
             address,
             threads: self.threads,
             stop: stop.clone(),
         };
         let (tell, control) = (self.tell.clone(), self.control.clone());
-        let thread = library_thread("ckpt-move", move || fetch.run(&tell, &control));
-        let thread =
-            thread.map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))?;
+        let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
             rank,
-            line,
+            line: Some(line),
             thread,
             stop,
         })
+    }
+
+    /// Starts the thread that connects with the source, and takes the rank when it is sent.
+    fn connect(&self, id: Move, rank: Rank, address: &str) -> Result<Arriving, String> {
+        let slot = self.slot_for(rank)?;
+        let stop = Arc::<AtomicBool>::default();
+        let (stopped, address) = (stop.clone(), address.to_owned());
+        let (tell, control) = (self.tell.clone(), self.control.clone());
+        let me = (self.incarnation, id, self.me);
+        let take = move || {
+            let taker = match Taker::connect(&address, control.token, me, stopped) {
+                Ok(taker) => taker,
+                Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
+            };
+            tell.tell(News::Reached(id, Ok(())));
+            let outcome = taker.take(rank, slot).map(Box::new);
+            let received = outcome.is_ok();
+            // In this order: whatever comes of the second finds the first.
+            tell.tell(News::Came(Came { id, outcome }));
+            if received {
+                control.report(Report::Move(MoveReport::Received { id }));
+            }
+        };
+        Ok(Arriving {
+            rank,
+            line: None,
+            thread: start(rank, take)?,
+            stop,
+        })
+    }
+
+    fn slot_for(&self, rank: Rank) -> Result<RestoringSlot, String> {
+        RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())
     }
 
     /// A rank does not come: what has come of it goes.
     pub(super) fn discard(&mut self, id: Move, rank: Rank) {
         if let Some(arriving) = self.arriving.remove(&id) {
             arriving.stop.store(true, Ordering::SeqCst);
-            arriving.line.end();
+            if let Some(line) = &arriving.line {
+                line.end();
+            }
             // Its slot may be wanted again at once.
             let _ = arriving.thread.join();
         }
@@ -127,6 +186,14 @@ impl Moving {
 }
 
 impl Scheduler {
+    /// The way to the source of a move is there, or is not.
+    pub(super) fn reached(&mut self, id: Move, outcome: Result<(), String>) {
+        if let (Some(moving), true) = (&mut self.moving, outcome.is_err()) {
+            drop(moving.arriving.remove(&id));
+        }
+        in_engine(|engine| engine.core.mover.prepared(id, outcome));
+    }
+
     /// A rank was fetched, or could not be.
     pub(super) fn take_in(&mut self, came: Came) -> Result<(), Fatal> {
         let Some(moving) = &mut self.moving else {
@@ -180,6 +247,11 @@ impl Scheduler {
         let stood_s = stood_us as f64 / 1e6;
         in_engine(|engine| engine.welcome(rank, stood_s))
     }
+}
+
+fn start(rank: Rank, receive: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
+    library_thread("ckpt-move", receive)
+        .map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))
 }
 
 /// Makes a rank of what has come of one.

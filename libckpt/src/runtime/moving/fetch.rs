@@ -1,4 +1,4 @@
-//! The thread that brings a rank from the source's memory into this process, while the ranks of both go on.
+//! The thread that brings a rank into this process from the source's memory, which it can read, while the ranks of both go on.
 //!
 //! It waits for the source's words: pages to copy while the rank runs, in rounds, and at last the frozen rank. When all of that is
 //! here and was looked at, it says so to the coordinator by itself: no rank of this process has to call the library before.
@@ -18,8 +18,9 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
 use super::line::{Answer, Line, Place, Word};
-use super::parcel::{self, Pages, Parcel};
+use super::parcel::{self, Files, Pages, Parcel};
 use super::{News, Tell};
+use crate::engine::moving::tables_of;
 use crate::engine::tables::Tables;
 use crate::fs;
 use crate::runtime::control::Control;
@@ -38,9 +39,27 @@ pub(super) struct Fetched {
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
     pub(super) tables: Tables,
-    pub(super) files: fs::Taken,
+    pub(super) files: CameFiles,
     pub(super) output: Option<(OwnedFd, OwnedFd)>,
     pub(super) image_bytes: u64,
+}
+
+/// The files of a rank that has come, open here.
+pub(super) enum CameFiles {
+    /// By descriptors.
+    Taken(fs::Taken),
+    /// Opened again.
+    Reopened(fs::Reopened),
+}
+
+impl CameFiles {
+    /// The rank goes on in this process: the files are its own.
+    pub(super) fn adopt(self) {
+        match self {
+            Self::Taken(files) => files.adopt(),
+            Self::Reopened(files) => files.adopt(),
+        }
+    }
 }
 
 /// Copying a rank.
@@ -103,7 +122,11 @@ impl Fetch {
         let source = self.source;
         let descriptor = |number| source.descriptor(number);
         let open = |number| descriptor(number).map(File::from);
-        let files = std::mem::take(&mut parcel.files).take(self.rank, open)?;
+        let none = Files::Offered(fs::Offer::default());
+        let Files::Offered(files) = std::mem::replace(&mut parcel.files, none) else {
+            return Err("its files are told in another way than they were asked for".to_owned());
+        };
+        let files = CameFiles::Taken(files.take(self.rank, open)?);
         let output = match parcel.output {
             None => None,
             Some((out, err)) => {
@@ -127,7 +150,7 @@ impl Fetch {
         self = self.copy(rest.ranges())?;
         self.slot.check().map_err(|error| error.to_string())?;
         let tables = std::mem::take(&mut parcel.tables);
-        let tables = Tables::decode(&tables).map_err(|error| error.to_string())?;
+        let tables = tables_of(&tables).map_err(|error| error.to_string())?;
         Ok(Fetched {
             slot: self.slot,
             parcel,

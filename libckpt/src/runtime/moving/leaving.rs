@@ -11,10 +11,11 @@ use libckpt_rank::{PAGE_BYTES, Slot};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
-use super::Moving;
 use super::line::{Line, OtherEnd, Place, Word};
-use super::parcel::{Parcel, now_us};
+use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
+use super::stream::give::{Expected, Freight, Giver};
+use super::{Moving, News};
 use crate::engine::{Engine, Fatal, in_engine};
 use crate::fs;
 use crate::runtime::schedule::Scheduler;
@@ -28,6 +29,8 @@ pub(super) struct Leaving {
     pub(super) line: Line,
     /// Until the target has taken it.
     other_end: Option<OtherEnd>,
+    /// Who gives it to a target that can't read our memory.
+    giver: Option<Giver>,
     pub(super) listener: Option<JoinHandle<()>>,
     /// While it is watched: since when.
     pub(super) watched: Option<Instant>,
@@ -54,15 +57,17 @@ pub(super) struct Frozen {
     slot: Slot,
     /// Its standard output and error, where each rank has its own.
     output: Option<(OwnedFd, OwnedFd)>,
-    /// What the target reads.
+    /// What the target reads; empty where it is sent.
     _parcel: Box<[u8]>,
 }
 
 impl Scheduler {
     /// Looks whether anything pins a rank, and answers.
     pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
-        let outcome = self.movable(rank, to, mode);
+        let outcome = self.movable(rank, mode);
         let outcome = outcome.and_then(|mut needs| {
+            let giver = self.open_way(id, rank, to, mode)?;
+            needs.given_at = giver.as_ref().map(|giver| giver.address().to_owned());
             let (line, other_end) = Line::new()
                 .map_err(|error| format!("no sockets can be had for its move: {error}"))?;
             needs.line = other_end.name();
@@ -75,6 +80,7 @@ impl Scheduler {
                 image_bytes: needs.image_bytes,
                 line,
                 other_end: Some(other_end),
+                giver,
                 listener: None,
                 watched: None,
                 room: None,
@@ -87,15 +93,48 @@ impl Scheduler {
         in_engine(|engine| engine.core.mover.examined(id, outcome));
     }
 
-    fn movable(&self, rank: Rank, to: Process, mode: MoveMode) -> Result<MoveNeeds, String> {
+    /// Listens for a target that can't read our memory.
+    fn open_way(
+        &self,
+        id: Move,
+        rank: Rank,
+        to: Process,
+        mode: MoveMode,
+    ) -> Result<Option<Giver>, String> {
+        if in_engine(|engine| engine.transport.other(to)).is_some() {
+            return Ok(None);
+        }
+        if mode == MoveMode::Precopy {
+            return Err(format!(
+                "its process and {to} share no memory, and between such the mode `precopy` is not there yet; take `stop`, `safepoint` or `auto`"
+            ));
+        }
+        if self.output.of(rank).is_some() {
+            return Err(format!(
+                "{rank} has a standard output of its own (--label), which a process that shares no memory with it can't get"
+            ));
+        }
+        let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
+        let interface = moving.control.interface.ok_or_else(|| {
+            format!(
+                "its process and {to} share no memory, and this one has no address on a network"
+            )
+        })?;
+        let expected = Expected {
+            token: moving.control.token,
+            incarnation: moving.incarnation,
+            id,
+            target: to,
+        };
+        let tell = moving.tell.clone();
+        let failed = move |reason| tell.tell(News::NotGiven(id, reason));
+        let giver = Giver::start(interface, moving.me, expected, failed)?;
+        Ok(Some(giver))
+    }
+
+    fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
         if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
             return Err(format!("the mode `{mode}` is not there yet"));
-        }
-        if in_engine(|engine| engine.transport.other(to)).is_none() {
-            return Err(format!(
-                "its process and {to} share no memory: ranks can be moved only between processes that do, on one machine and \
-                 without a launcher"
-            ));
         }
         let (index, moving) = self.index_of(rank)?;
         let slot = &self.slots[index];
@@ -121,6 +160,7 @@ impl Scheduler {
             image_bytes: pages * PAGE_BYTES as u64,
             files: files.paths(),
             line: String::new(),
+            given_at: None,
         })
     }
 
@@ -146,6 +186,9 @@ impl Scheduler {
         };
         leaving.other_end = None;
         let image_bytes = leaving.image_bytes;
+        if leaving.giver.is_some() {
+            return self.have_room(id, rank);
+        }
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
@@ -192,7 +235,7 @@ impl Scheduler {
         rank: Rank,
         look: Option<&Look>,
     ) -> Result<(), Fatal> {
-        let frozen_us = now_us();
+        let (frozen, frozen_us) = (Instant::now(), now_us());
         let described = self.describe(id, rank, frozen_us, look);
         let (index, mut parcel) = match described {
             Ok(described) => described,
@@ -205,22 +248,33 @@ impl Scheduler {
             return Ok(());
         }
         parcel.tables = in_engine(|engine| engine.freeze(index))?;
-        let parcel = parcel.encode().map_err(Fatal::new)?;
-        let word = Word::Rest(Place::of(&parcel));
-        let frozen = Frozen {
-            slot: self.slots.remove(index),
-            output: self.output.take(rank),
-            _parcel: parcel,
+        let pages = parcel.pages.clone();
+        let mut parcel = parcel.encode().map_err(Fatal::new)?;
+        let slot = self.slots.remove(index);
+        let output = self.output.take(rank);
+        let Some(moving) = &mut self.moving else {
+            return Err(Fatal::new("a move without a coordinator"));
         };
-        if let Some(moving) = &mut self.moving {
-            moving.frozen.insert(rank, frozen);
-            if let Some(leaving) = moving.leaving.get_mut(&id)
-                && let Err(reason) = leaving.line.say(&word)
-            {
+        if let Some(leaving) = moving.leaving.get_mut(&id) {
+            if let Some(giver) = &leaving.giver {
+                giver.give(Freight {
+                    parcel: std::mem::take(&mut parcel).into_vec(),
+                    pages,
+                    address: slot.address(),
+                    unsynced: fs::unsynced_of(rank),
+                    frozen,
+                });
+            } else if let Err(reason) = leaving.line.say(&Word::Rest(Place::of(&parcel))) {
                 let reason = format!("it can't be sent: {reason}");
                 in_engine(|engine| engine.core.mover.failed(id, reason));
             }
         }
+        let frozen = Frozen {
+            slot,
+            output,
+            _parcel: parcel,
+        };
+        moving.frozen.insert(rank, frozen);
         in_engine(Engine::settle)
     }
 
@@ -250,6 +304,10 @@ impl Scheduler {
             }
             _ => pages.clone(),
         };
+        let files = match leaving.giver {
+            Some(_) => fs::record(rank).map(Files::Recorded),
+            None => fs::offer(rank).map(Files::Offered),
+        };
         let parcel = Parcel {
             rank,
             pages,
@@ -257,7 +315,7 @@ impl Scheduler {
             mode: leaving.mode,
             rounds: leaving.rounding.as_ref().map_or(0, Rounding::count),
             tables: Vec::new(),
-            files: fs::offer(rank).map_err(|error| error.to_string())?,
+            files: files.map_err(|error| error.to_string())?,
             output: output.map(|(out, err)| (out.as_raw_fd(), err.as_raw_fd())),
             frozen_us,
         };
@@ -289,17 +347,22 @@ impl Scheduler {
         in_engine(|engine| engine.thaw(rank))
     }
 
-    /// A frozen rank is another process's. Its memory stays as long as messages may be read there.
+    /// A frozen rank is another process's. Its memory stays as long as messages may be read there. One that was given by a
+    /// connection has its files open there by descriptors that have nothing to do with ours.
     pub(super) fn leave(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
         let Some(moving) = &mut self.moving else {
             return Ok(());
         };
-        moving.leaving.remove(&id);
+        let leaving = moving.leaving.remove(&id);
+        let is_given = leaving.is_some_and(|leaving| leaving.giver.is_some());
         let Some(frozen) = moving.frozen.remove(&rank) else {
             return Err(Fatal::new(format!("{rank} has left and was not frozen")));
         };
         moving.left.insert(rank, frozen.slot);
-        fs::let_go(rank);
+        match is_given {
+            true => fs::release(rank),
+            false => fs::let_go(rank),
+        }
         if let Some(snapshots) = &mut self.snapshots {
             snapshots.forget(rank);
         }

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!  source                                       target
-//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable;
-//!                                                  a thread waits on the line to the source
+//!   Examine: pins, files, image's bytes          Prepare: memory, slot, files there, source's memory readable
+//!                                                  or connected to; a thread waits on the line to the source
 //!   Transfer: maybe rounds of pages ─────────────▶ copies them, straight from the source, while all ranks go on
 //!           ◀──────────────────────────── copied
 //!             freeze; describe in a parcel ──────▶ fetches the parcel, the rest of the pages, the files; tells the coordinator
@@ -18,8 +18,9 @@
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
-//! - [`fetch`]: the thread that brings a rank here.
+//! - [`fetch`]: the thread that brings a rank here out of memory that it can read.
 //! - [`line`](mod@line): what source and that thread tell each other.
+//! - [`stream`]: the threads at both ends of a connection, where it can't.
 //! - [`parcel`]: what the source tells about it.
 
 mod arriving;
@@ -28,6 +29,7 @@ mod leaving;
 mod line;
 mod parcel;
 mod rounds;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ use libckpt_rank::Slot;
 use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
-use protocol::ids::{Move, Rank};
+use protocol::ids::{Incarnation, Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
@@ -53,6 +55,8 @@ use crate::engine::{Attention, Fatal, in_engine};
 /// The moves in which this process takes part.
 pub(crate) struct Moving {
     control: Control,
+    me: Process,
+    incarnation: Incarnation,
     layout: SlotLayout,
     /// Threads that copy a rank beside each other.
     threads: usize,
@@ -75,10 +79,14 @@ pub(crate) struct Moving {
 
 /// What the threads of moves tell the ranks' thread.
 enum News {
+    /// Target: it is connected with the source, or can't be.
+    Reached(Move, Result<(), String>),
     /// Target: a rank has come, or can't come.
     Came(Came),
     /// Source: the target has done what it was told on the line.
     Done(Move),
+    /// Source: a rank can't be given.
+    NotGiven(Move, String),
     /// Source: it is time to see how much a rank writes.
     Time(Move),
 }
@@ -87,7 +95,7 @@ impl News {
     fn id(&self) -> Move {
         match self {
             Self::Came(came) => came.id,
-            Self::Done(id) | Self::Time(id) => *id,
+            Self::Reached(id, _) | Self::NotGiven(id, _) | Self::Done(id) | Self::Time(id) => *id,
         }
     }
 }
@@ -113,14 +121,20 @@ impl Moving {
     /// To be called when all of the library's files are open and no rank has run.
     pub(crate) fn new(assignment: &Assignment, layout: SlotLayout, control: Control) -> Self {
         let (told, news) = channel();
+        let mut opened = Descriptors::record();
+        if in_engine(|engine| engine.transport.opens_sockets()) {
+            opened.leave_sockets_out();
+        }
         Self {
             control,
+            me: in_engine(|engine| engine.core.me),
+            incarnation: assignment.incarnation,
             layout,
             threads: Processors::of(assignment).share(),
             store: std::fs::canonicalize(&assignment.store)
                 .map(|path| path.to_string_lossy().into_owned())
                 .unwrap_or_else(|_| assignment.store.clone()),
-            opened: Descriptors::record(),
+            opened,
             leaving: BTreeMap::new(),
             frozen: BTreeMap::new(),
             left: BTreeMap::new(),
@@ -160,7 +174,11 @@ impl Scheduler {
     fn take_news(&mut self) -> Result<(), Fatal> {
         while let Some(news) = self.moving.as_ref().and_then(|it| it.news.try_recv().ok()) {
             match news {
+                News::Reached(id, outcome) => self.reached(id, outcome),
                 News::Came(came) => self.take_in(came)?,
+                News::NotGiven(id, reason) => {
+                    in_engine(|engine| engine.core.mover.failed(id, reason));
+                }
                 News::Done(id) => self.go_on(id)?,
                 News::Time(id) => self.choose(id)?,
             }

@@ -1,4 +1,5 @@
-//! What the source tells of a rank beside its pages. It lies in the source's memory, and the target reads it there.
+//! What the source tells of a frozen rank beside its pages. It lies in the source's memory, and the target reads it there or is
+//! sent it.
 
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use crate::fs;
 const VERSION: u32 = 2;
 
 /// The longest parcel that is read, in bytes: message tables hold what has arrived and nobody has received.
-const PARCEL_BYTES_MAX: u64 = 16 << 30;
+pub(super) const PARCEL_BYTES_MAX: u64 = 16 << 30;
 
 /// Numbers of pages, ascending. They lie in the source where they will lie in the target.
 pub(super) type Pages = Vec<Range<u64>>;
@@ -31,10 +32,10 @@ pub(crate) struct Parcel {
     /// Its message tables, as the engine encodes them.
     pub(super) tables: Vec<u8>,
     /// Its open files.
-    pub(super) files: fs::Offer,
+    pub(super) files: Files,
     /// Descriptors of its standard output and error in the source, where each rank has its own.
     pub(super) output: Option<(i32, i32)>,
-    /// When it was frozen, in microseconds of `CLOCK_MONOTONIC`.
+    /// When it was frozen, in microseconds of the `CLOCK_MONOTONIC` of whoever has the parcel.
     pub(super) frozen_us: u64,
     /// How it was moved, and in how many rounds before it was frozen.
     pub(super) mode: MoveMode,
@@ -79,6 +80,15 @@ pub(super) fn fetch(source: &OtherProcess, place: Place) -> Result<Vec<u8>, Stri
     Ok(described)
 }
 
+/// How the files of a rank are had.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Files {
+    /// By descriptors, from a process of the same machine.
+    Offered(fs::Offer),
+    /// By opening them again.
+    Recorded(fs::OpenFiles),
+}
+
 impl Parcel {
     pub(super) fn encode(&self) -> Result<Box<[u8]>, String> {
         postcard::to_stdvec(&(VERSION, self))
@@ -121,7 +131,7 @@ mod tests {
             mode: MoveMode::Precopy,
             rounds: 3,
             tables: vec![1, 2, 3],
-            files: fs::Offer::default(),
+            files: Files::Offered(fs::Offer::default()),
             output: Some((9, 10)),
             frozen_us: now_us(),
         };

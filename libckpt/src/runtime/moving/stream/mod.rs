@@ -1,0 +1,181 @@
+//! The way of a rank's image to a process whose memory the target can't read: a connection over TCP, from target to source.
+//!
+//! ```text
+//!  source                                              target
+//!   Examine: listens, on the cluster's interface        │
+//!   │◀──────────────────────────────── Greeting ──────── Prepare: connects, with the job's token
+//!   │──────── Welcome ──────────────────────────────────▶ so the way is there before the rank is frozen
+//!   Transfer: freezes; the parcel, pages, an end ───────▶ straight into the slot
+//! ```
+//!
+//! A [`Piece`] heads everything after the welcome. Pages of zeros are left out; others are compressed where the connection is
+//! slower than that ([`economy`]). Both ends are threads of the library, and never call the transport. A connection that breaks,
+//! or on which nothing moves for [`STALLED_AFTER`], fails the move: then the rank stays with the source.
+//!
+//! - [`give`]: the side of the source.
+//! - [`take`]: the side of the target.
+//! - [`economy`]: whether to compress.
+//! - [`patience`]: reading and writing that can be given up.
+
+mod economy;
+pub(super) mod give;
+mod patience;
+pub(super) mod take;
+
+use std::time::Duration;
+
+use libckpt_rank::PAGE_BYTES;
+use protocol::ids::{Incarnation, Move, Process};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Version of what goes over the connection. Both ends run the same program; a check against strangers.
+const VERSION: u32 = 1;
+
+/// How long one end waits for the other to take or send the next bytes.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
+/// Pages in a piece, at the most.
+const PIECE_PAGES: usize = 64;
+
+/// The first words of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Greeting {
+    version: u32,
+    /// The job's token.
+    token: [u8; 32],
+    incarnation: Incarnation,
+    id: Move,
+    target: Process,
+}
+
+/// What a source answers to whom it has expected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Welcome {
+    version: u32,
+    id: Move,
+}
+
+/// What follows a [`Piece`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The parcel.
+    Parcel,
+    /// Pages, as they are.
+    Pages,
+    /// Pages, as one zstd frame.
+    Packed,
+    /// Nothing: all has been sent.
+    End,
+}
+
+/// Heads a part of a rank.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Piece {
+    kind: U32,
+    /// How many pages.
+    pages: U32,
+    /// Number of the first page; in the end how many pieces there were; in front of the parcel for how long the rank has stood still,
+    /// in microseconds.
+    first: U64,
+    /// Bytes that follow.
+    bytes: U64,
+    /// XXH3 of the parcel, or of the pages as they are, seeded with where they belong.
+    digest: U64,
+}
+
+/// A piece of which all that can be checked was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Checked {
+    kind: Kind,
+    pages: usize,
+    first: u64,
+    bytes: usize,
+    digest: u64,
+}
+
+fn digest(first: u64, bytes: &[u8]) -> u64 {
+    xxh3_64_with_seed(bytes, first)
+}
+
+impl Kind {
+    fn code(self) -> u32 {
+        match self {
+            Self::Parcel => 1,
+            Self::Pages => 2,
+            Self::Packed => 3,
+            Self::End => 4,
+        }
+    }
+
+    fn of(code: u32) -> Option<Self> {
+        let all = [Self::Parcel, Self::Pages, Self::Packed, Self::End];
+        all.into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+impl Piece {
+    fn new(kind: Kind, first: u64, pages: usize, bytes: usize, digest: u64) -> Self {
+        Self {
+            kind: kind.code().into(),
+            // Lossless: at most PIECE_PAGES.
+            pages: (pages as u32).into(),
+            first: first.into(),
+            bytes: (bytes as u64).into(),
+            digest: digest.into(),
+        }
+    }
+
+    /// Checks the lengths, before any of them is believed. A parcel may have so many bytes.
+    fn check(&self, parcel_bytes_max: u64) -> Result<Checked, String> {
+        let wrong = |what: &str| format!("what the source sends {what}; it is not of this version");
+        let kind = Kind::of(self.kind.get()).ok_or_else(|| wrong("begins with an unknown kind"))?;
+        let pages = self.pages.get() as usize;
+        let raw_bytes = (pages * PAGE_BYTES) as u64;
+        let bytes = self.bytes.get();
+        let fits = match kind {
+            Kind::Parcel => pages == 0 && bytes <= parcel_bytes_max,
+            Kind::Pages => (1..=PIECE_PAGES).contains(&pages) && bytes == raw_bytes,
+            Kind::Packed => (1..=PIECE_PAGES).contains(&pages) && (1..raw_bytes).contains(&bytes),
+            Kind::End => pages == 0 && bytes == 0,
+        };
+        if !fits {
+            return Err(wrong(&format!(
+                "tells of {bytes} bytes for {pages} pages of kind {}",
+                self.kind
+            )));
+        }
+        Ok(Checked {
+            kind,
+            pages,
+            first: self.first.get(),
+            bytes: usize::try_from(bytes).map_err(|_| wrong("is too long"))?,
+            digest: self.digest.get(),
+        })
+    }
+}
+
+impl Checked {
+    /// Whether the bytes are those that were sent.
+    fn compare(&self, bytes: &[u8]) -> Result<(), String> {
+        let first = match self.kind {
+            Kind::Parcel => 0,
+            _ => self.first,
+        };
+        if digest(first, bytes) == self.digest {
+            return Ok(());
+        }
+        Err(format!(
+            "{} bytes from page {} on have come damaged",
+            bytes.len(),
+            self.first
+        ))
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+//! Reading and writing on a connection, with an end: when the other side does nothing for long, or when nobody needs it any more.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use wire::Stream;
+
+/// Between two looks whether the move was given up.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Patient {
+    stream: Stream,
+    stop: Arc<AtomicBool>,
+    /// How long nothing may happen; none: until it is given up.
+    longest: Option<Duration>,
+}
+
+impl Patient {
+    /// # Errors
+    /// Those of the system.
+    pub(super) fn new(stream: Stream, stop: Arc<AtomicBool>) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(LOOK_EVERY))?;
+        stream.set_write_timeout(Some(LOOK_EVERY))?;
+        Ok(Self {
+            stream,
+            stop,
+            longest: None,
+        })
+    }
+
+    /// From now on nothing may happen for so long.
+    pub(super) fn expect_within(&mut self, longest: Option<Duration>) {
+        self.longest = longest;
+    }
+
+    fn try_until_done(
+        &mut self,
+        mut once: impl FnMut(&mut Stream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let begun = Instant::now();
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return Err(io::Error::other("it was given up"));
+            }
+            let error = match once(&mut self.stream) {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            match error.kind() {
+                // `read_exact` and others try again by themselves; so does this.
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    if self
+                        .longest
+                        .is_some_and(|longest| begun.elapsed() >= longest)
+                    {
+                        return Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            format!("nothing has moved for {} s", begun.elapsed().as_secs()),
+                        ));
+                    }
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.try_until_done(|stream| stream.read(bytes))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_until_done(|stream| stream.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}

@@ -1,0 +1,79 @@
+//! Ranks that move about between the processes of a running job.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+
+use crate::bed::{Bed, PATIENCE};
+use crate::job::Outcome;
+use crate::solver::Solver;
+
+/// Why a move may be refused where the job restarts or ends meanwhile.
+const AT_AN_END: &[&str] = &[
+    "not running",
+    "do not run at the moment",
+    "ending or about to restart",
+    "returned from its main function",
+    "connection broke",
+    // Killed, and the other side of the move noticed before the coordinator.
+    "is gone: its memory can't be read",
+    "the connection to the target broke",
+    "the connection to the source broke",
+    "the source can't be reached",
+];
+
+/// Asks for a move, and waits until it is over.
+///
+/// # Errors
+/// When the command can't be started or does not end in time.
+pub fn migrate(bed: &Bed, rank: usize, to: &str) -> Result<Outcome> {
+    bed.on_store("migrate", &[&rank.to_string(), "--to", to, "--json"])
+}
+
+/// How long ranks are moved, and how often at least.
+#[derive(Clone, Copy, Debug)]
+pub struct Wandering {
+    /// So long.
+    pub time: Duration,
+    /// So many moves, and longer for it if need be.
+    pub least: usize,
+}
+
+/// Moves random ranks to random processes without pause, until something says so at the latest. Gives how many have moved.
+///
+/// # Errors
+/// When a move is refused for another reason than that the job restarts or ends.
+pub fn move_about(
+    bed: &Bed,
+    solver: &Solver,
+    random: &mut ChaCha8Rng,
+    wandering: Wandering,
+    stop: &AtomicBool,
+) -> Result<usize> {
+    let begin = Instant::now();
+    let mut moved = 0;
+    while (begin.elapsed() < wandering.time || moved < wandering.least)
+        && !stop.load(Ordering::SeqCst)
+    {
+        ensure!(begin.elapsed() < PATIENCE, "only {moved} moves");
+        let rank = random.random_range(0..solver.ranks);
+        let to = random.random_range(0..solver.process_count());
+        let outcome = migrate(bed, rank, &to.to_string())?;
+        let record = outcome.json()?;
+        match outcome.code() {
+            Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
+            Some(69) => {
+                let reason = record["error"]["message"].as_str().unwrap_or_default();
+                ensure!(
+                    AT_AN_END.iter().any(|known| reason.contains(known)),
+                    "{reason}"
+                );
+            }
+            _ => anyhow::bail!("{}", outcome.story()),
+        }
+    }
+    Ok(moved)
+}

@@ -1,0 +1,353 @@
+//! Ranks that move over MPI, on one node and between nodes: the same bits as undisturbed, whatever is killed meanwhile.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tests::bed::{Bed, PATIENCE};
+use tests::job::{Job, Outcome};
+use tests::nodes::cluster::Cluster;
+use tests::nodes::mpi::Mpi;
+use tests::process;
+use tests::solver::Solver;
+use tests::wander::{Wandering, migrate, move_about};
+
+const WANDERING: Wandering = Wandering {
+    time: Duration::from_secs(4),
+    least: 10,
+};
+
+/// Runs a test on a cluster of so many nodes, with each MPI that there is.
+fn with_each_mpi(
+    test: &str,
+    nodes: usize,
+    run: impl Fn(&Cluster, Mpi) -> Result<()>,
+) -> Result<()> {
+    for mpi in Mpi::ALL {
+        let Some(cluster) = Cluster::up_or_skip(test, nodes, mpi)? else {
+            continue;
+        };
+        run(&cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What a solver ends with over shared memory when nobody disturbs it.
+fn undisturbed(solver: &Solver) -> Result<String> {
+    Bed::new()?
+        .run(solver, "--every off")?
+        .expect_code(0)?
+        .result()
+}
+
+/// One in fifty messages is longer than 32 KiB, up to 3 MiB.
+fn storm(ranks: usize, seed: u64) -> Solver {
+    Solver::storm(ranks, 14_000, seed).pausing(Duration::from_millis(40))
+}
+
+fn heat(ranks: usize) -> Solver {
+    Solver::heat(ranks, 96, 128, 3000)
+}
+
+/// Starts a job on this node, or on the nodes with two processes on each.
+fn start<'a>(cluster: &'a Cluster, solver: &Solver, options: &str) -> Result<Job<'a>> {
+    let options = format!("--launch mpirun {options}");
+    let nodes: Vec<usize> = (1..=cluster.nodes().count()).collect();
+    let mut job = match nodes.len() {
+        0 => cluster.start(solver, &options)?,
+        _ => cluster.start_on(&nodes, 2, solver, &options)?,
+    };
+    job.wait_event("the start", |event| event.is("go"))?;
+    Ok(job)
+}
+
+/// Runs a job whose ranks move without pause.
+fn moves_on(nodes: usize, solver: &Solver, options: &str, seed: u64) -> Result<()> {
+    let expected = undisturbed(solver)?;
+    with_each_mpi(&solver.shown(), nodes, |cluster, mpi| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let job = start(cluster, solver, options)?;
+        let never = AtomicBool::new(false);
+        let moved = move_about(cluster, solver, &mut random, WANDERING, &never)?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        let committed = outcome.count("committed");
+        println!(
+            "{} with {mpi} on {nodes} nodes: seed {seed}, {moved} moves, {committed} checkpoints",
+            solver.name
+        );
+        ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
+        ensure!(outcome.count("start") == 1, "{}", outcome.story());
+        ensure!(
+            (committed > 0) == (options != "--every off"),
+            "{}",
+            outcome.story()
+        );
+        ensure!(outcome.result()? == expected, "{}", outcome.story());
+        Ok(())
+    })
+}
+
+#[test]
+fn storm_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    moves_on(0, &storm(4, 1).on(3), "--every off", 1)
+}
+
+#[test]
+fn heat_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    moves_on(0, &heat(4).on(3), "--every off", 3)
+}
+
+#[test]
+fn cg_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let matrix = folder.path().join("own.mtx");
+    tests::matrix::write_own(&matrix, 30)?;
+    moves_on(0, &Solver::cg(3, &matrix, 24), "--every off", 4)
+}
+
+#[test]
+fn storm_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
+-> Result<()> {
+    moves_on(3, &storm(8, 5).on(6), "--every 100ms", 5)
+}
+
+#[test]
+fn heat_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
+-> Result<()> {
+    moves_on(3, &heat(6), "--every 100ms", 6)
+}
+
+#[test]
+fn cg_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
+-> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let matrix = folder.path().join("own.mtx");
+    tests::matrix::write_own(&matrix, 30)?;
+    moves_on(3, &Solver::cg(6, &matrix, 24), "--every 100ms", 7)
+}
+
+/// Checkpoints and moves without pause, and a process killed again and again.
+fn outlives_kills(nodes: usize, solver: &Solver, seed: u64) -> Result<()> {
+    let expected = undisturbed(solver)?;
+    with_each_mpi(&solver.shown(), nodes, |cluster, mpi| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
+        let mut job = start(cluster, solver, "--every 60ms --max-restarts 20")?;
+        let stop = AtomicBool::new(false);
+        let wandering = Wandering {
+            time: Duration::from_secs(120),
+            least: 0,
+        };
+        let moved = std::thread::scope(|scope| -> Result<usize> {
+            let mover = scope.spawn(|| move_about(cluster, solver, &mut moving, wandering, &stop));
+            let killed = (|| -> Result<()> {
+                for starts in 2..=4 {
+                    std::thread::sleep(Duration::from_millis(random.random_range(200..1200)));
+                    let alive = cluster.solvers(solver);
+                    ensure!(!alive.is_empty(), "nothing to kill");
+                    let victim = alive[random.random_range(0..alive.len())];
+                    process::send(victim, Signal::SIGKILL)?;
+                    job.wait_events("the next start", starts, |event| event.is("go"))?;
+                }
+                std::thread::sleep(Duration::from_millis(700));
+                Ok(())
+            })();
+            stop.store(true, Ordering::SeqCst);
+            let moved = mover.join().expect("the mover does not panic");
+            killed.and(moved)
+        })?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!(
+            "{} with {mpi} on {nodes} nodes: seed {seed}, {moved} moves, 3 kills, {} checkpoints",
+            solver.name,
+            outcome.count("committed")
+        );
+        ensure!(moved > 0, "{}", outcome.story());
+        ensure!(outcome.result()? == expected, "{}", outcome.story());
+        ensure!(
+            cluster.json("verify", &[])?["sound"] == true,
+            "{}",
+            outcome.story()
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn storm_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
+    outlives_kills(0, &storm(4, 11).on(3), 11)
+}
+
+#[test]
+fn storm_outlives_kills_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
+-> Result<()> {
+    outlives_kills(3, &storm(8, 12).on(6), 12)
+}
+
+#[test]
+fn heat_outlives_kills_while_ranks_move_between_three_nodes_and_checkpoints_are_taken() -> Result<()>
+{
+    outlives_kills(3, &heat(6), 13)
+}
+
+/// The process of each rank.
+fn placement(cluster: &Cluster) -> Result<Vec<usize>> {
+    let status = cluster.json("status", &[])?;
+    let placement = status["status"]["placement"].as_array().cloned();
+    let placement = placement.context("the status tells the placement")?;
+    let number = |it: &serde_json::Value| it.as_u64().and_then(|it| usize::try_from(it).ok());
+    placement
+        .iter()
+        .map(|it| number(it).context("a number"))
+        .collect()
+}
+
+#[test]
+fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bits() -> Result<()> {
+    // The last rank has 64 MiB, so that a kill hits the move of it.
+    let solver = Solver::new("pinned", 3, "memory 400 5");
+    let expected = undisturbed(&solver)?;
+    with_each_mpi("kills during a move", 3, |cluster, mpi| {
+        let mut random = ChaCha8Rng::seed_from_u64(21);
+        let options = "--launch mpirun --every 100ms --max-restarts 20";
+        let mut job = cluster.start_on(&[1, 2, 3], 1, &solver, options)?;
+        job.wait_event("the start", |event| event.is("go"))?;
+        let mut broken = 0;
+        for (starts, is_source) in (2..).zip([true, false, true, false]) {
+            let count = |job: &Job<'_>, name: &str| -> Result<usize> {
+                Ok(job.events()?.iter().filter(|event| event.is(name)).count())
+            };
+            let commits = count(&job, "committed")?;
+            job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
+            let from = placement(cluster)?[2];
+            let to = (from + random.random_range(1..3)) % 3;
+            let begun = count(&job, "moving")?;
+            let delay = Duration::from_millis(random.random_range(0..60));
+            let outcome = std::thread::scope(|scope| -> Result<Outcome> {
+                let mover = scope.spawn(|| migrate(cluster, 2, &format!("node{}", to + 1)));
+                job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
+                std::thread::sleep(delay);
+                let victim = cluster.nodes().node(1 + if is_source { from } else { to });
+                let victims = victim.running("pinned");
+                ensure!(victims.len() == 1, "{victims:?}");
+                process::send(victims[0], Signal::SIGKILL)?;
+                mover.join().expect("it does not panic")
+            })?;
+            broken += usize::from(outcome.code() != Some(0));
+            job.wait_events("the next start", starts, |event| event.is("go"))?;
+        }
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!("with {mpi}: 4 kills during moves, {broken} moves broken");
+        ensure!(broken > 0, "no move was hit\n{}", outcome.story());
+        ensure!(outcome.result()? == expected, "{}", outcome.story());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result<()> {
+    for (way, told) in [
+        ("static", "CACHE_OF_THE_SOLVER"),
+        ("thread", "helper-of-solve"),
+        ("file", "/proc/version"),
+    ] {
+        let pinned = Solver::new("pinned", 3, &format!("{way} 60 10"));
+        let expected = undisturbed(&pinned)?;
+        with_each_mpi(&pinned.shown(), 3, |cluster, _| {
+            let options = "--launch mpirun --every off";
+            let mut job = cluster.start_on(&[1, 2, 3], 1, &pinned, options)?;
+            job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+            let refused = migrate(cluster, 2, "0")?.expect_code(69)?;
+            let reason = refused.json()?["error"]["message"].to_string();
+            ensure!(
+                reason.contains(told) && reason.contains("rank 2"),
+                "{way}: {reason}"
+            );
+            migrate(cluster, 1, "0")?.expect_code(0)?;
+            let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+            ensure!(outcome.result()? == expected, "{}", outcome.story());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A relay of which each rank writes lines into a file of its own.
+fn relay(bed: &Bed, lines: &std::path::Path) -> Result<Solver> {
+    let input = bed.join("numbers");
+    let numbers: Vec<_> = (0..701_u64)
+        .map(|number| (number * 7919).to_string())
+        .collect();
+    fs::write(&input, numbers.join("\n") + "\n")?;
+    let mut relay = Solver::new("relay", 3, "--pause-us 1500 --steps 1500 --write each");
+    for (option, path) in [("--input", input), ("--output", lines.to_owned())] {
+        relay.arguments.push(option.to_owned());
+        relay.arguments.push(path.display().to_string());
+    }
+    Ok(relay)
+}
+
+fn lines_of(lines: &std::path::Path) -> Result<Vec<String>> {
+    let read = |rank| {
+        let path = lines.with_extension(format!("{rank}"));
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    (0..3).map(read).collect()
+}
+
+#[test]
+fn files_go_with_their_ranks_between_nodes_and_each_line_is_written_once() -> Result<()> {
+    let calm = Bed::new()?;
+    let solver = relay(&calm, &calm.join("lines"))?;
+    let expected = calm.run(&solver, "--every off")?.expect_code(0)?.result()?;
+    with_each_mpi("files between nodes", 3, |cluster, mpi| {
+        let lines = cluster.join("lines");
+        let solver = relay(cluster, &lines)?;
+        let mut random = ChaCha8Rng::seed_from_u64(31);
+        let options = "--launch mpirun --every 100ms";
+        let mut job = cluster.start_on(&[1, 2, 3], 1, &solver, options)?;
+        job.wait_event("the start", |event| event.is("go"))?;
+        let never = AtomicBool::new(false);
+        let wandering = Wandering {
+            time: Duration::from_millis(1200),
+            least: 4,
+        };
+        let mut moved = move_about(cluster, &solver, &mut random, wandering, &never)?;
+        let alive = cluster.solvers(&solver);
+        process::send(alive[random.random_range(0..alive.len())], Signal::SIGKILL)?;
+        job.wait_events("the next start", 2, |event| event.is("go"))?;
+        moved += move_about(cluster, &solver, &mut random, wandering, &never)?;
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        println!("relay with {mpi}: {moved} moves");
+        ensure!(outcome.result()? == expected, "{}", outcome.story());
+        ensure!(
+            lines_of(&lines)? == lines_of(&calm.join("lines"))?,
+            "lines are missing or doubled\n{}",
+            outcome.story()
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_that_the_other_node_does_not_see_refuses_the_move_before_it_starts() -> Result<()> {
+    with_each_mpi("a file of one node", 2, |cluster, _| {
+        let lines = cluster.local("lines");
+        let solver = relay(cluster, &lines)?.on(2);
+        let mut job = cluster.start_on(&[1, 2], 1, &solver, "--launch mpirun --every off")?;
+        job.wait_event("the start", |event| event.is("go"))?;
+        let refused = migrate(cluster, 2, "0")?.expect_code(69)?;
+        let reason = refused.stdout_text();
+        ensure!(
+            reason.contains("lines.2") && reason.contains("not found under this path"),
+            "{reason}"
+        );
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        ensure!(outcome.count("moved") == 0, "{}", outcome.story());
+        Ok(())
+    })
+}
