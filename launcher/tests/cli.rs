@@ -414,6 +414,10 @@ fn impossible_numbers_are_usage_errors() {
     for (options, words) in [
         (&["-n", "0"][..], "0 is not in"),
         (&["-n", "2", "--procs", "3"], "3 processes for 2 ranks"),
+        (
+            &["-n", "2", "--idle-procs", "5000"],
+            "5000 is not in 0..=4096",
+        ),
         (&["-n", "2", "--slot-size", "3M"], "power of two"),
         (&["-n", "2", "--every", "0s"], "longer than nothing"),
         (&["-n", "2", "--keep", "0"], "0 is not in"),
@@ -446,6 +450,34 @@ fn commands_to_a_job_that_does_not_run_say_so() {
     let output = ckpt(dir.path(), &["checkpoint", "job.ckpt"]);
     assert_eq!(code(&output), 69);
     assert!(told(&output).contains("not running"));
+    for arguments in [
+        &["ps", "job.ckpt"][..],
+        &["drain", "job.ckpt", "node1"],
+        &["drain", "job.ckpt", "1", "--wait"],
+    ] {
+        let output = ckpt(dir.path(), arguments);
+        assert_eq!(code(&output), 69, "{arguments:?}");
+        assert!(told(&output).contains("not running"), "{arguments:?}");
+    }
+    // What is drained is in the store.
+    let output = ckpt(dir.path(), &["undrain", "job.ckpt", "node1"]);
+    assert_eq!(code(&output), 69);
+    assert!(told(&output).contains("node1 is not drained: no node is drained"));
+    let path = dir.path().join("job.ckpt");
+    let mut store = store::JobStore::open_locked(&path).unwrap();
+    let mut job = store.job().clone();
+    coord::record::set_drained_nodes(&mut job, &["node1".to_owned(), "node2".to_owned()]);
+    store.replace_job(job).unwrap();
+    drop(store);
+    let output = ckpt(dir.path(), &["undrain", "job.ckpt", "node1", "--json"]);
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    let output = ckpt(dir.path(), &["undrain", "job.ckpt", "node3"]);
+    assert_eq!(code(&output), 69);
+    assert!(
+        told(&output).contains("drained are node2"),
+        "{}",
+        told(&output)
+    );
     let output = ckpt(dir.path(), &["status", "job.ckpt"]);
     assert_eq!(code(&output), 0);
     let text = String::from_utf8(output.stdout).unwrap();

@@ -239,10 +239,11 @@ impl Job<'_> {
     fn undrain(&mut self, what: &str) -> Result<(Vec<Process>, Vec<Process>), String> {
         let named = self.named(what)?;
         let marked = self.mark_node(&named, false);
-        let drained = named.processes.iter();
-        let noted = drained.fold(false, |noted, process| {
-            self.drains.processes.remove(process) || noted
-        });
+        let before = self.drains.processes.len();
+        for process in &named.processes {
+            self.drains.processes.remove(process);
+        }
+        let noted = self.drains.processes.len() < before;
         let out = match &mut self.moving {
             Some(moving) => match moving.moves.handle_undrain(&named.processes) {
                 Ok(out) => out,

@@ -56,6 +56,12 @@ fn no_seed_loses_doubles_or_orphans_a_message_or_harms_a_checkpoint() {
         ),
         ("packets that were forwarded", sum.forwarded),
         ("checkpoints after a move", sum.commits_after_moves),
+        ("released processes", sum.releases),
+        ("released processes that were killed", sum.released_kills),
+        (
+            "checkpoints after a process was released",
+            sum.commits_after_releases,
+        ),
         ("losses while a rank was examined", sum.move_kills[0]),
         ("losses while a target was prepared", sum.move_kills[1]),
         ("losses while a rank was sent", sum.move_kills[2]),

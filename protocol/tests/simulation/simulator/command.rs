@@ -1,6 +1,6 @@
 //! One run of `ckpt`: drives the coordinator and the recovery, as the product's command does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use protocol::control::{Directive, Report};
@@ -11,7 +11,7 @@ use protocol::faults::Broken;
 use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process};
 use protocol::interval::{Bounds, Estimator};
-use protocol::migration::{self, Ask, Moves, MovesOutput};
+use protocol::migration::{self, Ask, MoveMode, Moves, MovesOutput};
 use protocol::recovery::{self, Choice, End, Exit, Recovery};
 
 use super::trouble::{Options, Slip};
@@ -35,6 +35,8 @@ pub enum Deed {
     },
     /// Mark a checkpoint as bad.
     MarkBad(Epoch, String),
+    /// A process is out of the job.
+    Released(Process),
     /// A move is over, or will not be.
     Moved(Result<protocol::migration::Done, String>),
     /// The command is over.
@@ -91,6 +93,8 @@ pub struct Command {
     pub newest: (Epoch, Option<Epoch>),
     decoders: BTreeMap<Process, Decoder>,
     closing: bool,
+    /// Processes of this start that are out of the job.
+    pub released: BTreeSet<Process>,
 }
 
 impl Command {
@@ -124,6 +128,7 @@ impl Command {
             newest: (Epoch(0), None),
             decoders: BTreeMap::new(),
             closing: false,
+            released: BTreeSet::new(),
         }
     }
 
@@ -222,6 +227,29 @@ impl Command {
         }
     }
 
+    /// Somebody wants a process drained, or taken back.
+    pub fn drain(&mut self, now: Duration, process: Process, back: bool) {
+        let Some(moves) = &mut self.moves else {
+            return;
+        };
+        if back {
+            // Refused where it is not drained.
+            drop(moves.handle_undrain(&[process]));
+        } else {
+            for (rank, _, to) in moves.handle_drain(&[process]).unwrap_or_default() {
+                self.asked += 1;
+                let ask = Ask {
+                    rank,
+                    to,
+                    mode: MoveMode::Stop,
+                    within: Duration::from_millis(50),
+                };
+                moves.handle_request(RequestId(self.asked), ask);
+            }
+        }
+        self.act(now);
+    }
+
     /// Has snapshots and moves exclude each other, or fails to.
     fn settle(&mut self, now: Duration) {
         let (Some(coordinator), Some(moves)) = (&mut self.coordinator, &mut self.moves) else {
@@ -301,8 +329,10 @@ impl Command {
     }
 
     fn tell_all(&mut self, directive: &Directive) {
-        for process in 0..self.processes {
-            self.tell(Process(process), directive);
+        for process in (0..self.processes).map(Process) {
+            if !self.released.contains(&process) {
+                self.tell(process, directive);
+            }
         }
     }
 
@@ -324,9 +354,13 @@ impl Command {
                     MovesOutput::TellAll { directive } => {
                         self.tell_all(&Directive::Move(directive));
                     }
-                    MovesOutput::Waiting { .. }
-                    | MovesOutput::WaitingToRelease { .. }
-                    | MovesOutput::Released { .. } => {}
+                    MovesOutput::Waiting { .. } | MovesOutput::WaitingToRelease { .. } => {}
+                    MovesOutput::Released { process } => {
+                        self.recovery.handle_released(process);
+                        self.tell(process, &Directive::Leave);
+                        self.released.insert(process);
+                        self.deeds.push(Deed::Released(process));
+                    }
                     MovesOutput::Answer { outcome, .. } => self.deeds.push(Deed::Moved(outcome)),
                 }
             } else if self.closing
@@ -349,7 +383,10 @@ impl Command {
         use recovery::Output as To;
         match output {
             To::Choose => self.deeds.push(Deed::Begin(Task::Choose)),
-            To::Start { from } => self.deeds.push(Deed::Begin(Task::Start(from))),
+            To::Start { from } => {
+                self.released.clear();
+                self.deeds.push(Deed::Begin(Task::Start(from)));
+            }
             To::Go => {
                 let (newest, committed) = self.newest;
                 if let Some(estimator) = &mut self.estimator {

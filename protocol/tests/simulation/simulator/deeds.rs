@@ -56,6 +56,11 @@ impl World {
                 let moved = command.and_then(|it| Some((it, it.moves.as_ref()?.placement())));
                 let moved = moved.is_some_and(|(command, now)| now != command.placement);
                 self.report.commits_after_moves += u64::from(moved);
+                let released = self
+                    .command
+                    .as_ref()
+                    .is_some_and(|it| !it.released.is_empty());
+                self.report.commits_after_releases += u64::from(released);
                 let forget = self.options.slip == Some(Slip::NeedsNotKept);
                 self.store.retain(self.options.keep, forget);
                 let only_needed = self.store.epochs.iter().filter(|(before, directory)| {
@@ -75,6 +80,7 @@ impl World {
                     directory.bad = Some(reason);
                 }
             }
+            Deed::Released(process) => self.released(process)?,
             Deed::Moved(outcome) => self.moved(&outcome)?,
             Deed::Ended(end) => self.ended(end)?,
         }

@@ -7,7 +7,7 @@ use protocol::control::{Assignment, Directive, LinkCount, Report};
 use protocol::dirty::{Dirty, PageSet};
 use protocol::faults::{Broken, Fault, Faults};
 use protocol::ids::{Epoch, Incarnation, Move, Process, Rank};
-use protocol::migration::{Learned, MoveControl, Mover, Route};
+use protocol::migration::{Learned, MoveControl, MoveDirective, MoveReport, Mover, Route};
 use protocol::participant::{Arrival, Gate, LinkControl, Output, Participant};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -80,6 +80,7 @@ pub struct Staged {
 pub struct Hosted {
     pub me: Process,
     pub incarnation: Incarnation,
+    processes: u32,
     /// It was told `Go`.
     pub running: bool,
     /// It does nothing any more, but lives (`SIGSTOP`).
@@ -115,6 +116,7 @@ impl Hosted {
         Self {
             me,
             incarnation,
+            processes: 0,
             running: false,
             hung: false,
             staged: BTreeMap::new(),
@@ -143,6 +145,7 @@ impl Hosted {
         store: &Store,
         keep_addresses: bool,
     ) -> Result<(), (Rank, String)> {
+        self.processes = part.processes;
         self.mover = Mover::with_faults(self.me, &part.placement, self.faults);
         self.participant = Participant::with_faults(self.me, part.epoch, self.faults);
         let home = Address {
@@ -243,6 +246,18 @@ impl Hosted {
                     .handle_committed(epoch)
                     .map_err(|error| Violation(error.to_string()))?;
             }
+            Directive::Move(MoveDirective::Release { process }) => {
+                let all = self.links.iter();
+                let mut concerned = all.filter(|(peer, _)| process == self.me || **peer == process);
+                if concerned.any(|(_, link)| !link.packets.is_empty()) {
+                    return violated(format!(
+                        "{process} is released, and packets wait for its links"
+                    ));
+                }
+                self.participant
+                    .handle_release(process, self.processes)
+                    .map_err(|error| Violation(error.to_string()))?;
+            }
             Directive::Move(directive) => {
                 let participant = &self.participant;
                 self.mover
@@ -282,6 +297,10 @@ impl Hosted {
                         .push_back(Control::Link(control));
                 }
                 Output::LinkOpened { .. } => {}
+                Output::Parted { peer } => {
+                    let parted = MoveReport::Parted { process: peer };
+                    context.reports.push(Report::Move(parted));
+                }
                 Output::ChannelsComplete { epoch, links } => {
                     let staged = self.staged.entry(epoch).or_default();
                     staged.links = links;

@@ -86,6 +86,38 @@ impl World {
         self.perform()
     }
 
+    /// Somebody may want a process drained, or taken back.
+    pub(super) fn want_drains(&mut self) -> Checked {
+        let Some(rng) = &mut self.drains else {
+            return Ok(());
+        };
+        let Some(command) = self.command.as_mut().filter(|_| rng.random_bool(0.002)) else {
+            return Ok(());
+        };
+        let process = Process(rng.random_range(0..command.processes));
+        let back = rng.random_bool(0.3);
+        command.drain(self.now, process, back);
+        self.perform()
+    }
+
+    /// A process is out of the job: it hosts nothing, and nothing is on its links. Perhaps it is killed, before it ends by itself.
+    pub(super) fn released(&mut self, process: Process) -> Checked {
+        self.report.releases += 1;
+        let incarnation = self.command.as_ref().and_then(|it| it.incarnation);
+        let Some(hosted) = incarnation.and_then(|of| self.hosted.get(&(of, process))) else {
+            return Ok(());
+        };
+        if !hosted.ranks.is_empty() || !hosted.held.is_empty() || hosted.mover.is_moving() {
+            return violated(format!("{process} is released, and has ranks or packets"));
+        }
+        let kill = self.drains.as_mut().is_some_and(|rng| rng.random_bool(0.5));
+        if let Some(incarnation) = incarnation.filter(|_| kill) {
+            self.report.released_kills += 1;
+            self.end(incarnation, process, KILLED);
+        }
+        Ok(())
+    }
+
     /// What became of a move that somebody wanted.
     pub(super) fn moved(&mut self, outcome: &Result<Done, String>) -> Checked {
         match outcome {

@@ -66,6 +66,12 @@ pub struct Report {
     pub move_kills: [u64; 6],
     /// Commits of checkpoints after a rank was moved in the same start.
     pub commits_after_moves: u64,
+    /// Processes that were drained and released.
+    pub releases: u64,
+    /// Of these, killed before they ended by themselves.
+    pub released_kills: u64,
+    /// Commits of checkpoints after a process was released in the same start.
+    pub commits_after_releases: u64,
     pub events: u64,
 }
 
@@ -100,6 +106,9 @@ impl Report {
             *sum += kills;
         }
         self.commits_after_moves += other.commits_after_moves;
+        self.releases += other.releases;
+        self.released_kills += other.released_kills;
+        self.commits_after_releases += other.commits_after_releases;
         self.events += other.events;
     }
 }
@@ -149,6 +158,8 @@ pub struct World {
     pub(super) command_id: u64,
     pub(super) troubles_left: u32,
     pub(super) moves_left: u32,
+    /// Draws who is drained and when, apart from all else; none in runs with a mistake, and in some others.
+    pub(super) drains: Option<ChaCha8Rng>,
     /// Files with a flipped bit, which nobody notices until they are read.
     pub(super) flipped: BTreeSet<FileId>,
     /// Files that somebody has removed.
@@ -168,12 +179,15 @@ pub struct World {
 pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let options = Options::draw(&mut rng, seed, mistake);
+    let mut apart = ChaCha8Rng::seed_from_u64(seed.rotate_left(32) ^ 0xd2a1);
+    let drains = mistake.is_none() && options.moves > 0.0 && apart.random_bool(0.5);
     let script = Script::draw(&mut rng, options.ranks, options.messages, options.announced);
     let mut world = World {
         now: Duration::ZERO,
         rng,
         troubles_left: options.troubles,
         moves_left: options.moves_most,
+        drains: drains.then_some(apart),
         options,
         script,
         store: Store::default(),
@@ -208,6 +222,7 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
         world.perform()?;
         world.trouble()?;
         world.want_moves()?;
+        world.want_drains()?;
     }
     Ok(world.report)
 }
@@ -465,6 +480,7 @@ impl World {
             match directive {
                 Directive::Ping { .. } => {
                     let alive = Word::Alive {
+                        ranks: Vec::new(),
                         number: 0,
                         computing: vec![],
                     };
@@ -474,6 +490,10 @@ impl World {
                 Directive::Assignment(part) => {
                     let delay = self.options.store_delay.draw(&mut self.rng);
                     self.after(delay, Event::Restored(incarnation, process, part));
+                    return Ok(());
+                }
+                Directive::Leave => {
+                    self.end(incarnation, process, Exit::Code(0));
                     return Ok(());
                 }
                 Directive::Stop => {
