@@ -182,6 +182,8 @@ impl State {
                     let (_, image) = staged.remove(of);
                     self.words[at].push_back(Word::Stored(epoch, links, image));
                 }
+                // Nobody is released here.
+                Output::Parted { .. } => {}
                 Output::Discard { epoch } => {
                     self.nodes[at].staged.retain(|staged| staged.0 != epoch);
                 }

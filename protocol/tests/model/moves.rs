@@ -409,6 +409,8 @@ impl State {
                     };
                     self.words[at].push_back(Word::Stored(epoch, links, images));
                 }
+                // Nobody is released here.
+                Output::Parted { .. } => {}
                 Output::Discard { epoch } => {
                     self.nodes[at].staged.remove(&epoch);
                 }
