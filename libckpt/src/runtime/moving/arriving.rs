@@ -16,6 +16,7 @@ use super::fetch::{Came, Fetch, Fetched};
 use super::line::Line;
 use super::parcel::now_us;
 use super::{Moving, News};
+use crate::engine::tables::Tables;
 use crate::engine::{Fatal, in_engine};
 use crate::fs;
 use crate::runtime::schedule::Scheduler;
@@ -186,7 +187,9 @@ impl Scheduler {
 fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
     // The thread that has received it has looked.
     let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
-    in_engine(|engine| engine.arrive(rank, fetched.tables));
+    // They name memory of the rank, which has to be here when they are read.
+    let tables = Tables::decode(&fetched.parcel.tables).map_err(Fatal::new)?;
+    in_engine(|engine| engine.arrive(rank, tables));
     Ok(Arrived {
         slot,
         files: fetched.files,
