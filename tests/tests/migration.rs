@@ -330,10 +330,6 @@ fn a_checkpoint_after_a_move_that_was_given_up_holds_what_was_written_before() -
         "--track auto --capture cow",
     ] {
         let bed = Bed::new()?;
-        let end = bed.join("end");
-        let mut solver = solver.clone();
-        let until = ["--until".to_owned(), end.display().to_string()];
-        solver.arguments.extend(until);
         let mut job = bed.start(&solver, &format!("--every off --max-restarts 20 {options}"))?;
         job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
         bed.json("checkpoint", &[])?;
@@ -364,7 +360,6 @@ fn a_checkpoint_after_a_move_that_was_given_up_holds_what_was_written_before() -
                 job.wait_events("the next start", starts, |event| event.is("go"))?;
             }
         }
-        fs::write(&end, "")?;
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         println!("{options}: {given_up} moves were given up while the rank was sent");
         ensure!(given_up > 0, "{options}: {}", outcome.story());

@@ -17,6 +17,7 @@ use super::line::Line;
 use super::parcel::now_us;
 use super::stream::take::Taker;
 use super::{Moving, News};
+use crate::engine::moving::tables_of;
 use crate::engine::{Fatal, in_engine};
 use crate::fs;
 use crate::runtime::schedule::Scheduler;
@@ -258,7 +259,9 @@ fn start(rank: Rank, receive: impl FnOnce() + Send + 'static) -> Result<JoinHand
 fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
     // The thread that has received it has looked.
     let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
-    in_engine(|engine| engine.arrive(rank, fetched.tables));
+    // They name memory of the rank, which has to be here when they are read.
+    let tables = tables_of(&fetched.parcel.tables).map_err(Fatal::new)?;
+    in_engine(|engine| engine.arrive(rank, tables));
     Ok(Arrived {
         slot,
         files: fetched.files,

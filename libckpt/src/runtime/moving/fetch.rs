@@ -20,8 +20,6 @@ use protocol::migration::MoveReport;
 use super::line::{Answer, Line, Place, Word};
 use super::parcel::{self, Files, Pages, Parcel};
 use super::{News, Tell};
-use crate::engine::moving::tables_of;
-use crate::engine::tables::Tables;
 use crate::fs;
 use crate::runtime::control::Control;
 
@@ -38,7 +36,6 @@ pub(super) struct Came {
 pub(super) struct Fetched {
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
-    pub(super) tables: Tables,
     pub(super) files: CameFiles,
     pub(super) output: Option<(OwnedFd, OwnedFd)>,
     pub(super) image_bytes: u64,
@@ -149,12 +146,9 @@ impl Fetch {
         self.slot.again(rest.ranges());
         self = self.copy(rest.ranges())?;
         self.slot.check().map_err(|error| error.to_string())?;
-        let tables = std::mem::take(&mut parcel.tables);
-        let tables = tables_of(&tables).map_err(|error| error.to_string())?;
         Ok(Fetched {
             slot: self.slot,
             parcel,
-            tables,
             files,
             output,
             image_bytes: pages.pages() * PAGE_BYTES as u64,

@@ -127,7 +127,7 @@ mod tests {
         let parcel = Parcel {
             rank: Rank(3),
             pages: vec![0..2, 900..901],
-            rest: vec![1..2],
+            rest: vec![1..2, 900..901],
             mode: MoveMode::Precopy,
             rounds: 3,
             tables: vec![1, 2, 3],

@@ -14,7 +14,6 @@ use zstd::bulk::Decompressor;
 use super::give::{read_message, write_message};
 use super::patience::Patient;
 use super::{Checked, Greeting, Kind, Piece, STALLED_AFTER, VERSION, Welcome};
-use crate::engine::moving::tables_of;
 use crate::fs;
 use crate::runtime::moving::fetch::{CameFiles, Fetched};
 use crate::runtime::moving::parcel::{Files, PARCEL_BYTES_MAX, Parcel, now_us};
@@ -86,12 +85,9 @@ impl Taker {
         };
         let files = fs::reopen(rank, files).map_err(|error| error.to_string())?;
         slot.check().map_err(|error| error.to_string())?;
-        let tables = std::mem::take(&mut parcel.tables);
-        let tables = tables_of(&tables).map_err(|error| error.to_string())?;
         Ok(Fetched {
             slot,
             parcel,
-            tables,
             files: CameFiles::Reopened(files),
             output: None,
             image_bytes,
