@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use libckpt_rank::restore::RestoringSlot;
@@ -31,6 +32,8 @@ pub(super) struct Arriving {
     source: Option<OtherProcess>,
     /// Its room, until a thread fills it.
     slot: Option<RestoringSlot>,
+    /// How the thread that is connecting with the source gets it then.
+    room: Option<Sender<RestoringSlot>>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
@@ -65,9 +68,10 @@ impl Moving {
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
     }
 
-    /// Starts the thread that connects with the source, and takes the rank when it is sent.
+    /// Starts the thread that connects with the source, and takes the rank when it is sent. It gets the slot when it is connected:
+    /// until then nobody has to wait for it.
     fn connect(&self, id: Move, arriving: &mut Arriving, address: String) -> Result<(), String> {
-        let slot = arriving.slot.take().ok_or("there is no room for it")?;
+        let (room, slot) = channel();
         let (rank, stop, tell) = (arriving.rank, arriving.stop.clone(), self.tell.clone());
         let (token, me) = (self.control.token, (self.incarnation, id, self.me));
         let take = move || {
@@ -76,12 +80,16 @@ impl Moving {
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
             tell.tell(News::Reached(id, Ok(())));
+            let Ok(slot) = slot.recv() else {
+                return;
+            };
             let outcome = taker.take(rank, slot).map(Box::new);
             tell.tell(News::Came(Came { id, outcome }));
         };
         let thread = library_thread("ckpt-move", take);
         let thread = thread.map_err(|error| format!("no thread can be started for it: {error}"))?;
         arriving.thread = Some(thread);
+        arriving.room = Some(room);
         Ok(())
     }
 
@@ -120,6 +128,7 @@ impl Moving {
             rank,
             source,
             slot: Some(slot),
+            room: None,
             thread: None,
             stop: Arc::default(),
         })
@@ -162,8 +171,8 @@ impl Moving {
     pub(super) fn discard(&mut self, id: Move, rank: Rank) {
         if let Some(mut arriving) = self.arriving.remove(&id) {
             arriving.stop.store(true, Ordering::SeqCst);
-            // Its slot may be wanted again at once.
-            if let Some(thread) = arriving.thread.take() {
+            // Its slot may be wanted again at once. A thread that has none may wait for the network.
+            if let (None, Some(thread)) = (&arriving.slot, arriving.thread.take()) {
                 let _ = thread.join();
             }
         }
@@ -179,8 +188,16 @@ impl Moving {
 impl Scheduler {
     /// The way to the source of a move is there, or is not.
     pub(super) fn reached(&mut self, id: Move, outcome: Result<(), String>) {
-        if let (Some(moving), true) = (&mut self.moving, outcome.is_err()) {
+        let Some(moving) = &mut self.moving else {
+            return;
+        };
+        if outcome.is_err() {
             drop(moving.arriving.remove(&id));
+        } else if let Some(arriving) = moving.arriving.get_mut(&id)
+            && let (Some(room), Some(slot)) = (arriving.room.take(), arriving.slot.take())
+        {
+            // Without the thread it is told that the rank does not come.
+            let _ = room.send(slot);
         }
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
     }
