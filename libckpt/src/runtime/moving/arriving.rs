@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use libckpt_rank::restore::RestoringSlot;
@@ -30,6 +31,8 @@ pub(super) struct Arriving {
     rank: Rank,
     /// Where its thread waits for words of a source whose memory it reads.
     line: Option<Line>,
+    /// The room for a rank that is given by a connection, and how the thread that is connecting gets it then.
+    room: Option<(RestoringSlot, Sender<RestoringSlot>)>,
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
@@ -129,14 +132,16 @@ impl Moving {
         Ok(Arriving {
             rank,
             line: Some(line),
+            room: None,
             thread,
             stop,
         })
     }
 
-    /// Starts the thread that connects with the source, and takes the rank when it is sent.
+    /// Starts the thread that connects with the source, and takes the rank when it is sent. It gets the slot when it is connected:
+    /// until then nobody has to wait for it.
     fn connect(&self, id: Move, rank: Rank, address: &str) -> Result<Arriving, String> {
-        let slot = self.slot_for(rank)?;
+        let (room, slot) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
         let (tell, control) = (self.tell.clone(), self.control.clone());
@@ -147,6 +152,9 @@ impl Moving {
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
             tell.tell(News::Reached(id, Ok(())));
+            let Ok(slot) = slot.recv() else {
+                return;
+            };
             let outcome = taker.take(rank, slot).map(Box::new);
             let received = outcome.is_ok();
             // In this order: whatever comes of the second finds the first.
@@ -158,6 +166,7 @@ impl Moving {
         Ok(Arriving {
             rank,
             line: None,
+            room: Some((self.slot_for(rank)?, room)),
             thread: start(rank, take)?,
             stop,
         })
@@ -174,8 +183,10 @@ impl Moving {
             if let Some(line) = &arriving.line {
                 line.end();
             }
-            // Its slot may be wanted again at once.
-            let _ = arriving.thread.join();
+            // Its slot may be wanted again at once. A thread that has none may wait for the network.
+            if arriving.room.is_none() {
+                let _ = arriving.thread.join();
+            }
         }
         // What the thread has told is of no use any more; what was told of other moves stays.
         let others: Vec<News> = self.news.try_iter().filter(|it| it.id() != id).collect();
@@ -189,8 +200,16 @@ impl Moving {
 impl Scheduler {
     /// The way to the source of a move is there, or is not.
     pub(super) fn reached(&mut self, id: Move, outcome: Result<(), String>) {
-        if let (Some(moving), true) = (&mut self.moving, outcome.is_err()) {
+        let Some(moving) = &mut self.moving else {
+            return;
+        };
+        if outcome.is_err() {
             drop(moving.arriving.remove(&id));
+        } else if let Some(arriving) = moving.arriving.get_mut(&id)
+            && let (Some(room), Some(slot)) = (arriving.room.take(), arriving.slot.take())
+        {
+            // Without the thread it is told that the rank does not come.
+            let _ = room.send(slot);
         }
         in_engine(|engine| engine.core.mover.prepared(id, outcome));
     }

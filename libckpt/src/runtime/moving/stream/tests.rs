@@ -1,7 +1,9 @@
 //! A rank over a connection: whole, or not at all.
 
 use std::io::Cursor;
+use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -49,7 +51,8 @@ fn memory(address: u64, into: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn freight(rank: Rank, pages: Vec<Range<u64>>) -> Freight {
+fn freight(rank: Rank, pages: impl IntoIterator<Item = Range<u64>>) -> Freight {
+    let pages: Vec<_> = pages.into_iter().collect();
     let parcel = Parcel {
         rank,
         pages: pages.clone(),
@@ -66,8 +69,6 @@ fn freight(rank: Rank, pages: Vec<Range<u64>>) -> Freight {
         frozen: Instant::now(),
     }
 }
-
-use std::ops::Range;
 
 /// Pages of the header, and of the heap that a slot of 4 GiB has.
 fn pages() -> Vec<Range<u64>> {
@@ -219,7 +220,7 @@ fn a_rank_comes_over_a_connection_to_who_shows_the_token_and_to_nobody_else() {
     // Of this process's own memory: the pages of a vector, which lie somewhere else in the slot.
     let image: Vec<u8> = (0..300).flat_map(page).collect();
     let first = (1 << 20) - 5000;
-    let mut freight = freight(rank, vec![first..first + 300]);
+    let mut freight = freight(rank, once(first..first + 300));
     freight.address =
         (image.as_ptr().expose_provenance() as u64).wrapping_sub(first * PAGE_BYTES as u64);
     giver.give(freight);
@@ -244,7 +245,7 @@ fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
         )
     };
     drop(connect().unwrap());
-    giver.give(freight(Rank(43), vec![0..1 << 20]));
+    giver.give(freight(Rank(43), once(0..1 << 20)));
     assert!(failures.recv().unwrap().contains("broke"));
 
     let (giver, _failures) = self::giver();
