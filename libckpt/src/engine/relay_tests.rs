@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use protocol::ids::{Epoch, Process};
 use protocol::migration::{MoveDirective, MoveMode, MoveNeeds, MoverOutput};
 
-use super::super::moving::Errand;
+use super::super::moving::{Errand, tables_of};
 use super::super::{Attention, Engine};
 use super::*;
 
@@ -316,7 +316,7 @@ impl Job {
         let index = engine.core.index_of(rank).unwrap();
         let section = engine.freeze(index).unwrap();
         engine.settle().unwrap();
-        self.engines[to].arrive(rank, &section).unwrap();
+        self.engines[to].arrive(rank, tables_of(&section).unwrap());
         assert!(self.engines[to].core.mover.received(id));
         moving
     }

@@ -206,7 +206,7 @@ impl Scheduler {
         if outcome.is_err() {
             drop(moving.arriving.remove(&id));
         } else if let Some(arriving) = moving.arriving.get_mut(&id)
-            && let (Some(room), Some(slot)) = (arriving.room.take(), arriving.slot.take())
+            && let Some((slot, room)) = arriving.room.take()
         {
             // Without the thread it is told that the rank does not come.
             let _ = room.send(slot);

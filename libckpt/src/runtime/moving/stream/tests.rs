@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use libckpt_rank::restore::RestoringSlot;
 use protocol::ids::Rank;
+use protocol::migration::MoveMode;
 use protocol::slots::SlotLayout;
 
 use super::give::{Expected, Freight, Giver, send};
@@ -56,6 +57,9 @@ fn freight(rank: Rank, pages: impl IntoIterator<Item = Range<u64>>) -> Freight {
     let parcel = Parcel {
         rank,
         pages: pages.clone(),
+        rest: pages.clone(),
+        mode: MoveMode::Stop,
+        rounds: 0,
         tables: vec![1; 3 << 20],
         files: Files::Recorded(fs::OpenFiles::default()),
         output: None,
