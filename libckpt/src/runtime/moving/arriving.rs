@@ -155,7 +155,12 @@ impl Moving {
             let Ok(slot) = slot.recv() else {
                 return;
             };
-            let outcome = taker.take(rank, slot).map(Box::new);
+            let taken = taker.take(rank, slot).and_then(|fetched| {
+                let checked = fetched.slot.check();
+                checked.map_err(|error| error.to_string())?;
+                Ok(fetched)
+            });
+            let outcome = taken.map(Box::new);
             let received = outcome.is_ok();
             // In this order: whatever comes of the second finds the first.
             tell.tell(News::Came(Came { id, outcome }));

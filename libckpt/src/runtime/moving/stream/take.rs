@@ -84,7 +84,6 @@ impl Taker {
             return Err("its files are told in another way than they were asked for".to_owned());
         };
         let files = fs::reopen(rank, files).map_err(|error| error.to_string())?;
-        slot.check().map_err(|error| error.to_string())?;
         Ok(Fetched {
             slot,
             parcel,
