@@ -34,7 +34,7 @@ impl Processors {
     }
 
     /// How pages are captured where it is asked for so. Where processes take turns, a rank that waits for a page waits for its next turn as
-    /// well, and ranks are late for each other whatever is done: then copying aside takes less from them (docs/performance.md, 4 ranks).
+    /// well, and all that others copy for it is taken from ranks (docs/performance.md, 4 ranks).
     pub(super) fn capture(self, asked: CaptureMode) -> CaptureMode {
         match asked {
             CaptureMode::Auto if self.are_too_few() => CaptureMode::CopyAside,
