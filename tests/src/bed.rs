@@ -22,6 +22,17 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const NOBODY: u32 = 65534;
 
+/// What a solver ends with over shared memory when nobody disturbs it.
+///
+/// # Errors
+/// When it can't be run, or fails.
+pub fn undisturbed(solver: &Solver) -> Result<String> {
+    Bed::new()?
+        .run(solver, "--every off")?
+        .expect_code(0)?
+        .result()
+}
+
 /// A folder, a user and a mark. Dropping it kills what still runs, and panics if something did.
 #[derive(Debug)]
 pub struct Bed {

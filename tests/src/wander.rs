@@ -11,7 +11,7 @@ use crate::bed::{Bed, PATIENCE};
 use crate::job::Outcome;
 use crate::solver::Solver;
 
-/// Why a move may be refused where the job restarts or ends meanwhile.
+/// Why a move may be refused where the job restarts or ends meanwhile, whatever the way of the rank.
 const AT_AN_END: &[&str] = &[
     "not running",
     "do not run at the moment",
@@ -20,26 +20,29 @@ const AT_AN_END: &[&str] = &[
     "connection broke",
     // Killed, and the other side of the move noticed before the coordinator.
     "is gone: its memory can't be read",
-    "the connection to the target broke",
-    "the connection to the source broke",
     "the source can't be reached",
 ];
 
-/// Asks for a move, and waits until it is over.
+/// Asks for a move in this mode, and waits until it is over.
 ///
 /// # Errors
 /// When the command can't be started or does not end in time.
-pub fn migrate(bed: &Bed, rank: usize, to: &str) -> Result<Outcome> {
-    bed.on_store("migrate", &[&rank.to_string(), "--to", to, "--json"])
+pub fn migrate(bed: &Bed, rank: usize, to: &str, mode: &str) -> Result<Outcome> {
+    let rank = rank.to_string();
+    bed.on_store("migrate", &[&rank, "--to", to, "--mode", mode, "--json"])
 }
 
-/// How long ranks are moved, and how often at least.
+/// How ranks are moved, how long, and how often at least.
 #[derive(Clone, Copy, Debug)]
 pub struct Wandering {
     /// So long.
     pub time: Duration,
     /// So many moves, and longer for it if need be.
     pub least: usize,
+    /// In one of these modes each time.
+    pub modes: &'static [&'static str],
+    /// Why a move may be refused in addition, where one of the processes is killed.
+    pub broken: &'static [&'static str],
 }
 
 /// Moves random ranks to random processes without pause, until something says so at the latest. Gives how many have moved.
@@ -61,16 +64,15 @@ pub fn move_about(
         ensure!(begin.elapsed() < PATIENCE, "only {moved} moves");
         let rank = random.random_range(0..solver.ranks);
         let to = random.random_range(0..solver.process_count());
-        let outcome = migrate(bed, rank, &to.to_string())?;
+        let mode = wandering.modes[random.random_range(0..wandering.modes.len())];
+        let outcome = migrate(bed, rank, &to.to_string(), mode)?;
         let record = outcome.json()?;
         match outcome.code() {
             Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
             Some(69) => {
                 let reason = record["error"]["message"].as_str().unwrap_or_default();
-                ensure!(
-                    AT_AN_END.iter().any(|known| reason.contains(known)),
-                    "{reason}"
-                );
+                let mut known = AT_AN_END.iter().chain(wandering.broken);
+                ensure!(known.any(|known| reason.contains(known)), "{reason}");
             }
             _ => anyhow::bail!("{}", outcome.story()),
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
 use tests::process;
@@ -15,13 +15,6 @@ fn storm(seed: u64) -> Solver {
     Solver::storm(8, 14_000, seed)
         .on(3)
         .pausing(Duration::from_millis(40))
-}
-
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
 }
 
 fn wait_for_go(job: &mut Job<'_>, starts: usize) -> Result<()> {

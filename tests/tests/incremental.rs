@@ -6,19 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::Outcome;
 use tests::phase::Target;
 use tests::solver::Solver;
 use tests::ways::Ways;
-
-/// What a solver ends with when nobody disturbs it.
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
-}
 
 /// A grid of which so much changes.
 fn heat(ranks: usize, changing: f64, steps: usize) -> Solver {

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
@@ -14,13 +14,6 @@ use tests::solver::Solver;
 /// Four ranks, to be on two nodes with two each.
 fn heat() -> Solver {
     Solver::heat(4, 64, 64, 1000)
-}
-
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
 }
 
 fn wait_committed(job: &mut Job<'_>) -> Result<()> {

@@ -2,26 +2,19 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
 use tests::solver::Solver;
+use tests::wander::{self, Wandering, move_about};
 
 /// Ranks that have to move in a test, at least.
 const MOVES_LEAST: usize = 10;
-
-/// What a solver ends with when nobody disturbs it.
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
-}
 
 fn storm(seed: u64) -> Solver {
     Solver::storm(4, 14_000, seed)
@@ -40,57 +33,17 @@ fn wait_for_go(job: &mut Job<'_>) -> Result<()> {
 }
 
 fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
-    migrate_by(bed, rank, to, "stop")
+    wander::migrate(bed, rank, &to.to_string(), "stop")
 }
 
-/// The ways to move that go wherever memory is shared.
-const MODES: [&str; 3] = ["stop", "precopy", "auto"];
-
-fn migrate_by(bed: &Bed, rank: usize, to: usize, mode: &str) -> Result<Outcome> {
-    let (rank, to) = (rank.to_string(), to.to_string());
-    bed.on_store("migrate", &[&rank, "--to", &to, "--mode", mode, "--json"])
-}
-
-/// Moves random ranks to random processes without pause, until the time is over and at least so many have moved, or something
-/// says so. Gives how many have moved; a move may be refused where the job restarts or ends.
-fn move_about(
-    bed: &Bed,
-    solver: &Solver,
-    random: &mut ChaCha8Rng,
-    (time, least): (Duration, usize),
-    stop: &AtomicBool,
-) -> Result<usize> {
-    let begin = Instant::now();
-    let mut moved = 0;
-    while (begin.elapsed() < time || moved < least) && !stop.load(Ordering::SeqCst) {
-        ensure!(begin.elapsed() < PATIENCE, "only {moved} moves");
-        let rank = random.random_range(0..solver.ranks);
-        let to = random.random_range(0..solver.process_count());
-        let mode = MODES[random.random_range(0..MODES.len())];
-        let outcome = migrate_by(bed, rank, to, mode)?;
-        let record = outcome.json()?;
-        match outcome.code() {
-            Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
-            Some(69) => {
-                let reason = record["error"]["message"].as_str().unwrap_or_default();
-                let known = [
-                    "not running",
-                    "do not run at the moment",
-                    "ending or about to restart",
-                    "returned from its main function",
-                    "connection broke",
-                    // Killed, and the other side of the move noticed before the coordinator.
-                    "is gone: its memory can't be read",
-                    "is gone, or has given it up",
-                    "nobody is there",
-                    "the source can't be reached",
-                ];
-                ensure!(known.iter().any(|known| reason.contains(known)), "{reason}");
-            }
-            _ => anyhow::bail!("{}", outcome.story()),
-        }
+/// Ranks move for so long, and so often at least, in all the ways that go wherever memory is shared.
+fn wandering(time: Duration, least: usize) -> Wandering {
+    Wandering {
+        time,
+        least,
+        modes: &["stop", "precopy", "auto"],
+        broken: &["is gone, or has given it up", "nobody is there"],
     }
-    Ok(moved)
 }
 
 /// Runs a job whose ranks move without pause for so long.
@@ -100,7 +53,13 @@ fn moved_for(solver: &Solver, options: &str, seed: u64, time: Duration) -> Resul
     let mut job = bed.start(solver, options)?;
     wait_for_go(&mut job)?;
     let never = AtomicBool::new(false);
-    let moved = move_about(&bed, solver, &mut random, (time, MOVES_LEAST), &never)?;
+    let moved = move_about(
+        &bed,
+        solver,
+        &mut random,
+        wandering(time, MOVES_LEAST),
+        &never,
+    )?;
     println!("{}: seed {seed}, {moved} moves", solver.name);
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
@@ -168,7 +127,8 @@ fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> 
     let mut kills = 0;
     let time = Duration::from_secs(60);
     let moved = std::thread::scope(|scope| -> Result<usize> {
-        let mover = scope.spawn(|| move_about(&bed, solver, &mut moving, (time, 0), &stop));
+        let mover =
+            scope.spawn(|| move_about(&bed, solver, &mut moving, wandering(time, 0), &stop));
         let killed = (|| -> Result<()> {
             for starts in 2..=5 {
                 std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
@@ -602,12 +562,12 @@ fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
         let mut job = bed.start(&solver, "--every 50ms")?;
         wait_for_go(&mut job)?;
         let never = AtomicBool::new(false);
-        let time = (Duration::from_millis(1200), 4);
-        let mut moved = move_about(&bed, &solver, &mut random, time, &never)?;
+        let wandering = wandering(Duration::from_millis(1200), 4);
+        let mut moved = move_about(&bed, &solver, &mut random, wandering, &never)?;
         if kills {
             job.kill(Target::Process(random.random_range(0..3)))?;
             job.wait_events("the next start", 2, |event| event.is("go"))?;
-            moved += move_about(&bed, &solver, &mut random, time, &never)?;
+            moved += move_about(&bed, &solver, &mut random, wandering, &never)?;
         }
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         println!("relay, {write}: seed {seed}, {moved} moves");

@@ -6,37 +6,18 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{PATIENCE, undisturbed};
 use tests::matrix;
-use tests::nodes::cluster::Cluster;
+use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::nodes::mpi::Mpi;
 use tests::process;
 use tests::skip::skip;
 use tests::solver::Solver;
 
-/// Runs a test on the head of a cluster without nodes, with each MPI that there is.
-fn with_each_mpi(test: &str, run: impl Fn(&Cluster, Mpi) -> Result<()>) -> Result<()> {
-    for mpi in Mpi::ALL {
-        let Some(cluster) = Cluster::up_or_skip(test, 0, mpi)? else {
-            continue;
-        };
-        run(&cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
-    }
-    Ok(())
-}
-
-/// What a solver ends with over shared memory when nobody disturbs it.
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
-}
-
 /// Kills random processes of a job of two starts, and compares its result with that of the job over shared memory.
 fn same_bits_through_kills(solver: &Solver, seed: u64) -> Result<()> {
     let expected = undisturbed(solver)?;
-    with_each_mpi(&solver.shown(), |cluster, _| {
+    with_each_mpi(&solver.shown(), 0, |cluster, _| {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut job = cluster.start(solver, "--launch mpirun --every 100ms")?;
         for starts in 1..=2 {
@@ -106,7 +87,7 @@ fn one_build_runs_over_mpi_over_shared_memory_without_a_coordinator_and_alone() 
     let solver = Solver::heat(2, 64, 64, 200);
     let alone = undisturbed(&Solver::heat(1, 64, 64, 200))?;
     let expected = undisturbed(&solver)?;
-    with_each_mpi("one build for all", |cluster, _| {
+    with_each_mpi("one build for all", 0, |cluster, _| {
         let outcome = cluster.run(&solver, "--every off")?.expect_code(0)?;
         assert_eq!(outcome.result()?, expected, "over shared memory");
         std::fs::remove_dir_all(cluster.store())?;

@@ -8,40 +8,24 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
-use tests::nodes::cluster::Cluster;
-use tests::nodes::mpi::Mpi;
+use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::process;
 use tests::solver::Solver;
 use tests::wander::{Wandering, migrate, move_about};
 
-const WANDERING: Wandering = Wandering {
-    time: Duration::from_secs(4),
-    least: 10,
-};
-
-/// Runs a test on a cluster of so many nodes, with each MPI that there is.
-fn with_each_mpi(
-    test: &str,
-    nodes: usize,
-    run: impl Fn(&Cluster, Mpi) -> Result<()>,
-) -> Result<()> {
-    for mpi in Mpi::ALL {
-        let Some(cluster) = Cluster::up_or_skip(test, nodes, mpi)? else {
-            continue;
-        };
-        run(&cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
+/// Ranks move for so long, and so often at least.
+fn wandering(time: Duration, least: usize) -> Wandering {
+    Wandering {
+        time,
+        least,
+        modes: &["stop"],
+        broken: &[
+            "the connection to the target broke",
+            "the connection to the source broke",
+        ],
     }
-    Ok(())
-}
-
-/// What a solver ends with over shared memory when nobody disturbs it.
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
 }
 
 /// One in fifty messages is longer than 32 KiB, up to 3 MiB.
@@ -72,7 +56,8 @@ fn moves_on(nodes: usize, solver: &Solver, options: &str, seed: u64) -> Result<(
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let job = start(cluster, solver, options)?;
         let never = AtomicBool::new(false);
-        let moved = move_about(cluster, solver, &mut random, WANDERING, &never)?;
+        let wandering = wandering(Duration::from_secs(4), 10);
+        let moved = move_about(cluster, solver, &mut random, wandering, &never)?;
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         let committed = outcome.count("committed");
         println!(
@@ -138,10 +123,7 @@ fn outlives_kills(nodes: usize, solver: &Solver, seed: u64) -> Result<()> {
         let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
         let mut job = start(cluster, solver, "--every 60ms --max-restarts 20")?;
         let stop = AtomicBool::new(false);
-        let wandering = Wandering {
-            time: Duration::from_secs(120),
-            least: 0,
-        };
+        let wandering = wandering(Duration::from_secs(120), 0);
         let moved = std::thread::scope(|scope| -> Result<usize> {
             let mover = scope.spawn(|| move_about(cluster, solver, &mut moving, wandering, &stop));
             let killed = (|| -> Result<()> {
@@ -228,7 +210,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
             let begun = count(&job, "moving")?;
             let delay = Duration::from_millis(random.random_range(0..60));
             let outcome = std::thread::scope(|scope| -> Result<Outcome> {
-                let mover = scope.spawn(|| migrate(cluster, 2, &format!("node{}", to + 1)));
+                let mover = scope.spawn(|| migrate(cluster, 2, &format!("node{}", to + 1), "stop"));
                 job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
                 std::thread::sleep(delay);
                 let victim = cluster.nodes().node(1 + if is_source { from } else { to });
@@ -261,13 +243,13 @@ fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result
             let options = "--launch mpirun --every off";
             let mut job = cluster.start_on(&[1, 2, 3], 1, &pinned, options)?;
             job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
-            let refused = migrate(cluster, 2, "0")?.expect_code(69)?;
+            let refused = migrate(cluster, 2, "0", "stop")?.expect_code(69)?;
             let reason = refused.json()?["error"]["message"].to_string();
             ensure!(
                 reason.contains(told) && reason.contains("rank 2"),
                 "{way}: {reason}"
             );
-            migrate(cluster, 1, "0")?.expect_code(0)?;
+            migrate(cluster, 1, "0", "stop")?.expect_code(0)?;
             let outcome = job.wait(PATIENCE)?.expect_code(0)?;
             ensure!(outcome.result()? == expected, "{}", outcome.story());
             Ok(())
@@ -312,10 +294,7 @@ fn files_go_with_their_ranks_between_nodes_and_each_line_is_written_once() -> Re
         let mut job = cluster.start_on(&[1, 2, 3], 1, &solver, options)?;
         job.wait_event("the start", |event| event.is("go"))?;
         let never = AtomicBool::new(false);
-        let wandering = Wandering {
-            time: Duration::from_millis(1200),
-            least: 4,
-        };
+        let wandering = wandering(Duration::from_millis(1200), 4);
         let mut moved = move_about(cluster, &solver, &mut random, wandering, &never)?;
         let alive = cluster.solvers(&solver);
         process::send(alive[random.random_range(0..alive.len())], Signal::SIGKILL)?;
@@ -340,7 +319,7 @@ fn a_file_that_the_other_node_does_not_see_refuses_the_move_before_it_starts() -
         let solver = relay(cluster, &lines)?.on(2);
         let mut job = cluster.start_on(&[1, 2], 1, &solver, "--launch mpirun --every off")?;
         job.wait_event("the start", |event| event.is("go"))?;
-        let refused = migrate(cluster, 2, "0")?.expect_code(69)?;
+        let refused = migrate(cluster, 2, "0", "stop")?.expect_code(69)?;
         let reason = refused.stdout_text();
         ensure!(
             reason.contains("lines.2") && reason.contains("not found under this path"),

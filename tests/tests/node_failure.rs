@@ -5,9 +5,9 @@ use std::io::Write as _;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
-use tests::nodes::cluster::Cluster;
+use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::nodes::mpi::Mpi;
 use tests::process::now_us;
 use tests::solver::Solver;
@@ -15,24 +15,6 @@ use tests::solver::Solver;
 /// Six ranks, to be on three nodes with two each.
 fn heat() -> Solver {
     Solver::heat(6, 128, 128, 4000)
-}
-
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
-}
-
-/// A cluster of so many nodes for each MPI that there is.
-fn with_each_mpi(test: &str, nodes: usize, run: impl Fn(Cluster, Mpi) -> Result<()>) -> Result<()> {
-    for mpi in Mpi::ALL {
-        let Some(cluster) = Cluster::up_or_skip(test, nodes, mpi)? else {
-            continue;
-        };
-        run(cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
-    }
-    Ok(())
 }
 
 /// Waits until the start with this number (from 1) computes and a checkpoint of it is committed.
@@ -115,7 +97,7 @@ fn a_killed_node_and_then_a_second_one_are_done_without() -> Result<()> {
         assert_eq!(outcome.result()?, expected);
         assert_eq!(last_nodes(&outcome)?, ["node1"]);
         assert_eq!(outcome.count("start"), 3, "{}", outcome.story());
-        check_store(&cluster)
+        check_store(cluster)
     })
 }
 
@@ -205,7 +187,7 @@ fn cut_off(cluster: &Cluster, mpi: Mpi, spare: bool, expected: &str) -> Result<(
 fn a_node_that_is_cut_off_ends_its_ranks_before_others_take_their_place() -> Result<()> {
     let expected = undisturbed(&heat())?;
     with_each_mpi("a node cut off", 3, |cluster, mpi| {
-        cut_off(&cluster, mpi, false, &expected)
+        cut_off(cluster, mpi, false, &expected)
     })
 }
 
@@ -213,7 +195,7 @@ fn a_node_that_is_cut_off_ends_its_ranks_before_others_take_their_place() -> Res
 fn a_spare_node_takes_the_place_of_one_that_is_cut_off() -> Result<()> {
     let expected = undisturbed(&heat())?;
     with_each_mpi("a node cut off, one spare", 4, |cluster, mpi| {
-        cut_off(&cluster, mpi, true, &expected)
+        cut_off(cluster, mpi, true, &expected)
     })
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::campaign::drive::ORPHAN_LIMIT;
 use tests::job::Outcome;
 use tests::phase::Target;
@@ -17,14 +17,6 @@ use tests::solver::Solver;
 
 fn heat(ranks: usize) -> Solver {
     Solver::heat(ranks, 256, 256, 3000)
-}
-
-/// What a solver ends with when nobody disturbs it.
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tests::bed::{Bed, PATIENCE};
+use tests::bed::{PATIENCE, undisturbed};
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process;
@@ -17,13 +17,6 @@ use tests::solver::Solver;
 /// Four ranks for so many steps, to be on two nodes with two each.
 fn heat(steps: usize) -> Solver {
     Solver::heat(4, 64, 64, steps)
-}
-
-fn undisturbed(solver: &Solver) -> Result<String> {
-    Bed::new()?
-        .run(solver, "--every off")?
-        .expect_code(0)?
-        .result()
 }
 
 /// Two nodes with Slurm and Open MPI; none, with the reason printed, where that can't be.

@@ -24,6 +24,24 @@ pub struct Cluster {
     nodes: Nodes,
 }
 
+/// Runs a test on the head of so many nodes, or on this one with none, with each MPI that there is.
+///
+/// # Errors
+/// Those of the test, with the MPI; or the nodes can't be made though all that they need is here.
+pub fn with_each_mpi(
+    test: &str,
+    nodes: usize,
+    run: impl Fn(&Cluster, Mpi) -> Result<()>,
+) -> Result<()> {
+    for mpi in Mpi::ALL {
+        let Some(cluster) = Cluster::up_or_skip(test, nodes, mpi)? else {
+            continue;
+        };
+        run(&cluster, mpi).map_err(|error| error.context(mpi.to_string()))?;
+    }
+    Ok(())
+}
+
 impl Cluster {
     /// So many nodes.
     ///
