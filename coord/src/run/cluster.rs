@@ -49,19 +49,19 @@ impl Cluster {
             // What Slurm says of a node that was lost may be true only some time later.
             checked: matches!(launch.check, Way::Agent(_)),
         };
-        let mut nodes = Nodes::new(launch.nodes.clone(), rules);
-        for name in drained {
-            let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-            let number = hosts::called(names.iter().map(String::as_str), name);
-            number.map(|number| nodes.set_drained(number, true));
-        }
-        Self {
-            nodes,
+        let mut cluster = Self {
+            nodes: Nodes::new(launch.nodes.clone(), rules),
             layout: Layout::default(),
             places: Vec::new(),
             told_of_order: false,
             started: false,
+        };
+        for name in drained {
+            if let Some(number) = cluster.number_of(name) {
+                cluster.nodes.set_drained(number, true);
+            }
         }
+        cluster
     }
 
     /// The number of the node with this name, if there is one.

@@ -78,6 +78,12 @@ impl Moving {
         self.moves.handle_request(request, ask);
     }
 
+    /// What was asked for a move that has begun.
+    fn asked_for(&mut self, id: Move) -> Option<&mut Asked> {
+        let is_it = |asked: &&mut Asked| asked.begun.is_some_and(|begun| begun.0 == id);
+        self.asked.values_mut().find(is_it)
+    }
+
     /// The process of each rank.
     pub(super) fn placement(&self) -> &[Process] {
         self.moves.placement()
@@ -159,9 +165,7 @@ impl Job<'_> {
 
     /// A rank runs at its target.
     pub(super) fn handle_rank_moved(&mut self, id: Move, trip: Trip) {
-        let asked = self.moving.iter_mut().flat_map(|it| it.asked.values_mut());
-        let is_it = |asked: &&mut Asked| asked.begun.is_some_and(|begun| begun.0 == id);
-        if let Some(asked) = asked.into_iter().find(is_it) {
+        if let Some(asked) = self.moving.as_mut().and_then(|it| it.asked_for(id)) {
             asked.trip = trip;
         }
     }
@@ -185,9 +189,7 @@ impl Job<'_> {
                 ));
             }
             MovesOutput::Waiting { id, processes } => {
-                let asked = self.moving.iter_mut().flat_map(|it| it.asked.values_mut());
-                let is_it = |asked: &&mut Asked| asked.begun.is_some_and(|begun| begun.0 == id);
-                if let Some(asked) = asked.into_iter().find(is_it)
+                if let Some(asked) = self.moving.as_mut().and_then(|it| it.asked_for(id))
                     && !std::mem::replace(&mut asked.named, true)
                 {
                     let processes: Vec<_> = processes.iter().map(Process::to_string).collect();

@@ -6,7 +6,7 @@ use protocol::control::{
     CONTROL_VERSION, Caller, Directive, Hello, ProgramIdentity, Report, Request, Response,
 };
 use protocol::coordinator::{Part, RequestId};
-use protocol::ids::{Process, Rank};
+use protocol::ids::Process;
 use protocol::migration::Ask;
 use protocol::recovery::{End, Phase};
 
@@ -242,7 +242,7 @@ impl Job<'_> {
             Report::Alive {
                 number,
                 computing,
-                ranks,
+                mut ranks,
             } => {
                 self.recovery.handle_alive(now, process, number);
                 self.start.set_computing(process, computing);
@@ -250,9 +250,9 @@ impl Job<'_> {
                     Some(moving) => moving.placement(),
                     None => self.start.placement(),
                 };
-                let placement = placement.to_vec();
-                let is_there = |rank: Rank| placement.get(rank.index()) == Some(&process);
-                self.start.set_figures(ranks, is_there);
+                // Of a rank that has moved meanwhile, what is told by where it is counts.
+                ranks.retain(|told| placement.get(told.rank.index()) == Some(&process));
+                self.start.set_figures(ranks);
             }
             Report::Cut { epoch, stall_us } => {
                 self.teller.tell(&Event::Cut {

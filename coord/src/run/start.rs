@@ -384,11 +384,10 @@ impl Start {
         }
     }
 
-    /// What a process tells of its ranks. Of one that has moved meanwhile, what is told by where it is counts.
-    pub(super) fn set_figures(&mut self, told: Vec<RankFigures>, is_there: impl Fn(Rank) -> bool) {
-        let told = told.into_iter().filter(|figures| is_there(figures.rank));
-        self.figures
-            .extend(told.map(|figures| (figures.rank, figures)));
+    /// What a process tells of its ranks.
+    pub(super) fn set_figures(&mut self, told: Vec<RankFigures>) {
+        let told = told.into_iter().map(|figures| (figures.rank, figures));
+        self.figures.extend(told);
     }
 
     pub(super) fn figures(&self, rank: Rank) -> Option<RankFigures> {

@@ -382,7 +382,8 @@ fn map(bytes: usize) -> io::Result<usize> {
 
 /// Is a page all zero? Most that are not show it in their first words.
 #[inline]
-fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
+#[must_use]
+pub fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
     let (words, _) = page.as_chunks::<64>();
     words
         .iter()

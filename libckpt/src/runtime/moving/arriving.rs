@@ -11,7 +11,7 @@ use libckpt_rank::{Slot, library_thread};
 use libckpt_transport::{BulkError, OtherProcess};
 use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
-use protocol::migration::{MoveMode, MoveNeeds, MoveReport};
+use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::line::Line;
@@ -160,13 +160,7 @@ impl Moving {
                 checked.map_err(|error| error.to_string())?;
                 Ok(fetched)
             });
-            let outcome = taken.map(Box::new);
-            let received = outcome.is_ok();
-            // In this order: whatever comes of the second finds the first.
-            tell.tell(News::Came(Came { id, outcome }));
-            if received {
-                control.report(Report::Move(MoveReport::Received { id }));
-            }
+            Came::tell(id, taken, &tell, &control);
         };
         Ok(Arriving {
             rank,

@@ -32,6 +32,19 @@ pub(super) struct Came {
     pub(super) outcome: Result<Box<Fetched>, String>,
 }
 
+impl Came {
+    /// Tells the ranks' thread, and the coordinator if the rank has come.
+    pub(super) fn tell(id: Move, outcome: Result<Fetched, String>, tell: &Tell, control: &Control) {
+        let outcome = outcome.map(Box::new);
+        let received = outcome.is_ok();
+        // In this order: whatever comes of the second finds the first.
+        tell.tell(News::Came(Self { id, outcome }));
+        if received {
+            control.report(Report::Move(MoveReport::Received { id }));
+        }
+    }
+}
+
 /// All that there is of a frozen rank, in this process.
 pub(super) struct Fetched {
     pub(super) slot: RestoringSlot,
@@ -78,13 +91,7 @@ impl Fetch {
     /// Does it, in a thread of the library, and tells when it is done.
     pub(super) fn run(self, tell: &Tell, control: &Control) {
         let id = self.id;
-        let outcome = self.fetch().map(Box::new);
-        let received = outcome.is_ok();
-        // In this order: whatever comes of the second finds the first.
-        tell.tell(News::Came(Came { id, outcome }));
-        if received {
-            control.report(Report::Move(MoveReport::Received { id }));
-        }
+        Came::tell(id, self.fetch(), tell, control);
     }
 
     fn fetch(mut self) -> Result<Fetched, String> {

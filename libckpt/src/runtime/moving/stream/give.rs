@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use libckpt_rank::capture::is_zero;
 use libckpt_rank::{PAGE_BYTES, library_thread};
 use libckpt_transport::OtherProcess;
 use protocol::frame::{self, Decoder};
@@ -254,7 +255,7 @@ pub(super) fn send(
 /// Runs of pages that are not all zeros.
 fn runs(raw: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
-    for (number, page) in raw.chunks_exact(PAGE_BYTES).enumerate() {
+    for (number, page) in raw.as_chunks::<PAGE_BYTES>().0.iter().enumerate() {
         if is_zero(page) {
             continue;
         }
@@ -264,11 +265,6 @@ fn runs(raw: &[u8]) -> Vec<Range<usize>> {
         }
     }
     runs
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    let (words, rest) = page.as_chunks::<32>();
-    words.iter().all(|word| *word == [0; 32]) && rest.iter().all(|byte| *byte == 0)
 }
 
 struct Sending<'a, W> {
