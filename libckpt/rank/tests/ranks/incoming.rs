@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read as _};
 use std::ops::Range;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use libckpt_rank::capture::CaptureError;
 use libckpt_rank::incoming::{Incoming, IncomingError, is_incoming};
@@ -86,7 +88,7 @@ fn memory_whose_pages_still_come_is_as_if_they_were_there() {
 /// First page of a heap in the slots of these tests.
 const HEAP: u64 = 1024;
 /// Pages that each thread uses.
-const SHARE: u64 = 12 * 512;
+const SHARE: u64 = 24 * 512;
 const THREADS: u64 = 2;
 
 fn page_of(random: &mut ChaCha8Rng) -> Vec<u8> {
@@ -101,7 +103,7 @@ fn page_of(random: &mut ChaCha8Rng) -> Vec<u8> {
 fn image(random: &mut ChaCha8Rng) -> BTreeMap<u64, Vec<u8>> {
     let mut pages = BTreeMap::new();
     for unit in 0..THREADS * SHARE / 512 {
-        let density = *[0.0, 0.01, 0.3, 0.9, 1.0].choose(random).unwrap();
+        let density = *[0.0, 0.01, 0.3, 0.9, 1.0, 1.0].choose(random).unwrap();
         for page in 0..512 {
             if random.random_bool(density) {
                 pages.insert(HEAP + unit * 512 + page, page_of(random));
@@ -122,13 +124,23 @@ fn ranges(pages: &BTreeMap<u64, Vec<u8>>) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Serves until all pages have come, and tells how many were waited for.
+/// The page that is being read, if that takes long.
+static READ: AtomicU64 = AtomicU64::new(0);
+
+/// Serves until all pages have come, not faster than one piece in so many milliseconds, and tells how many were waited for.
 fn serve(
     mut incoming: Incoming,
     pages: &BTreeMap<u64, Vec<u8>>,
     mut random: ChaCha8Rng,
+    pause_ms: i32,
 ) -> Result<u64, IncomingError> {
+    let mut slow = ChaCha8Rng::from_rng(&mut random);
     let mut read = |first: u64, into: &mut [u8]| {
+        if slow.random_bool(0.2) {
+            // Meanwhile others go on, and may give back what is read.
+            READ.store(first, Ordering::Relaxed);
+            thread::sleep(Duration::from_micros(slow.random_range(0..2000)));
+        }
         for (page, into) in (first..).zip(into.chunks_exact_mut(PAGE_BYTES)) {
             let bytes = pages.get(&page).ok_or(format!("page {page} is read"))?;
             into.copy_from_slice(bytes);
@@ -141,7 +153,7 @@ fn serve(
             waited += 1;
             next = incoming.fill_around(page, &mut read)?;
         }
-        if random.random_bool(0.3) {
+        if random.random_bool(0.1) {
             // As from a connection: what has been sent comes, wanted or not.
             let end = page + random.random_range(1..100);
             let bytes: Vec<u8> = (page..end)
@@ -154,14 +166,21 @@ fn serve(
         } else if incoming.next_missing(page) == Some(page) {
             next = incoming.fill_around(page, &mut read)?;
         }
-        if random.random_bool(0.5) {
-            thread::sleep(std::time::Duration::from_micros(
-                random.random_range(0..300),
-            ));
-        }
+        wait(&incoming, random.random_range(0..=pause_ms));
     }
     assert_eq!(incoming.missing(), 0);
     Ok(waited)
+}
+
+/// Waits for a fault, or so many milliseconds.
+fn wait(incoming: &Incoming, ms: i32) {
+    let mut poll = libc::pollfd {
+        fd: incoming.as_fd().as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which lives through the call.
+    unsafe { libc::poll(&raw mut poll, 1, ms) };
 }
 
 fn stirred_memory(arguments: &[String]) {
@@ -191,7 +210,7 @@ fn stirred_memory(arguments: &[String]) {
                 scope.spawn(move || User::new(base, first, model, random).run(over))
             })
             .collect();
-        let waited = serve(incoming, &pages, random);
+        let waited = serve(incoming, &pages, random, 1);
         if let Err(error) = &waited {
             // Whoever waits would wait for ever.
             eprintln!("{error}");
@@ -241,8 +260,12 @@ impl User {
     }
 
     fn some_range(&mut self) -> Range<u64> {
-        let start = self.some_page();
-        let most = *[1, 8, 512, 2000].choose(&mut self.random).unwrap();
+        let read = READ.load(Ordering::Relaxed) + self.random.random_range(0..512);
+        let start = match (self.first..self.first + SHARE).contains(&read) {
+            true if self.random.random_bool(0.5) => read,
+            _ => self.some_page(),
+        };
+        let most = *[1, 8, 64, 512].choose(&mut self.random).unwrap();
         let end = start + self.random.random_range(1..=most);
         start..end.min(self.first + SHARE)
     }
@@ -281,7 +304,7 @@ impl User {
             }
             60..75 => self.look_by_a_call(),
             75..90 => self.write_by_a_call(),
-            90..97 => {
+            90..99 => {
                 let range = self.some_range();
                 let bytes = (range.end - range.start) as usize * PAGE_BYTES;
                 // SAFETY: pages of the slot, which this thread alone uses.
@@ -292,7 +315,8 @@ impl User {
                 self.model.retain(|page, _| !range.contains(page));
             }
             _ => {
-                let range = self.some_range();
+                let page = self.some_page();
+                let range = page..(page + 3).min(self.first + SHARE);
                 let bytes = (range.end - range.start) as usize * PAGE_BYTES;
                 // SAFETY: as above.
                 let at = unsafe {
@@ -417,9 +441,28 @@ fn stir(seed: u64) {
     libckpt_rank::set_note(0, sum);
 }
 
+/// A rank whose large blocks lie close together and grow, one after the other, so that they have to be moved.
+fn grow() {
+    let words = 1_400_000;
+    let mut blocks: Vec<Vec<u64>> = (0..8)
+        .map(|block| (0..words).map(|word| word * 7 + block).collect())
+        .collect();
+    suspend();
+    for round in 1..=2 {
+        for block in &mut blocks {
+            block.resize(block.len() * 2, round);
+            suspend();
+        }
+    }
+    let words = blocks.iter().flatten();
+    let sum = words.fold(0_u64, |sum, word| sum.rotate_left(5) ^ word);
+    libckpt_rank::set_note(0, sum);
+}
+
 fn start(slot: &mut Slot, what: &str) {
     match what {
         "tangle" => slot.start(tangle),
+        "grow" => slot.start(grow),
         seed => {
             let seed: u64 = seed.parse().unwrap();
             slot.start(move || stir(seed));
@@ -441,11 +484,12 @@ fn finish(slot: &mut Slot) {
 fn a_rank_runs_while_its_pages_come_and_finds_what_it_had() {
     let directory = Directory::new("lazily");
     let mut random = ChaCha8Rng::seed_from_u64(8);
-    for what in ["tangle", "1", "2", "3"] {
+    for what in ["tangle", "grow", "1", "2", "3"] {
         let undisturbed = print("stirring", &[what]);
         for _ in 0..3 {
             let stop = match what {
                 "tangle" => random.random_range(1..40),
+                "grow" => random.random_range(1..10),
                 _ => random.random_range(1..1100),
             };
             let stop = stop.to_string();
@@ -492,7 +536,7 @@ fn came_lazily(arguments: &[String]) {
         incoming.fill_pages(&range, &mut read).unwrap();
     }
     let random = ChaCha8Rng::seed_from_u64(arguments[1].parse().unwrap());
-    let server = library_thread("serves", move || serve(incoming, &pages, random));
+    let server = library_thread("serves", move || serve(incoming, &pages, random, 20));
     let mut slot = slot.finish(|_| ()).unwrap();
     finish(&mut slot);
     server.unwrap().join().unwrap().unwrap();
