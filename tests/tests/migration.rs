@@ -41,7 +41,7 @@ fn wandering(time: Duration, least: usize) -> Wandering {
     Wandering {
         time,
         least,
-        modes: &["stop", "precopy", "auto"],
+        modes: &["stop", "precopy", "postcopy", "auto"],
         broken: &["is gone, or has given it up", "nobody is there"],
     }
 }
@@ -466,7 +466,7 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
     refused(3, 0, "there is no rank 3: the job has 3 ranks")?;
     refused(0, 3, "there is no process 3: the job has 3 processes")?;
     refused(2, 0, "rank 2 has returned from its main function")?;
-    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "postcopy"])?;
+    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "checkpoint"])?;
     assert_eq!(mode.code(), Some(64), "{}", mode.story());
     assert!(
         mode.stderr_text().contains("not there yet"),

@@ -76,6 +76,12 @@ pub enum IncomingError {
         /// Last page.
         last: u64,
     },
+    /// The image has no header.
+    #[error("the image of {rank} has no header")]
+    NoHeader {
+        /// The rank.
+        rank: Rank,
+    },
     /// A page was there that had not come.
     #[error("page {page} of {rank} was there before it had come")]
     There {
@@ -164,7 +170,7 @@ impl Incoming {
     /// Tells which pages come. Others are zeros.
     ///
     /// # Errors
-    /// [`IncomingError::OutOfRange`].
+    /// [`IncomingError::OutOfRange`], [`IncomingError::NoHeader`].
     pub fn expect(&mut self, image: &[Range<u64>]) -> Result<(), IncomingError> {
         for range in image {
             let start = range.start.checked_mul(PAGE_BYTES as u64);
@@ -187,7 +193,11 @@ impl Incoming {
             self.missing.insert(range);
             self.end = self.end.max(range.end);
         }
-        Ok(())
+        // Whoever brings the pages will look at it, and nobody would bring it.
+        match self.missing.contains(0) {
+            true => Ok(()),
+            false => Err(IncomingError::NoHeader { rank: self.rank }),
+        }
     }
 
     /// Pages to fill before the rank runs, because that takes less time than to wait for each: header, innermost frames, and the

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use libckpt_rank::incoming::Incoming;
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{Slot, library_thread};
 use libckpt_transport::{BulkError, OtherProcess};
@@ -13,6 +14,7 @@ use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::behind::Bringing;
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::line::Line;
 use super::parcel::now_us;
@@ -37,8 +39,11 @@ pub(super) struct Arriving {
     stop: Arc<AtomicBool>,
 }
 
-/// A rank that is here as a whole, until it is known who runs it.
+/// A rank that is here as a whole, or but for pages that come while it runs, until it is known who runs it.
 pub(super) struct Arrived {
+    id: Move,
+    /// Before the slot: it ends before that is unmapped.
+    bringing: Option<Bringing>,
     slot: Slot,
     files: CameFiles,
     output: Option<(OwnedFd, OwnedFd)>,
@@ -50,8 +55,15 @@ pub(super) struct Arrived {
 
 impl Moving {
     /// Makes room for a rank, and answers; where it is given by a connection, when that is there.
-    pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
-        let outcome = match self.make_room(id, rank, from, needs) {
+    pub(super) fn prepare(
+        &mut self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        mode: MoveMode,
+        needs: &MoveNeeds,
+    ) {
+        let outcome = match self.make_room(id, rank, from, mode, needs) {
             Ok(arriving) => {
                 let is_given = arriving.line.is_none();
                 self.arriving.insert(id, arriving);
@@ -70,6 +82,7 @@ impl Moving {
         id: Move,
         rank: Rank,
         from: Process,
+        mode: MoveMode,
         needs: &MoveNeeds,
     ) -> Result<Arriving, String> {
         if let Some(path) = needs.files.iter().find(|path| !fs::is_there(path)) {
@@ -89,7 +102,7 @@ impl Moving {
             in_engine(|engine| engine.transport.other(from)),
             &needs.given_at,
         ) {
-            (Some(source), _) => self.reach(id, rank, from, source, &needs.line),
+            (Some(source), _) => self.reach(id, rank, (from, source), mode, &needs.line),
             (None, Some(address)) => self.connect(id, rank, address),
             (None, None) => Err(format!("the memory of {from} can't be reached")),
         }
@@ -100,8 +113,8 @@ impl Moving {
         &self,
         id: Move,
         rank: Rank,
-        from: Process,
-        source: OtherProcess,
+        (from, source): (Process, OtherProcess),
+        mode: MoveMode,
         line: &str,
     ) -> Result<Arriving, String> {
         let address = self.layout.address(rank);
@@ -115,6 +128,11 @@ impl Moving {
                 error => error.to_string(),
             })?;
         let line = Line::take(&source, line)?;
+        let slot = self.slot_for(rank)?;
+        let incoming = match mode {
+            MoveMode::Postcopy => Some(incoming(&slot)?),
+            _ => None,
+        };
         let stop = Arc::<AtomicBool>::default();
         let fetch = Fetch {
             id,
@@ -122,7 +140,8 @@ impl Moving {
             from,
             source,
             line: line.again().map_err(|error| error.to_string())?,
-            slot: self.slot_for(rank)?,
+            slot,
+            incoming,
             address,
             threads: self.threads,
             stop: stop.clone(),
@@ -222,11 +241,19 @@ impl Scheduler {
         let Some(arriving) = moving.arriving.remove(&id) else {
             return Ok(());
         };
-        let rank = arriving.rank;
-        let _ = arriving.thread.join();
+        let Arriving {
+            rank, thread, stop, ..
+        } = arriving;
+        let bringing = match &came.outcome {
+            Ok(fetched) if fetched.is_behind => Some(Bringing::new(thread, stop)),
+            _ => {
+                let _ = thread.join();
+                None
+            }
+        };
         match came.outcome {
             Ok(fetched) => {
-                let arrived = take_apart(rank, *fetched)?;
+                let arrived = take_apart(id, rank, *fetched, bringing)?;
                 // Else it was given up: then the word to discard it comes.
                 moving.arrived.insert(rank, arrived);
                 if !in_engine(|engine| engine.core.mover.received(id)) {
@@ -236,6 +263,18 @@ impl Scheduler {
             Err(reason) => in_engine(|engine| engine.core.mover.failed(id, reason)),
         }
         Ok(())
+    }
+
+    /// The last page of a rank has come. It may not run yet.
+    pub(super) fn complete(&mut self, id: Move) {
+        let Some(moving) = &mut self.moving else {
+            return;
+        };
+        if moving.bringing.remove(&id).is_some() {
+            in_engine(|engine| engine.core.mover.complete(id));
+        } else if let Some(arrived) = moving.arrived.values_mut().find(|it| it.id == id) {
+            arrived.bringing = None;
+        }
     }
 
     /// A rank that has come is this process's.
@@ -250,6 +289,11 @@ impl Scheduler {
         arrived.files.adopt();
         if let Some(output) = arrived.output {
             self.output.add(rank, output);
+        }
+        if let (Some(bringing), Some(moving)) = (arrived.bringing, &mut self.moving) {
+            moving.bringing.insert(id, bringing);
+        } else if arrived.mode == MoveMode::Postcopy {
+            in_engine(|engine| engine.core.mover.complete(id));
         }
         let stood_us = now_us().saturating_sub(arrived.frozen_us);
         if let Some(moving) = &self.moving {
@@ -273,14 +317,30 @@ fn start(rank: Rank, receive: impl FnOnce() + Send + 'static) -> Result<JoinHand
         .map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))
 }
 
+/// Has the pages of a rank come while it runs.
+fn incoming(slot: &RestoringSlot) -> Result<Incoming, String> {
+    Incoming::new(slot).map_err(|error| {
+        format!(
+            "it can't run while its memory still comes: {error}; or take another mode, `auto`, say"
+        )
+    })
+}
+
 /// Makes a rank of what has come of one.
-fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
+fn take_apart(
+    id: Move,
+    rank: Rank,
+    fetched: Fetched,
+    bringing: Option<Bringing>,
+) -> Result<Arrived, Fatal> {
     // The thread that has received it has looked.
     let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
     // They name memory of the rank, which has to be here when they are read.
     let tables = tables_of(&fetched.parcel.tables).map_err(Fatal::new)?;
     in_engine(|engine| engine.arrive(rank, tables));
     Ok(Arrived {
+        id,
+        bringing,
         slot,
         files: fetched.files,
         output: fetched.output,

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use libckpt_rank::incoming::Incoming;
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, library_thread};
 use libckpt_transport::OtherProcess;
@@ -17,6 +18,7 @@ use protocol::dirty::PageSet;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
+use super::behind::{Behind, Frozen};
 use super::line::{Answer, Line, Place, Word};
 use super::parcel::{self, Files, Pages, Parcel};
 use super::{News, Tell};
@@ -47,6 +49,8 @@ impl Came {
 
 /// All that there is of a frozen rank, in this process.
 pub(super) struct Fetched {
+    /// The thread that has brought it brings the rest of its pages while it runs.
+    pub(super) is_behind: bool,
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
     pub(super) files: CameFiles,
@@ -79,6 +83,8 @@ pub(super) struct Fetch {
     pub(super) from: Process,
     pub(super) source: OtherProcess,
     pub(super) line: Line,
+    /// Where pages come while the rank runs. It ends before the slot does.
+    pub(super) incoming: Option<Incoming>,
     pub(super) slot: RestoringSlot,
     /// First address of the slot, in every process.
     pub(super) address: u64,
@@ -90,11 +96,15 @@ pub(super) struct Fetch {
 impl Fetch {
     /// Does it, in a thread of the library, and tells when it is done.
     pub(super) fn run(self, tell: &Tell, control: &Control) {
-        let id = self.id;
-        Came::tell(id, self.fetch(), tell, control);
+        let (id, stop) = (self.id, self.stop.clone());
+        let mut behind = None;
+        Came::tell(id, self.fetch(&mut behind), tell, control);
+        if let Some(behind) = behind {
+            behind.bring(id, &stop, tell, control);
+        }
     }
 
-    fn fetch(mut self) -> Result<Fetched, String> {
+    fn fetch(mut self, behind: &mut Option<Behind>) -> Result<Fetched, String> {
         let from = self.from;
         let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
         let mut copied = PageSet::new();
@@ -111,7 +121,7 @@ impl Fetch {
                     copied.unite(&pages.into_iter().collect());
                     self.line.say(&Answer::Done).map_err(gone)?;
                 }
-                Word::Rest(place) => return self.fetch_rest(place, &copied),
+                Word::Rest(place) => return self.fetch_rest(place, &copied, behind),
             }
         }
     }
@@ -121,7 +131,12 @@ impl Fetch {
     }
 
     /// The rank is frozen.
-    fn fetch_rest(mut self, place: Place, copied: &PageSet) -> Result<Fetched, String> {
+    fn fetch_rest(
+        mut self,
+        place: Place,
+        copied: &PageSet,
+        behind: &mut Option<Behind>,
+    ) -> Result<Fetched, String> {
         let mut parcel = Parcel::decode(&parcel::fetch(&self.source, place)?, self.rank)?;
         let source = self.source;
         let descriptor = |number| source.descriptor(number);
@@ -141,6 +156,33 @@ impl Fetch {
         };
         let pages: PageSet = parcel.pages.iter().cloned().collect();
         let rest: PageSet = parcel.rest.iter().cloned().collect();
+        let image_bytes = pages.pages() * PAGE_BYTES as u64;
+        if let Some(incoming) = self.incoming.take() {
+            let memory = Frozen {
+                source,
+                address: self.address,
+            };
+            let begun = behind.insert(Behind {
+                incoming,
+                memory,
+                rank: self.rank,
+                from: self.from,
+            });
+            let begun = begun.begin(&parcel).map_err(|error| error.to_string());
+            let checked = begun.and_then(|()| self.slot.check().map_err(|error| error.to_string()));
+            if let Err(reason) = checked {
+                *behind = None;
+                return Err(reason);
+            }
+            return Ok(Fetched {
+                is_behind: true,
+                slot: self.slot,
+                parcel,
+                files,
+                output,
+                image_bytes,
+            });
+        }
         let missing = pages.difference(copied).difference(&rest);
         if !missing.is_empty() {
             return Err(format!("{} of its pages were never sent", missing.pages()));
@@ -154,11 +196,12 @@ impl Fetch {
         self = self.copy(rest.ranges())?;
         self.slot.check().map_err(|error| error.to_string())?;
         Ok(Fetched {
+            is_behind: false,
             slot: self.slot,
             parcel,
             files,
             output,
-            image_bytes: pages.pages() * PAGE_BYTES as u64,
+            image_bytes,
         })
     }
 

@@ -104,9 +104,9 @@ impl Scheduler {
         if in_engine(|engine| engine.transport.other(to)).is_some() {
             return Ok(None);
         }
-        if mode == MoveMode::Precopy {
+        if matches!(mode, MoveMode::Precopy | MoveMode::Postcopy) {
             return Err(format!(
-                "its process and {to} share no memory, and between such the mode `precopy` is not there yet; take `stop`, `safepoint` or `auto`"
+                "its process and {to} share no memory, and between such the mode `{mode}` is not there yet; take `stop`, `safepoint` or `auto`"
             ));
         }
         if self.output.of(rank).is_some() {
@@ -133,7 +133,7 @@ impl Scheduler {
     }
 
     fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
-        if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+        if mode == MoveMode::Checkpoint {
             return Err(format!("the mode `{mode}` is not there yet"));
         }
         let (index, moving) = self.index_of(rank)?;
@@ -192,7 +192,8 @@ impl Scheduler {
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
-            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy | MoveMode::Checkpoint => {
+            MoveMode::Postcopy => self.freeze(id, rank, None),
+            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Checkpoint => {
                 if image_bytes >= ROOM_BYTES_MIN {
                     self.ask_for_room(id, rank)
                 } else {

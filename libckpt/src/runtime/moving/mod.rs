@@ -19,11 +19,13 @@
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
 //! - [`fetch`]: the thread that brings a rank here out of memory that it can read.
+//! - [`behind`]: what it does when the rank runs here already.
 //! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`stream`]: the threads at both ends of a connection, where it can't.
 //! - [`parcel`]: what the source tells about it.
 
 mod arriving;
+mod behind;
 mod fetch;
 mod leaving;
 mod line;
@@ -44,6 +46,7 @@ use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
+use self::behind::Bringing;
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving};
 use super::control::Control;
@@ -73,6 +76,8 @@ pub(crate) struct Moving {
     arriving: BTreeMap<Move, Arriving>,
     /// Ranks that are here as a whole, until it is known who runs them.
     arrived: BTreeMap<Rank, Arrived>,
+    /// Ranks that run here while their pages come.
+    bringing: BTreeMap<Move, Bringing>,
     news: Receiver<News>,
     tell: Tell,
 }
@@ -83,6 +88,8 @@ enum News {
     Reached(Move, Result<(), String>),
     /// Target: a rank has come, or can't come.
     Came(Came),
+    /// Target: the last page of a rank has come.
+    Complete(Move),
     /// Source: the target has done what it was told on the line.
     Done(Move),
     /// Source: a rank can't be given.
@@ -95,7 +102,11 @@ impl News {
     fn id(&self) -> Move {
         match self {
             Self::Came(came) => came.id,
-            Self::Reached(id, _) | Self::NotGiven(id, _) | Self::Done(id) | Self::Time(id) => *id,
+            Self::Reached(id, _)
+            | Self::NotGiven(id, _)
+            | Self::Complete(id)
+            | Self::Done(id)
+            | Self::Time(id) => *id,
         }
     }
 }
@@ -140,6 +151,7 @@ impl Moving {
             left: BTreeMap::new(),
             arriving: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            bringing: BTreeMap::new(),
             news,
             tell: in_engine(|engine| Tell {
                 news: told,
@@ -176,6 +188,7 @@ impl Scheduler {
             match news {
                 News::Reached(id, outcome) => self.reached(id, outcome),
                 News::Came(came) => self.take_in(came)?,
+                News::Complete(id) => self.complete(id),
                 News::NotGiven(id, reason) => {
                     in_engine(|engine| engine.core.mover.failed(id, reason));
                 }
@@ -219,16 +232,16 @@ impl Scheduler {
         };
         match output {
             // The thread that has received it has said so.
-            MoverOutput::Report(MoveReport::Received { .. }) => {}
+            MoverOutput::Report(MoveReport::Received { .. } | MoveReport::Complete { .. }) => {}
             MoverOutput::Report(report) => moving.control.report(Report::Move(report)),
             MoverOutput::Examine { id, rank, to, mode } => self.examine(id, rank, to, mode),
             MoverOutput::Prepare {
                 id,
                 rank,
                 from,
+                mode,
                 needs,
-                ..
-            } => moving.prepare(id, rank, from, &needs),
+            } => moving.prepare(id, rank, from, mode, &needs),
             MoverOutput::Transfer { id, rank, mode, .. } => self.transfer(id, rank, mode)?,
             MoverOutput::Resume { id, rank } => self.thaw(id, rank)?,
             MoverOutput::Discard { id, rank } => moving.discard(id, rank),

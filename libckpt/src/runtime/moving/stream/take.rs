@@ -85,6 +85,7 @@ impl Taker {
         };
         let files = fs::reopen(rank, files).map_err(|error| error.to_string())?;
         Ok(Fetched {
+            is_behind: false,
             slot,
             parcel,
             files: CameFiles::Reopened(files),

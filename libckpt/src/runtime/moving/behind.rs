@@ -1,0 +1,148 @@
+//! The target's side of a postcopy: the rank runs here while its pages still come, asked for by whoever touches one, and all others
+//! one after the other ([`libckpt_rank::incoming`]).
+//!
+//! The thread that has brought the rank does it, and nothing but it fills the slot. It takes no lock that a rank might hold while it
+//! waits for a page: it allocates as the library does, and writes to no stream of the standard library. When the last page is
+//! here it says [`MoveReport::Complete`] by itself, as it has said `Received`: the ranks may compute for long before they
+//! call the library.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libckpt_rank::PAGE_BYTES;
+use libckpt_rank::incoming::{Incoming, IncomingError};
+use libckpt_transport::OtherProcess;
+use protocol::control::{Report, exit};
+use protocol::ids::{Move, Process, Rank};
+use protocol::migration::MoveReport;
+
+use super::parcel::Parcel;
+use super::{News, Tell};
+use crate::runtime::control::{Control, ENDING};
+
+/// How long a process whose rank can't have its pages waits for the word that the job ends anyway, or for its own end: the coordinator
+/// sees the end of the source as well.
+const HEAR_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The thread that brings the pages. Dropped, it ends, whatever has come.
+pub(super) struct Bringing {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Bringing {
+    /// This thread does, until it sees the sign to stop.
+    pub(super) fn new(thread: JoinHandle<()>, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            thread: Some(thread),
+            stop,
+        }
+    }
+}
+
+impl Drop for Bringing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is still to come of a rank when it is given to the ranks' thread.
+pub(super) struct Behind {
+    pub(super) incoming: Incoming,
+    pub(super) memory: Frozen,
+    pub(super) rank: Rank,
+    pub(super) from: Process,
+}
+
+/// The rank's memory in its old process, which stays as it is until the move is over.
+pub(super) struct Frozen {
+    pub(super) source: OtherProcess,
+    /// First address of the slot, in every process.
+    pub(super) address: u64,
+}
+
+impl Frozen {
+    fn read(&self, first: u64, into: &mut [u8]) -> Result<(), String> {
+        let address = self.address + first * PAGE_BYTES as u64;
+        let read = self.source.read(address, into);
+        read.map_err(|error| error.to_string())
+    }
+}
+
+impl Behind {
+    /// Takes note of what comes, and fills what the rank needs at once.
+    ///
+    /// # Errors
+    /// It can't be had.
+    pub(super) fn begin(&mut self, parcel: &Parcel) -> Result<(), IncomingError> {
+        self.incoming.expect(&parcel.pages)?;
+        for pages in self.incoming.first() {
+            let read = &mut |first, into: &mut [u8]| self.memory.read(first, into);
+            self.incoming.fill_pages(&pages, read)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the rest, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
+    pub(super) fn bring(mut self, id: Move, stop: &AtomicBool, tell: &Tell, control: &Control) {
+        match self.bring_all(stop) {
+            Ok(true) => {
+                drop(self.incoming);
+                // In this order: whatever comes of the second finds the first.
+                tell.tell(News::Complete(id));
+                control.report(Report::Move(MoveReport::Complete { id }));
+            }
+            // It does not come here after all.
+            Ok(false) => {}
+            Err(error) => {
+                // The source may be gone because the job ends, and this process has not heard yet.
+                let failed = Instant::now();
+                while failed.elapsed() < HEAR_WITHIN {
+                    if stop.load(Ordering::SeqCst) || ENDING.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                self.die(&error, control);
+            }
+        }
+    }
+
+    /// False if it was stopped.
+    fn bring_all(&mut self, stop: &AtomicBool) -> Result<bool, IncomingError> {
+        let read = &mut |first, into: &mut [u8]| self.memory.read(first, into);
+        let mut next = 0;
+        while let Some(page) = self.incoming.next_missing(next) {
+            if stop.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            // Who has waited for a page will mostly come to those behind it.
+            let page = self.incoming.next_fault()?.unwrap_or(page);
+            next = self.incoming.fill_around(page, read)?;
+        }
+        Ok(true)
+    }
+
+    /// A rank waits for a page that never comes.
+    fn die(&self, error: &IncomingError, control: &Control) -> ! {
+        let (rank, from) = (self.rank, self.from);
+        let mib = self.incoming.missing() * PAGE_BYTES as u64 >> 20;
+        let text = format!(
+            "{rank} can't go on, nor can its process: {mib} MiB of its memory had not come from {from} when that could not be had any more: {error}; \
+             the job goes on from its newest checkpoint"
+        );
+        ENDING.store(true, Ordering::SeqCst);
+        // Past the standard library's lock, which a rank may hold.
+        let line = format!("libckpt: {text}\n");
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+        control.report(Report::Warning { text });
+        control.flush();
+        libckpt_rank::process::end_now(exit::LIBRARY)
+    }
+}
