@@ -144,6 +144,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shared => f.write_str("shared memory"),
+            Self::Nodes(mpi, 0) => write!(f, "{mpi} on this node"),
             Self::Nodes(mpi, nodes) => write!(f, "{mpi} on {nodes} nodes"),
         }
     }
