@@ -1,7 +1,7 @@
 //! Ranks that move between the processes of a running job: the same bits as undisturbed, whatever is killed meanwhile.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,21 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
+use tests::skip::skip;
 use tests::solver::Solver;
-use tests::wander::{self, Wandering, move_about};
+use tests::wander::journey::{Journey, Kind, Place};
+use tests::wander::{self, BROKEN, MODES, NO_RIGHT, Wandering, may_handle_faults, move_about};
 
 /// Ranks that have to move in a test, at least.
 const MOVES_LEAST: usize = 10;
-
-fn storm(seed: u64) -> Solver {
-    Solver::storm(4, 14_000, seed)
-        .on(3)
-        .pausing(Duration::from_millis(40))
-}
-
-fn heat() -> Solver {
-    Solver::heat(4, 96, 128, 3000).on(3)
-}
 
 /// Waits until the ranks run.
 fn wait_for_go(job: &mut Job<'_>) -> Result<()> {
@@ -37,77 +29,66 @@ fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
 }
 
 /// Ranks move for so long, and so often at least, in all the ways that go wherever memory is shared.
-fn wandering(time: Duration, least: usize) -> Wandering {
+fn wandering(time: Duration, least: usize) -> Wandering<'static> {
     Wandering {
         time,
+        every: None,
         least,
-        modes: &["stop", "precopy", "postcopy", "auto"],
-        broken: &["is gone, or has given it up", "nobody is there"],
+        modes: MODES,
+        broken: BROKEN,
     }
 }
 
-/// Runs a job whose ranks move without pause for so long.
-fn moved_for(solver: &Solver, options: &str, seed: u64, time: Duration) -> Result<Outcome> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let bed = Bed::new()?;
-    let mut job = bed.start(solver, options)?;
-    wait_for_go(&mut job)?;
-    let never = AtomicBool::new(false);
-    let moved = move_about(
-        &bed,
-        solver,
-        &mut random,
-        wandering(time, MOVES_LEAST),
-        &never,
-    )?;
-    println!("{}: seed {seed}, {moved} moves", solver.name);
-    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
-    ensure!(outcome.count("start") == 1, "{}", outcome.story());
-    Ok(outcome)
+/// A job whose ranks move without pause for four seconds.
+fn journey(kind: Kind, seed: u64) -> Journey<'static> {
+    Journey {
+        kind,
+        place: Place::Shared,
+        size: None,
+        work: Duration::from_secs(3),
+        wandering: wandering(Duration::from_secs(4), MOVES_LEAST),
+        checkpoints: None,
+        options: "",
+        kills: None,
+        seed,
+    }
+}
+
+fn make(journey: &Journey<'_>) -> Result<()> {
+    let arrival = journey.make().with_context(|| journey.to_string())?;
+    println!("{journey}: {arrival}");
+    Ok(())
 }
 
 #[test]
 fn storm_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
     for seed in [1, 2] {
-        let storm = storm(seed);
-        let expected = undisturbed(&storm)?;
-        let outcome = moved_for(&storm, "--every off", seed, Duration::from_secs(4))?;
-        assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+        make(&journey(Kind::Storm, seed))?;
     }
     Ok(())
 }
 
 #[test]
 fn heat_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    let expected = undisturbed(&heat())?;
-    let outcome = moved_for(&heat(), "--every off", 3, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    Ok(())
+    make(&journey(Kind::Heat, 3))
 }
 
 #[test]
 fn cg_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let matrix = folder.path().join("own.mtx");
-    tests::matrix::write_own(&matrix, 30)?;
-    let cg = Solver::cg(3, &matrix, 24);
-    let expected = undisturbed(&cg)?;
-    let outcome = moved_for(&cg, "--every off", 4, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    Ok(())
+    make(&Journey {
+        size: Some((3, 3)),
+        ..journey(Kind::Cg, 4)
+    })
 }
 
 #[test]
 fn many_ranks_move_between_few_processes() -> Result<()> {
-    let storm = Solver::storm(24, 30_000, 5)
-        .on(3)
-        .pausing(Duration::from_millis(40));
-    let expected = undisturbed(&storm)?;
-    let outcome = moved_for(&storm, "--every 100ms", 5, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    ensure!(outcome.count("committed") > 0, "{}", outcome.story());
-    Ok(())
+    make(&Journey {
+        size: Some((24, 3)),
+        work: Duration::from_secs(1),
+        checkpoints: Some(Duration::from_millis(100)),
+        ..journey(Kind::Storm, 5)
+    })
 }
 
 /// How many events of a kind there were so far.
@@ -116,72 +97,25 @@ fn count(job: &Job<'_>, name: &str) -> Result<usize> {
 }
 
 /// Checkpoints and moves without pause, and a process killed again and again.
-fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> Result<()> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
-    let bed = Bed::new()?;
-    let options = format!("{options} --max-restarts 20");
-    let mut job = bed.start(solver, &options)?;
-    wait_for_go(&mut job)?;
-    let stop = AtomicBool::new(false);
-    let mut kills = 0;
-    let time = Duration::from_secs(60);
-    let moved = std::thread::scope(|scope| -> Result<usize> {
-        let mover =
-            scope.spawn(|| move_about(&bed, solver, &mut moving, wandering(time, 0), &stop));
-        let killed = (|| -> Result<()> {
-            for starts in 2..=5 {
-                std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
-                let victim = random.random_range(0..solver.process_count());
-                if job.kill(Target::Process(victim))?.is_none() {
-                    return Ok(());
-                }
-                kills += 1;
-                job.wait_events("the next start", starts, |event| event.is("go"))?;
-            }
-            std::thread::sleep(Duration::from_millis(500));
-            Ok(())
-        })();
-        stop.store(true, Ordering::SeqCst);
-        let moved = mover.join().expect("the mover does not panic");
-        killed.and(moved)
-    })?;
-    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    let committed = outcome.count("committed");
-    println!(
-        "{}: seed {seed}, {moved} moves, {kills} kills, {committed} checkpoints",
-        solver.name
-    );
-    ensure!(kills > 0 && moved > 0, "{}", outcome.story());
-    ensure!(outcome.result()? == expected, "{}", outcome.story());
-    ensure!(
-        bed.json("verify", &[])?["sound"] == true,
-        "{}",
-        outcome.story()
-    );
-    Ok(())
+fn outlives_kills(kind: Kind, every_ms: u64, options: &'static str, seed: u64) -> Result<()> {
+    make(&Journey {
+        checkpoints: Some(Duration::from_millis(every_ms)),
+        options,
+        kills: Some(Duration::from_millis(500)),
+        ..journey(kind, seed)
+    })
 }
 
 #[test]
 fn storm_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
-    for seed in [11, 12] {
-        let storm = storm(seed);
-        let expected = undisturbed(&storm)?;
-        outlives_kills(&storm, "--every 40ms", &expected, seed)
-            .with_context(|| format!("seed {seed}"))?;
-    }
-    Ok(())
+    outlives_kills(Kind::Storm, 40, "", 11)?;
+    outlives_kills(Kind::Storm, 40, "", 12)
 }
 
 #[test]
 fn heat_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
-    let expected = undisturbed(&heat())?;
-    for (seed, ways) in [(13, ""), (14, "--track hash --capture cow")] {
-        let options = format!("--every 30ms {ways}");
-        outlives_kills(&heat(), &options, &expected, seed)
-            .with_context(|| format!("seed {seed}"))?;
-    }
-    Ok(())
+    outlives_kills(Kind::Heat, 30, "", 13)?;
+    outlives_kills(Kind::Heat, 30, "--track hash --capture cow", 14)
 }
 
 /// Something large enough that a kill hits the move of it.
@@ -191,6 +125,19 @@ fn large(steps: usize) -> Solver {
 
 #[test]
 fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bits() -> Result<()> {
+    killed_during_moves("stop")
+}
+
+#[test]
+fn a_source_and_a_target_that_are_killed_while_memory_follows_cost_no_more() -> Result<()> {
+    if !may_handle_faults() {
+        skip("kills while memory follows", NO_RIGHT);
+        return Ok(());
+    }
+    killed_during_moves("postcopy")
+}
+
+fn killed_during_moves(mode: &str) -> Result<()> {
     let solver = large(500);
     let expected = undisturbed(&solver)?;
     let mut random = ChaCha8Rng::seed_from_u64(21);
@@ -210,7 +157,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
         let begun = count(&job, "moving")?;
         let outcome = std::thread::scope(|scope| -> Result<Outcome> {
-            let mover = scope.spawn(|| migrate(&bed, 2, to));
+            let mover = scope.spawn(|| wander::migrate(&bed, 2, &to.to_string(), mode));
             // It takes tens of milliseconds, so that the kill comes in the middle of it.
             job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
             std::thread::sleep(delay);
@@ -222,7 +169,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         })?;
         broken += usize::from(outcome.code() != Some(0));
         println!(
-            "seed 21: process {victim} killed after {delay:?}: {:?}",
+            "{mode}, seed 21: process {victim} killed after {delay:?}: {:?}",
             outcome.code()
         );
         job.wait_events("the next start", starts, |event| event.is("go"))?;
@@ -230,7 +177,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     let begun = outcome.count("moving");
     println!(
-        "seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
+        "{mode}, seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
         outcome.count("moved")
     );
     ensure!(
@@ -238,6 +185,71 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         "no move was hit\n{}",
         outcome.story()
     );
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_lost_before_the_last_page_has_come_costs_a_restart_and_no_bits() -> Result<()> {
+    if !may_handle_faults() {
+        skip("the loss of a source whose rank has gone", NO_RIGHT);
+        return Ok(());
+    }
+    let solver = sparse(192, 700);
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off --max-restarts 20")?;
+    job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+    bed.json("checkpoint", &[])?;
+    let placed = || -> Result<u64> {
+        let status = bed.json("status", &[])?;
+        let process = status["status"]["placement"][2].as_u64();
+        process.context("a placement")
+    };
+    let mut hits = 0;
+    for starts in 2..=4 {
+        let outcome = std::thread::scope(|scope| -> Result<Outcome> {
+            let mover = scope.spawn(|| wander::migrate(&bed, 2, "1", "postcopy"));
+            // It runs there already, and its memory takes a fraction of a second to follow.
+            while placed()? == 2 && !mover.is_finished() {}
+            ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+            mover.join().expect("it does not panic")
+        })?;
+        hits += usize::from(outcome.code() != Some(0));
+        println!("{}", outcome.stdout_text());
+        job.wait_events("the next start", starts, |event| event.is("go"))?;
+    }
+    ensure!(hits > 0, "every move was over before its source was lost");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_rank_goes_nowhere_ahead_of_its_memory_where_faults_can_not_be_handled() -> Result<()> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let bed = match is_root {
+        true => Bed::as_nobody(),
+        false => Bed::new(),
+    };
+    let told = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")?;
+    let (Ok(bed), "0") = (bed, told.trim()) else {
+        skip("postcopy without the right", "there is no user without it");
+        return Ok(());
+    };
+    let solver = Solver::new("pinned", 3, "nothing 300 5");
+    let expected = undisturbed(&solver)?;
+    let mut job = bed.start(&solver, "--every off")?;
+    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    let refused = wander::migrate(&bed, 1, "2", "postcopy")?.expect_code(69)?;
+    let reason = refused.stdout_text();
+    ensure!(
+        reason.contains(NO_RIGHT) && reason.contains("/dev/userfaultfd") && reason.contains("auto"),
+        "{reason}"
+    );
+    // The slot is free again, and the others go on.
+    wander::migrate(&bed, 1, "2", "auto")?.expect_code(0)?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected, "{}", outcome.story());
     Ok(())
 }
@@ -496,6 +508,19 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
 
 #[test]
 fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
+    gone_on_from("stop")
+}
+
+#[test]
+fn a_checkpoint_after_a_move_ahead_of_the_memory_is_gone_on_from() -> Result<()> {
+    if !may_handle_faults() {
+        skip("checkpoints after postcopy", NO_RIGHT);
+        return Ok(());
+    }
+    gone_on_from("postcopy")
+}
+
+fn gone_on_from(mode: &str) -> Result<()> {
     let solver = large(300);
     let expected = undisturbed(&solver)?;
     let bed = Bed::new()?;
@@ -504,10 +529,11 @@ fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
     bed.json("checkpoint", &[])?;
     // There and back, and there again: each image that follows is a whole one where the rank came to.
     for to in [0, 2, 0] {
-        let moved = bed.json("migrate", &["2", "--to", &to.to_string()])?;
+        let moved = bed.json("migrate", &["2", "--to", &to.to_string(), "--mode", mode])?;
+        ensure!(moved["mode"] == mode, "{moved}");
         assert!(moved["image_bytes"].as_u64() > Some(64 << 20), "{moved}");
         println!(
-            "64 MiB: stood still for {} us, took {} us",
+            "{mode}, 64 MiB: stood still for {} us, took {} us",
             moved["stood_us"], moved["took_us"]
         );
         bed.json("checkpoint", &[])?;
