@@ -237,10 +237,10 @@ fn a_rank_goes_nowhere_ahead_of_its_memory_where_faults_can_not_be_handled() -> 
         skip("postcopy without the right", "there is no user without it");
         return Ok(());
     };
-    let solver = Solver::new("pinned", 3, "nothing 300 5");
+    let solver = Solver::heat(3, 96, 128, 3000);
     let expected = undisturbed(&solver)?;
     let mut job = bed.start(&solver, "--every off")?;
-    job.wait_lines("a step", 1, |line| line.starts_with("step "))?;
+    wait_for_go(&mut job)?;
     let refused = wander::migrate(&bed, 1, "2", "postcopy")?.expect_code(69)?;
     let reason = refused.stdout_text();
     ensure!(
