@@ -20,7 +20,7 @@ fn wandering(time: Duration, least: usize) -> Wandering {
     Wandering {
         time,
         least,
-        modes: &["stop"],
+        modes: &["stop", "precopy", "auto"],
         broken: &[
             "the connection to the target broke",
             "the connection to the source broke",
