@@ -16,7 +16,7 @@ use tests::process;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
-use tests::wander::{BROKEN, Wandering, migrate, move_about};
+use tests::wander::{BROKEN, MODES, Wandering, migrate, move_about};
 
 /// Ranks move for so long, and so often at least.
 fn wandering(time: Duration, least: usize) -> Wandering<'static> {
@@ -24,7 +24,7 @@ fn wandering(time: Duration, least: usize) -> Wandering<'static> {
         time,
         every: None,
         least,
-        modes: &["stop"],
+        modes: MODES,
         broken: BROKEN,
     }
 }

@@ -1,6 +1,7 @@
 //! The side of the target: making room for a rank, taking it in, running it.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -16,7 +17,7 @@ use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::behind::Bringing;
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
-use super::line::Line;
+use super::memory::{self, Memory};
 use super::parcel::now_us;
 use super::stream::take::Taker;
 use super::{Moving, News};
@@ -31,13 +32,16 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A rank that was announced.
 pub(super) struct Arriving {
     rank: Rank,
-    /// Where its thread waits for words of a source whose memory it reads.
-    line: Option<Line>,
+    /// By what its thread, where it reads the source's memory, is kept from waiting for words.
+    line: Option<UnixStream>,
     /// The room for a rank that is given by a connection, and how the thread that is connecting gets it then.
-    room: Option<(RestoringSlot, Sender<RestoringSlot>)>,
+    room: Option<(Room, Sender<Room>)>,
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
+
+/// A slot, and where its pages come while the rank runs. That ends before the slot does.
+type Room = (Option<Incoming>, RestoringSlot);
 
 /// A rank that is here as a whole, or but for pages that come while it runs, until it is known who runs it.
 pub(super) struct Arrived {
@@ -98,13 +102,10 @@ impl Moving {
                 available >> 20
             ));
         }
-        match (
-            in_engine(|engine| engine.transport.other(from)),
-            &needs.given_at,
-        ) {
-            (Some(source), _) => self.reach(id, rank, (from, source), mode, &needs.line),
-            (None, Some(address)) => self.connect(id, rank, address),
-            (None, None) => Err(format!("the memory of {from} can't be reached")),
+        let room = self.room_for(rank, mode)?;
+        match in_engine(|engine| engine.transport.other(from)) {
+            Some(source) => self.reach(id, rank, (from, source), room, &needs.line),
+            None => self.connect(id, rank, from, room, &needs.line),
         }
     }
 
@@ -114,7 +115,7 @@ impl Moving {
         id: Move,
         rank: Rank,
         (from, source): (Process, OtherProcess),
-        mode: MoveMode,
+        room: Room,
         line: &str,
     ) -> Result<Arriving, String> {
         let address = self.layout.address(rank);
@@ -127,25 +128,10 @@ impl Moving {
                 }
                 error => error.to_string(),
             })?;
-        let line = Line::take(&source, line)?;
-        let slot = self.slot_for(rank)?;
-        let incoming = match mode {
-            MoveMode::Postcopy => Some(incoming(&slot)?),
-            _ => None,
-        };
         let stop = Arc::<AtomicBool>::default();
-        let fetch = Fetch {
-            id,
-            rank,
-            from,
-            source,
-            line: line.again().map_err(|error| error.to_string())?,
-            slot,
-            incoming,
-            address,
-            threads: self.threads,
-            stop: stop.clone(),
-        };
+        let source = Memory::reach(source, line, address, self.threads, stop.clone())?;
+        let line = source.again().map_err(|error| error.to_string())?;
+        let fetch = Fetch::new((id, rank, from), source, room, stop.clone());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
@@ -159,39 +145,48 @@ impl Moving {
 
     /// Starts the thread that connects with the source, and takes the rank when it is sent. It gets the slot when it is connected:
     /// until then nobody has to wait for it.
-    fn connect(&self, id: Move, rank: Rank, address: &str) -> Result<Arriving, String> {
-        let (room, slot) = channel();
+    fn connect(
+        &self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        slot: Room,
+        address: &str,
+    ) -> Result<Arriving, String> {
+        let (room, given) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
-            let taker = match Taker::connect(&address, control.token, me, stopped) {
+            let taker = match Taker::connect(&address, control.token, me, stopped.clone()) {
                 Ok(taker) => taker,
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
             tell.tell(News::Reached(id, Ok(())));
-            let Ok(slot) = slot.recv() else {
+            let Ok(room) = given.recv() else {
                 return;
             };
-            let taken = taker.take(rank, slot).and_then(|fetched| {
-                let checked = fetched.slot.check();
-                checked.map_err(|error| error.to_string())?;
-                Ok(fetched)
-            });
-            Came::tell(id, taken, &tell, &control);
+            Fetch::new((id, rank, from), taker, room, stopped).run(&tell, &control);
         };
         Ok(Arriving {
             rank,
             line: None,
-            room: Some((self.slot_for(rank)?, room)),
+            room: Some((slot, room)),
             thread: start(rank, take)?,
             stop,
         })
     }
 
-    fn slot_for(&self, rank: Rank) -> Result<RestoringSlot, String> {
-        RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())
+    fn room_for(&self, rank: Rank, mode: MoveMode) -> Result<Room, String> {
+        let slot = RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?;
+        let incoming = (mode == MoveMode::Postcopy).then(|| Incoming::new(&slot));
+        let incoming = incoming.transpose().map_err(|error| {
+            format!(
+                "it can't run while its memory still comes: {error}; or take another mode, `auto`, say"
+            )
+        })?;
+        Ok((incoming, slot))
     }
 
     /// A rank does not come: what has come of it goes.
@@ -199,7 +194,7 @@ impl Moving {
         if let Some(arriving) = self.arriving.remove(&id) {
             arriving.stop.store(true, Ordering::SeqCst);
             if let Some(line) = &arriving.line {
-                line.end();
+                memory::end(line);
             }
             // Its slot may be wanted again at once. A thread that has none may wait for the network.
             if arriving.room.is_none() {
@@ -315,15 +310,6 @@ impl Scheduler {
 fn start(rank: Rank, receive: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, String> {
     library_thread("ckpt-move", receive)
         .map_err(|error| format!("no thread can be started to fetch {rank}: {error}"))
-}
-
-/// Has the pages of a rank come while it runs.
-fn incoming(slot: &RestoringSlot) -> Result<Incoming, String> {
-    Incoming::new(slot).map_err(|error| {
-        format!(
-            "it can't run while its memory still comes: {error}; or take another mode, `auto`, say"
-        )
-    })
 }
 
 /// Makes a rank of what has come of one.

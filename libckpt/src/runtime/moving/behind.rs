@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::{Incoming, IncomingError};
-use libckpt_transport::OtherProcess;
 use protocol::control::{Report, exit};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
-use super::parcel::Parcel;
+use super::line::Source;
 use super::{News, Tell};
 use crate::runtime::control::{Control, ENDING};
 
@@ -52,46 +51,21 @@ impl Drop for Bringing {
     }
 }
 
-/// What is still to come of a rank when it is given to the ranks' thread.
-pub(super) struct Behind {
-    pub(super) incoming: Incoming,
-    pub(super) memory: Frozen,
+/// What is still to come of a rank that is given to the ranks' thread.
+pub(super) struct Behind<S> {
+    pub(super) id: Move,
     pub(super) rank: Rank,
     pub(super) from: Process,
+    pub(super) incoming: Incoming,
+    pub(super) source: S,
+    pub(super) stop: Arc<AtomicBool>,
 }
 
-/// The rank's memory in its old process, which stays as it is until the move is over.
-pub(super) struct Frozen {
-    pub(super) source: OtherProcess,
-    /// First address of the slot, in every process.
-    pub(super) address: u64,
-}
-
-impl Frozen {
-    fn read(&self, first: u64, into: &mut [u8]) -> Result<(), String> {
-        let address = self.address + first * PAGE_BYTES as u64;
-        let read = self.source.read(address, into);
-        read.map_err(|error| error.to_string())
-    }
-}
-
-impl Behind {
-    /// Takes note of what comes, and fills what the rank needs at once.
-    ///
-    /// # Errors
-    /// It can't be had.
-    pub(super) fn begin(&mut self, parcel: &Parcel) -> Result<(), IncomingError> {
-        self.incoming.expect(&parcel.pages)?;
-        for pages in self.incoming.first() {
-            let read = &mut |first, into: &mut [u8]| self.memory.read(first, into);
-            self.incoming.fill_pages(&pages, read)?;
-        }
-        Ok(())
-    }
-
-    /// Brings the rest, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
-    pub(super) fn bring(mut self, id: Move, stop: &AtomicBool, tell: &Tell, control: &Control) {
-        match self.bring_all(stop) {
+impl<S: Source> Behind<S> {
+    /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
+    pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
+        let id = self.id;
+        match self.source.follow(&mut self.incoming) {
             Ok(true) => {
                 drop(self.incoming);
                 // In this order: whatever comes of the second finds the first.
@@ -104,7 +78,7 @@ impl Behind {
                 // The source may be gone because the job ends, and this process has not heard yet.
                 let failed = Instant::now();
                 while failed.elapsed() < HEAR_WITHIN {
-                    if stop.load(Ordering::SeqCst) || ENDING.load(Ordering::SeqCst) {
+                    if self.stop.load(Ordering::SeqCst) || ENDING.load(Ordering::SeqCst) {
                         return;
                     }
                     std::thread::sleep(LOOK_EVERY);
@@ -112,21 +86,6 @@ impl Behind {
                 self.die(&error, control);
             }
         }
-    }
-
-    /// False if it was stopped.
-    fn bring_all(&mut self, stop: &AtomicBool) -> Result<bool, IncomingError> {
-        let read = &mut |first, into: &mut [u8]| self.memory.read(first, into);
-        let mut next = 0;
-        while let Some(page) = self.incoming.next_missing(next) {
-            if stop.load(Ordering::SeqCst) {
-                return Ok(false);
-            }
-            // Who has waited for a page will mostly come to those behind it.
-            let page = self.incoming.next_fault()?.unwrap_or(page);
-            next = self.incoming.fill_around(page, read)?;
-        }
-        Ok(true)
     }
 
     /// A rank waits for a page that never comes.

@@ -1,7 +1,6 @@
 //! The side of the source while a rank is copied and runs: what it has written since the last round is the next, until little is
 //! left or no round shrinks ([`protocol::migration::rounds`]). Then it is frozen for the rest.
 
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libckpt_rank::capture::Look;
@@ -13,7 +12,7 @@ use protocol::migration::MoveMode;
 use protocol::migration::rounds::{COPY_BYTES_PER_S, Next, Rounds, SMALL_IMAGE_BYTES, choose};
 
 use super::leaving::Leaving;
-use super::line::{Answer, Line, Place, Word};
+use super::line::{Saying, Word};
 use super::parcel::encode_pages;
 use super::{News, Tell};
 use crate::engine::{Fatal, in_engine};
@@ -27,8 +26,6 @@ pub(super) struct Rounding {
     rounds: Rounds,
     /// All that were sent so far.
     sent: PageSet,
-    /// The numbers of those that are being copied, which the target reads here.
-    _list: Box<[u8]>,
 }
 
 impl Rounding {
@@ -104,7 +101,13 @@ impl Scheduler {
             return self.freeze(id, rank, None);
         };
         let rounds = Rounds::begin(look.existing.pages());
-        self.send_round(id, rank, rounds, &look.existing, PageSet::new());
+        self.say_pages(id, rank, Word::Round, &look.existing);
+        if let Some((_, leaving)) = self.leaving(id) {
+            leaving.rounding = Some(Rounding {
+                rounds,
+                sent: look.existing,
+            });
+        }
         Ok(())
     }
 
@@ -114,7 +117,7 @@ impl Scheduler {
             return Ok(());
         };
         let rank = leaving.rank;
-        if leaving.room.take().is_some() {
+        if std::mem::take(&mut leaving.room) {
             return self.have_room(id, rank);
         }
         let Some(mut rounds) = leaving.rounding.as_ref().map(|it| it.rounds) else {
@@ -128,62 +131,38 @@ impl Scheduler {
         match next {
             Next::Freeze => self.freeze(id, rank, Some(&look)),
             Next::Round => {
-                let sent = self
-                    .leaving(id)
-                    .and_then(|(_, leaving)| leaving.rounding.take());
-                let sent = sent.map(|rounding| rounding.sent).unwrap_or_default();
-                self.send_round(id, rank, rounds, &look.written, sent);
+                if let Some((_, leaving)) = self.leaving(id)
+                    && let Some(rounding) = &mut leaving.rounding
+                {
+                    rounding.rounds = rounds;
+                    rounding.sent.unite(&look.written);
+                }
+                self.say_pages(id, rank, Word::Round, &look.written);
                 Ok(())
             }
         }
     }
 
-    fn send_round(
-        &mut self,
-        id: Move,
-        rank: Rank,
-        rounds: Rounds,
-        pages: &PageSet,
-        mut sent: PageSet,
-    ) {
-        sent.unite(pages);
-        self.say_pages(id, rank, pages, Word::Round, |leaving, list| {
-            leaving.rounding = Some(Rounding {
-                rounds,
-                sent,
-                _list: list,
-            });
-        });
-    }
-
-    /// Says something about pages on the line, and listens for the answer. `keep` gets their numbers, which are to stay where they
-    /// are until it comes.
-    pub(super) fn say_pages(
-        &mut self,
-        id: Move,
-        rank: Rank,
-        pages: &PageSet,
-        word: fn(Place) -> Word,
-        keep: impl FnOnce(&mut Leaving, Box<[u8]>),
-    ) {
-        let Some((tell, leaving)) = self.leaving(id) else {
+    /// Says something about pages on the line. The answer is [`super::News::Done`].
+    pub(super) fn say_pages(&mut self, id: Move, rank: Rank, word: Word, pages: &PageSet) {
+        let Some((_, leaving)) = self.leaving(id) else {
             return;
         };
-        let said = (|| {
-            if leaving.listener.is_none() {
-                let listener = leaving.line.again().and_then(|line| listen(id, line, tell));
-                leaving.listener = Some(listener.map_err(|error| error.to_string())?);
-            }
-            let list = encode_pages(pages)?;
-            leaving.line.say(&word(Place::of(&list)))?;
-            Ok::<_, String>(list)
-        })();
-        match said {
-            Ok(list) => keep(leaving, list),
-            Err(reason) => {
-                let reason = format!("{rank} can't be sent: {reason}");
-                in_engine(|engine| engine.core.mover.failed(id, reason));
-            }
+        let said = encode_pages(pages).and_then(|about| {
+            leaving.line.say(Saying {
+                word,
+                about,
+                pages: match word.has_pages() {
+                    true => pages.ranges().to_vec(),
+                    false => Vec::new(),
+                },
+                frozen_us: None,
+                unsynced: Vec::new(),
+            })
+        });
+        if let Err(reason) = said {
+            let reason = format!("{rank} can't be sent: {reason}");
+            in_engine(|engine| engine.core.mover.failed(id, reason));
         }
     }
 
@@ -217,13 +196,4 @@ impl Scheduler {
         let leaving = moving.leaving.get_mut(&id)?;
         Some((moving.tell.clone(), leaving))
     }
-}
-
-/// Waits for what the target answers, in a thread, until the line ends.
-fn listen(id: Move, mut line: Line, tell: Tell) -> std::io::Result<JoinHandle<()>> {
-    library_thread("ckpt-move", move || {
-        while let Ok(Answer::Done) = line.hear() {
-            tell.tell(News::Done(id));
-        }
-    })
 }
