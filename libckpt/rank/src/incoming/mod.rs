@@ -28,7 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use protocol::ids::Rank;
 
-use self::pages::Pages;
+pub use self::pages::Pages;
 use self::staging::Staging;
 use crate::heap;
 use crate::hosted;
@@ -125,7 +125,10 @@ pub struct Incoming {
     /// Units that something was put into.
     touched: Pages,
     staging: Option<Staging>,
+    /// Pages that somebody waits for and nobody was told of.
     waited_for: VecDeque<u64>,
+    /// Such that were told of by [`Incoming::next_fault`], and have not come.
+    told: BTreeSet<u64>,
 }
 
 impl Incoming {
@@ -164,6 +167,7 @@ impl Incoming {
             touched: Pages::none_of(pages / UNIT_PAGES),
             staging: takes_over.then(Staging::new).and_then(Result::ok),
             waited_for: VecDeque::new(),
+            told: BTreeSet::new(),
         })
     }
 
@@ -221,6 +225,12 @@ impl Incoming {
         self.missing.count()
     }
 
+    /// Whether one of these pages has not come.
+    #[must_use]
+    pub fn is_missing(&self, pages: &Range<u64>) -> bool {
+        self.missing.first_in(pages).is_some()
+    }
+
     /// The next page from this one on, and again from the first, that has not come.
     #[must_use]
     pub fn next_missing(&self, from: u64) -> Option<u64> {
@@ -228,17 +238,19 @@ impl Incoming {
         after.or_else(|| self.missing.first_in(&(0..from)))
     }
 
-    /// A page that somebody waits for and that has not come. Whoever waits for another page gets zeros. `None` when nobody waits.
+    /// A page that somebody waits for and that has not come, told once. Whoever waits for another page gets zeros. `None` when nobody
+    /// waits.
     ///
     /// # Errors
     /// Those of the system.
     pub fn next_fault(&mut self) -> Result<Option<u64>, IncomingError> {
         loop {
             while let Some(page) = self.waited_for.pop_front() {
-                if self.missing.contains(page) {
+                if !self.missing.contains(page) {
+                    self.give_zeros(page)?;
+                } else if self.told.insert(page) {
                     return Ok(Some(page));
                 }
-                self.give_zeros(page)?;
             }
             if self.take_messages()? == 0 {
                 return Ok(None);
@@ -299,12 +311,12 @@ impl Incoming {
             match self.uffd.copy(self.address(run.start), &bytes[from..until]) {
                 Ok(done) => {
                     run.end = run.start + (done / PAGE_BYTES) as u64;
-                    self.missing.remove(&run);
+                    self.have(&run);
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => self.let_change()?,
                     // It was mapped anew, or is more than one mapping.
-                    Some(libc::ENOENT) if run.end - run.start == 1 => self.missing.remove(&run),
+                    Some(libc::ENOENT) if run.end - run.start == 1 => self.leave_out(&run),
                     Some(libc::ENOENT) => most = (run.end - run.start) / 2,
                     Some(libc::EEXIST) => {
                         return Err(IncomingError::There {
@@ -317,6 +329,19 @@ impl Incoming {
             }
         }
         Ok(())
+    }
+
+    /// Pages do not come: they are zeros, or nobody's any more. Whoever waits for one gets zeros by the next [`Incoming::next_fault`].
+    pub fn leave_out(&mut self, pages: &Range<u64>) {
+        self.missing.remove(pages);
+        self.waited_for.extend(self.told.range(pages.clone()));
+        self.told.retain(|page| !pages.contains(page));
+    }
+
+    /// Pages are here.
+    fn have(&mut self, pages: &Range<u64>) {
+        self.missing.remove(pages);
+        self.told.retain(|page| !pages.contains(page));
     }
 
     /// Whether nothing was put into a unit of huge pages yet, so that one can go there.
@@ -362,9 +387,9 @@ impl Incoming {
                 Ok(done) => {
                     self.touch(&all);
                     let gone = all.start..all.start + (done / PAGE_BYTES) as u64;
-                    self.missing.remove(&gone);
+                    self.have(&gone);
                     if done < UNIT_BYTES {
-                        staging_clear(&mut self.staging);
+                        self.clear_staging();
                     }
                     return Ok(done == UNIT_BYTES);
                 }
@@ -381,7 +406,7 @@ impl Incoming {
                 }
                 Err(error) => {
                     self.touch(&all);
-                    staging_clear(&mut self.staging);
+                    self.clear_staging();
                     // It may be several mappings. Whatever else it is would be so the next time.
                     if error.raw_os_error() != Some(libc::ENOENT) {
                         self.staging = None;
@@ -389,6 +414,12 @@ impl Incoming {
                     return Ok(false);
                 }
             }
+        }
+    }
+
+    fn clear_staging(&mut self) {
+        if let Some(staging) = &mut self.staging {
+            staging.clear();
         }
     }
 
@@ -437,7 +468,7 @@ impl Incoming {
                 self.waited_for.push_back(page);
             } else if let Some(range) = message.removed() {
                 let pages = self.page(range.start)..self.page(range.end);
-                self.missing.remove(&pages);
+                self.leave_out(&pages);
             }
         }
         Ok(count)
@@ -467,12 +498,6 @@ impl Drop for Incoming {
         }
         lock().remove(&self.rank);
         COUNT.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-fn staging_clear(staging: &mut Option<Staging>) {
-    if let Some(staging) = staging {
-        staging.clear();
     }
 }
 

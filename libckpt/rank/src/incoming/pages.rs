@@ -8,14 +8,15 @@ const BITS: u64 = 64;
 
 /// Numbers of pages, or of anything else that there is a limited number of.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub struct Pages {
     words: Box<[u64]>,
     count: u64,
 }
 
 impl Pages {
     /// None of so many. Memory is taken as far as numbers are put in.
-    pub(super) fn none_of(count: u64) -> Self {
+    #[must_use]
+    pub fn none_of(count: u64) -> Self {
         let words = count.div_ceil(BITS) as usize;
         Self {
             words: in_process(|| vec![0; words].into_boxed_slice()),
@@ -24,22 +25,25 @@ impl Pages {
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
+    #[must_use]
+    pub fn count(&self) -> u64 {
         self.count
     }
 
-    pub(super) fn contains(&self, page: u64) -> bool {
+    /// Whether this one is in it.
+    #[must_use]
+    pub fn contains(&self, page: u64) -> bool {
         let word = self.words.get((page / BITS) as usize);
         word.is_some_and(|word| word >> (page % BITS) & 1 == 1)
     }
 
     /// Puts a range in, as far as there are such numbers.
-    pub(super) fn insert(&mut self, range: &Range<u64>) {
+    pub fn insert(&mut self, range: &Range<u64>) {
         self.change(range, |word, mask| *word |= mask);
     }
 
     /// Takes a range out.
-    pub(super) fn remove(&mut self, range: &Range<u64>) {
+    pub fn remove(&mut self, range: &Range<u64>) {
         self.change(range, |word, mask| *word &= !mask);
     }
 
@@ -59,19 +63,21 @@ impl Pages {
     }
 
     /// The first one of a range.
-    pub(super) fn first_in(&self, range: &Range<u64>) -> Option<u64> {
+    #[must_use]
+    pub fn first_in(&self, range: &Range<u64>) -> Option<u64> {
         self.find(range, |word| word)
     }
 
     /// The first run of a range.
-    pub(super) fn run_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
+    #[must_use]
+    pub fn run_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
         let start = self.first_in(range)?;
         let end = self.find(&(start..range.end), |word| !word);
         Some(start..end.unwrap_or(range.end))
     }
 
     /// All runs of a range, ascending.
-    pub(super) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let mut left = range;
         std::iter::from_fn(move || {
             let run = self.run_in(&left)?;

@@ -133,7 +133,10 @@ impl<S: Source> Fetch<S> {
             match word {
                 Word::Room => self.slot.make_room(&decode_pages(&about)?),
                 Word::Round => self = self.fill(&decode_pages(&about)?)?,
-                Word::Rest => {
+                Word::Rest | Word::Ahead if self.incoming.is_some() != (word == Word::Ahead) => {
+                    return Err("it is sent in another way than it was asked for".to_owned());
+                }
+                Word::Rest | Word::Ahead => {
                     let parcel = Parcel::decode(&about, self.rank)?;
                     return self.fetch_rest(parcel);
                 }

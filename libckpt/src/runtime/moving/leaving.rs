@@ -46,17 +46,19 @@ pub(super) struct Frozen {
     output: Option<(OwnedFd, OwnedFd)>,
 }
 
+/// Memory of a rank that has left, as long as it may be read.
+pub(super) struct Left {
+    /// Where the rank went ahead of it.
+    _line: Option<Line>,
+    _slot: Slot,
+}
+
 impl Scheduler {
     /// Looks whether anything pins a rank, and answers.
     pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
         let outcome = self.movable(rank, mode);
         let outcome = outcome.and_then(|mut needs| {
             let line = self.open_line(id, rank, to)?;
-            if mode == MoveMode::Postcopy && line.is_connection() {
-                return Err(format!(
-                    "its process and {to} share no memory, and between such the mode `{mode}` is not there yet; take another one"
-                ));
-            }
             needs.line = line.name();
             let leaving = Leaving {
                 rank,
@@ -82,10 +84,12 @@ impl Scheduler {
         let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
         let tell = moving.tell.clone();
         let ear: Ear = Arc::new(move |heard| {
-            tell.tell(match heard {
-                Heard::Answer(Answer::Done) => News::Done(id),
-                Heard::Broken(reason) => News::NotGiven(id, reason),
-            });
+            match heard {
+                Heard::Answer(Answer::Done) => tell.tell(News::Done(id)),
+                Heard::Broken(reason) => tell.tell(News::NotGiven(id, reason)),
+                // The line's own affair.
+                Heard::Answer(Answer::Want { .. } | Answer::Taken { .. }) => {}
+            }
         });
         if in_engine(|engine| engine.transport.other(to)).is_some() {
             let line = ToTarget::new(ear)
@@ -240,7 +244,10 @@ impl Scheduler {
                 false => Vec::new(),
             };
             let said = leaving.line.say(Saying {
-                word: Word::Rest,
+                word: match leaving.mode {
+                    MoveMode::Postcopy => Word::Ahead,
+                    _ => Word::Rest,
+                },
                 about,
                 pages: parcel.rest,
                 frozen_us: Some(frozen_us),
@@ -332,11 +339,16 @@ impl Scheduler {
             return Ok(());
         };
         let leaving = moving.leaving.remove(&id);
-        let is_given = leaving.is_some_and(|leaving| leaving.line.is_connection());
+        let is_given = (leaving.as_ref()).is_some_and(|leaving| leaving.line.is_connection());
+        let ahead = leaving.filter(|leaving| leaving.mode == MoveMode::Postcopy);
         let Some(frozen) = moving.frozen.remove(&rank) else {
             return Err(Fatal::new(format!("{rank} has left and was not frozen")));
         };
-        moving.left.insert(rank, frozen.slot);
+        let left = Left {
+            _line: ahead.map(|leaving| leaving.line),
+            _slot: frozen.slot,
+        };
+        moving.left.insert(rank, left);
         match is_given {
             true => fs::release(rank),
             false => fs::let_go(rank),

@@ -87,7 +87,7 @@ impl ToTarget {
 
     /// See [`super::line::Line::say`].
     pub(super) fn say(&mut self, saying: Saying) -> Result<(), String> {
-        if saying.word != Word::Rest && self.listener.is_none() {
+        if !saying.word.is_last() && self.listener.is_none() {
             let stream = self.stream.try_clone();
             let ear = self.ear.clone();
             let listener = stream.and_then(|stream| {

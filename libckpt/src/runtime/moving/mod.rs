@@ -50,7 +50,7 @@ use protocol::slots::SlotLayout;
 use self::arriving::{Arrived, Arriving};
 use self::behind::Bringing;
 use self::fetch::Came;
-use self::leaving::{Frozen, Leaving};
+use self::leaving::{Frozen, Leaving, Left};
 use super::control::Control;
 use super::processors::Processors;
 use super::schedule::Scheduler;
@@ -74,7 +74,7 @@ pub(crate) struct Moving {
     /// Ranks that stand still here until it is known who runs them.
     frozen: BTreeMap<Rank, Frozen>,
     /// Memory of ranks that have left, as long as it may be read.
-    left: BTreeMap<Rank, Slot>,
+    left: BTreeMap<Rank, Left>,
     arriving: BTreeMap<Move, Arriving>,
     /// Ranks that are here as a whole, until it is known who runs them.
     arrived: BTreeMap<Rank, Arrived>,
