@@ -61,16 +61,24 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         let about = &saying.about;
         let kind = Kind::Word(saying.word);
         let head = Piece::new(kind, stood_us, 0, about.len(), digest(0, about));
-        self.to.write_all(head.as_bytes()).map_err(broke)?;
-        self.to.write_all(about).map_err(broke)?;
+        self.write(&head, about)?;
         if saying.word.has_pages() {
             self.pieces = 0;
             self.send_pages(&saying.pages)?;
             let pieces = self.pieces;
             let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
-            self.to.write_all(end.as_bytes()).map_err(broke)?;
+            self.write(&end, &[])?;
         }
         self.to.flush().map_err(broke)
+    }
+
+    /// Sends a head and what follows it.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) fn write(&mut self, head: &Piece, bytes: &[u8]) -> Result<(), String> {
+        let sent = self.to.write_all(head.as_bytes());
+        sent.and_then(|()| self.to.write_all(bytes)).map_err(broke)
     }
 
     fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {
@@ -99,7 +107,7 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
     fn send_zeros(&mut self, first: u64, pages: usize) -> Result<(), String> {
         let head = Piece::new(Kind::Zeros, first, pages, 0, digest(first, &[]));
         self.pieces += 1;
-        self.to.write_all(head.as_bytes()).map_err(broke)
+        self.write(&head, &[])
     }
 
     fn send(&mut self, first: u64, raw: &[u8]) -> Result<(), String> {

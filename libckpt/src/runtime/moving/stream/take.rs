@@ -78,11 +78,23 @@ impl Taker {
 
 impl<S: Read + Write + Expect + Send> Source for Taker<S> {
     fn hear(&mut self) -> Result<(Word, Vec<u8>), String> {
-        // Until the source has something to say nothing comes, however long that takes.
-        self.source.expect_within(None);
-        let head = self.next()?;
-        self.stood = (head.first, now_us());
-        self.source.expect_within(Some(STALLED_AFTER));
+        let head = loop {
+            // Until the source has something to say nothing comes, however long that takes.
+            self.source.expect_within(None);
+            let head = self.next()?;
+            self.stood = (head.first, now_us());
+            self.source.expect_within(Some(STALLED_AFTER));
+            if head.kind != Kind::Probe {
+                break head;
+            }
+            self.packed.resize(head.bytes, 0);
+            let read = self.source.read_exact(&mut self.packed);
+            read.map_err(|error| broke(&error))?;
+            head.compare(&self.packed)?;
+            if head.first == 0 {
+                self.answer(Answer::Done)?;
+            }
+        };
         let Kind::Word(word) = head.kind else {
             return Err(format!(
                 "the source sends {:?} instead of a word",
@@ -121,7 +133,7 @@ impl<S: Read + Write + Expect + Send> Source for Taker<S> {
                     piece.compare(&[])?;
                     break;
                 }
-                Kind::End | Kind::Word(_) => {
+                Kind::End | Kind::Word(_) | Kind::Probe => {
                     return Err(format!(
                         "the source ends after {pieces} pieces of {}, where {} pages were to come",
                         piece.first, due
