@@ -48,6 +48,7 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
             let head = Piece::new(Kind::Probe, left, PIECE_PAGES, raw.len(), digest);
             self.write(&head, &raw)?;
         }
+        self.flush()?;
         let broke = |error: String| format!("the connection to the target broke: {error}");
         match answers.hear().map_err(broke)? {
             Some(Answer::Done) => Ok(begun.elapsed()),
