@@ -23,6 +23,14 @@ const AT_AN_END: &[&str] = &[
     "the source can't be reached",
 ];
 
+/// Why a move out of a checkpoint may be refused, where checkpoints are taken now and then.
+const WITHOUT_CHECKPOINT: &[&str] = &[
+    // A rank that has just come, or has just started.
+    "no checkpoint of rank",
+    // With `--track hash`.
+    "can't be told: the kernel does not track what is written",
+];
+
 /// Asks for a move in this mode, and waits until it is over.
 ///
 /// # Errors
@@ -43,6 +51,17 @@ pub struct Wandering {
     pub modes: &'static [&'static str],
     /// Why a move may be refused in addition, where one of the processes is killed.
     pub broken: &'static [&'static str],
+}
+
+impl Wandering {
+    fn is_known(&self, mode: &str, reason: &str) -> bool {
+        let more = match mode {
+            "checkpoint" => WITHOUT_CHECKPOINT,
+            _ => &[],
+        };
+        let mut known = AT_AN_END.iter().chain(self.broken).chain(more);
+        known.any(|known| reason.contains(known))
+    }
 }
 
 /// Moves random ranks to random processes without pause, until something says so at the latest. Gives how many have moved.
@@ -71,8 +90,7 @@ pub fn move_about(
             Some(0) => moved += usize::from(record["result"]["from"] != record["result"]["to"]),
             Some(69) => {
                 let reason = record["error"]["message"].as_str().unwrap_or_default();
-                let mut known = AT_AN_END.iter().chain(wandering.broken);
-                ensure!(known.any(|known| reason.contains(known)), "{reason}");
+                ensure!(wandering.is_known(mode, reason), "{reason}");
             }
             _ => anyhow::bail!("{}", outcome.story()),
         }

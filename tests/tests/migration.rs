@@ -125,10 +125,12 @@ fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> 
     wait_for_go(&mut job)?;
     let stop = AtomicBool::new(false);
     let mut kills = 0;
-    let time = Duration::from_secs(60);
+    let wandering = Wandering {
+        modes: &["stop", "precopy", "checkpoint", "auto"],
+        ..wandering(Duration::from_secs(60), 0)
+    };
     let moved = std::thread::scope(|scope| -> Result<usize> {
-        let mover =
-            scope.spawn(|| move_about(&bed, solver, &mut moving, wandering(time, 0), &stop));
+        let mover = scope.spawn(|| move_about(&bed, solver, &mut moving, wandering, &stop));
         let killed = (|| -> Result<()> {
             for starts in 2..=5 {
                 std::thread::sleep(Duration::from_millis(random.random_range(100..900)));

@@ -14,9 +14,9 @@ use crate::output::Report;
 use crate::report::MovedReport;
 
 pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
-    if matches!(args.mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+    if args.mode == MoveMode::Postcopy {
         return Err(Failure::usage(
-            "this mode is not there yet; there are stop, precopy, safepoint and auto",
+            "this mode is not there yet; there are stop, precopy, checkpoint, safepoint and auto",
         ));
     }
     let store = JobStore::open(&args.store)?;
@@ -131,6 +131,7 @@ fn in_words(step: Step, mode: MoveMode) -> &'static str {
         Step::Preparing => "making room",
         Step::Transferring => match mode {
             MoveMode::Precopy | MoveMode::Auto => "it is copied",
+            MoveMode::Checkpoint => "its checkpoint is read there",
             MoveMode::Safepoint => "waiting for a safepoint",
             _ => "it stands still and is copied",
         },

@@ -382,7 +382,10 @@ fn follow(
         assert_same(
             &copied,
             &followed,
-            &format!("rank {rank}, round {round}, out of a checkpoint: {}", base.is_some()),
+            &format!(
+                "rank {rank}, round {round}, out of a checkpoint: {}",
+                base.is_some()
+            ),
         );
         if round < rounds {
             resume_all(slots);
@@ -399,11 +402,11 @@ fn differing(live: &LivePages, base: &Image) -> PageSet {
     let mut pages = Vec::new();
     let zeros = vec![0; PAGE_BYTES];
     live.read(|page, bytes| {
-            if base.get(&page).unwrap_or(&zeros) != bytes {
-                pages.push(page..page + 1);
-            }
-        })
-        .unwrap();
+        if base.get(&page).unwrap_or(&zeros) != bytes {
+            pages.push(page..page + 1);
+        }
+    })
+    .unwrap();
     pages.into_iter().collect()
 }
 

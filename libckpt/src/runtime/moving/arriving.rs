@@ -125,6 +125,7 @@ impl Moving {
             slot: self.slot_for(rank)?,
             address,
             threads: self.threads,
+            store: self.checkpoints(),
             stop: stop.clone(),
         };
         let (tell, control) = (self.tell.clone(), self.control.clone());

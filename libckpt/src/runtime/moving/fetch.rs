@@ -19,6 +19,7 @@ use protocol::migration::MoveReport;
 
 use super::line::{Answer, Line, Place, Word};
 use super::parcel::{self, Files, Pages, Parcel};
+use super::stored::Store;
 use super::{News, Tell};
 use crate::fs;
 use crate::runtime::control::Control;
@@ -83,6 +84,8 @@ pub(super) struct Fetch {
     /// First address of the slot, in every process.
     pub(super) address: u64,
     pub(super) threads: usize,
+    /// The job's checkpoints.
+    pub(super) store: Store,
     /// Set where the rank does not come after all.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -109,6 +112,14 @@ impl Fetch {
                     self.slot.again(&pages);
                     self = self.copy(&pages)?;
                     copied.unite(&pages.into_iter().collect());
+                    self.line.say(&Answer::Done).map_err(gone)?;
+                }
+                Word::Stored(place) => {
+                    let files = parcel::fetch(&self.source, place)?;
+                    let (slot, pages) =
+                        (self.store).read(self.rank, &files, self.slot, &self.stop)?;
+                    self.slot = slot;
+                    copied.unite(&pages);
                     self.line.say(&Answer::Done).map_err(gone)?;
                 }
                 Word::Rest(place) => return self.fetch_rest(place, &copied),

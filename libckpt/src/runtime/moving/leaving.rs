@@ -14,6 +14,7 @@ use protocol::migration::{MoveMode, MoveNeeds};
 use super::line::{Line, OtherEnd, Place, Word};
 use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
+use super::stored::Reading;
 use super::stream::give::{Expected, Freight, Giver};
 use super::{Moving, News};
 use crate::engine::{Engine, Fatal, in_engine};
@@ -36,6 +37,8 @@ pub(super) struct Leaving {
     pub(super) watched: Option<Instant>,
     /// While the target makes room for these pages.
     pub(super) room: Option<Box<[u8]>>,
+    /// While the target reads its last checkpoint.
+    pub(super) reading: Option<Reading>,
     /// What was copied while it ran.
     pub(super) rounding: Option<Rounding>,
 }
@@ -84,6 +87,7 @@ impl Scheduler {
                 listener: None,
                 watched: None,
                 room: None,
+                reading: None,
                 rounding: None,
             };
             let moving = self.moving.as_mut().ok_or("a move without a coordinator")?;
@@ -104,9 +108,9 @@ impl Scheduler {
         if in_engine(|engine| engine.transport.other(to)).is_some() {
             return Ok(None);
         }
-        if mode == MoveMode::Precopy {
+        if matches!(mode, MoveMode::Precopy | MoveMode::Checkpoint) {
             return Err(format!(
-                "its process and {to} share no memory, and between such the mode `precopy` is not there yet; take `stop`, `safepoint` or `auto`"
+                "its process and {to} share no memory, and between such the mode `{mode}` is not there yet; take `stop`, `safepoint` or `auto`"
             ));
         }
         if self.output.of(rank).is_some() {
@@ -133,8 +137,11 @@ impl Scheduler {
     }
 
     fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
-        if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+        if mode == MoveMode::Postcopy {
             return Err(format!("the mode `{mode}` is not there yet"));
+        }
+        if mode == MoveMode::Checkpoint {
+            self.has_checkpoint(rank)?;
         }
         let (index, moving) = self.index_of(rank)?;
         let slot = &self.slots[index];
@@ -192,7 +199,8 @@ impl Scheduler {
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
-            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy | MoveMode::Checkpoint => {
+            MoveMode::Checkpoint => self.begin_from_stored(id, rank),
+            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy => {
                 if image_bytes >= ROOM_BYTES_MIN {
                     self.ask_for_room(id, rank)
                 } else {

@@ -37,6 +37,8 @@ pub(super) enum Word {
     Room(Place),
     /// Copy these pages, while the rank runs.
     Round(Place),
+    /// Read the rank's image out of these files of the store ([`super::stored::Files`]), while the rank runs.
+    Stored(Place),
     /// The rank is frozen: a [`super::parcel::Parcel`].
     Rest(Place),
 }
@@ -44,7 +46,7 @@ pub(super) enum Word {
 /// What the target answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// A round is copied, or there is memory.
+    /// A round is copied, an image read, or there is memory.
     Done,
 }
 

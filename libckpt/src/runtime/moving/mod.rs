@@ -18,6 +18,7 @@
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
+//! - [`stored`]: both sides where the target reads the rank's last checkpoint first.
 //! - [`fetch`]: the thread that brings a rank here out of memory that it can read.
 //! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`stream`]: the threads at both ends of a connection, where it can't.
@@ -29,6 +30,7 @@ mod leaving;
 mod line;
 mod parcel;
 mod rounds;
+mod stored;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -39,13 +41,14 @@ use libckpt_rank::Slot;
 use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
-use protocol::ids::{Incarnation, Move, Process, Rank};
+use protocol::ids::{Incarnation, JobId, Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving};
+use self::stored::Told;
 use super::control::Control;
 use super::processors::Processors;
 use super::schedule::Scheduler;
@@ -57,6 +60,7 @@ pub(crate) struct Moving {
     control: Control,
     me: Process,
     incarnation: Incarnation,
+    job: JobId,
     layout: SlotLayout,
     /// Threads that copy a rank beside each other.
     threads: usize,
@@ -89,13 +93,19 @@ enum News {
     NotGiven(Move, String),
     /// Source: it is time to see how much a rank writes.
     Time(Move),
+    /// Source: what is known about a rank's last checkpoint.
+    Stored(Move, Told),
 }
 
 impl News {
     fn id(&self) -> Move {
         match self {
             Self::Came(came) => came.id,
-            Self::Reached(id, _) | Self::NotGiven(id, _) | Self::Done(id) | Self::Time(id) => *id,
+            Self::Reached(id, _)
+            | Self::NotGiven(id, _)
+            | Self::Done(id)
+            | Self::Time(id)
+            | Self::Stored(id, _) => *id,
         }
     }
 }
@@ -129,6 +139,7 @@ impl Moving {
             control,
             me: in_engine(|engine| engine.core.me),
             incarnation: assignment.incarnation,
+            job: assignment.job,
             layout,
             threads: Processors::of(assignment).share(),
             store: std::fs::canonicalize(&assignment.store)
@@ -181,6 +192,7 @@ impl Scheduler {
                 }
                 News::Done(id) => self.go_on(id)?,
                 News::Time(id) => self.choose(id)?,
+                News::Stored(id, told) => self.stored(id, told)?,
             }
             self.obey_mover()?;
         }

@@ -25,13 +25,22 @@ const WATCH: Duration = Duration::from_millis(20);
 /// Pages that are copied while the rank runs.
 pub(super) struct Rounding {
     rounds: Rounds,
-    /// All that were sent so far.
+    /// All that were sent so far, or are there out of the store.
     sent: PageSet,
     /// The numbers of those that are being copied, which the target reads here.
     _list: Box<[u8]>,
 }
 
 impl Rounding {
+    /// The target has these pages.
+    pub(super) fn with(rounds: Rounds, sent: PageSet) -> Self {
+        Self {
+            rounds,
+            sent,
+            _list: Box::default(),
+        }
+    }
+
     pub(super) fn count(&self) -> u32 {
         self.rounds.count()
     }
@@ -117,6 +126,10 @@ impl Scheduler {
         if leaving.room.take().is_some() {
             return self.have_room(id, rank);
         }
+        if let Some(reading) = &mut leaving.reading {
+            reading.is_read();
+            return self.go_on_from_stored(id, rank);
+        }
         let Some(mut rounds) = leaving.rounding.as_ref().map(|it| it.rounds) else {
             return Ok(());
         };
@@ -138,7 +151,8 @@ impl Scheduler {
         }
     }
 
-    fn send_round(
+    /// Has pages copied that were written since they were sent, or are none of `sent`.
+    pub(super) fn send_round(
         &mut self,
         id: Move,
         rank: Rank,
@@ -166,6 +180,18 @@ impl Scheduler {
         word: fn(Place) -> Word,
         keep: impl FnOnce(&mut Leaving, Box<[u8]>),
     ) {
+        self.say_list(id, rank, encode_pages(pages), word, keep);
+    }
+
+    /// See [`Self::say_pages`].
+    pub(super) fn say_list(
+        &mut self,
+        id: Move,
+        rank: Rank,
+        list: Result<Box<[u8]>, String>,
+        word: fn(Place) -> Word,
+        keep: impl FnOnce(&mut Leaving, Box<[u8]>),
+    ) {
         let Some((tell, leaving)) = self.leaving(id) else {
             return;
         };
@@ -174,7 +200,7 @@ impl Scheduler {
                 let listener = leaving.line.again().and_then(|line| listen(id, line, tell));
                 leaving.listener = Some(listener.map_err(|error| error.to_string())?);
             }
-            let list = encode_pages(pages)?;
+            let list = list?;
             leaving.line.say(&word(Place::of(&list)))?;
             Ok::<_, String>(list)
         })();
@@ -188,7 +214,7 @@ impl Scheduler {
     }
 
     /// Looks what a rank has written. Where that can't be told, the user is, and the rank is to be stopped for all of its pages.
-    fn look_at_writes(&mut self, id: Move, rank: Rank) -> Option<Look> {
+    pub(super) fn look_at_writes(&mut self, id: Move, rank: Rank) -> Option<Look> {
         let slot = self.slots.iter().find(|slot| slot.rank() == rank);
         let looked = match (slot, &mut self.snapshots) {
             (Some(slot), Some(snapshots)) => snapshots.look(slot),
@@ -212,7 +238,7 @@ impl Scheduler {
     }
 
     /// A rank that is to leave, if it was not given up, and how its threads tell news.
-    fn leaving(&mut self, id: Move) -> Option<(Tell, &mut Leaving)> {
+    pub(super) fn leaving(&mut self, id: Move) -> Option<(Tell, &mut Leaving)> {
         let moving = self.moving.as_mut()?;
         let leaving = moving.leaving.get_mut(&id)?;
         Some((moving.tell.clone(), leaving))
