@@ -181,7 +181,6 @@ mod tests {
             image_bytes: 1 << 40,
             files: vec!["/data/out.bin".to_owned(), String::new()],
             line: "fd:7".to_owned(),
-            given_at: Some("tcp:10.0.0.7:4711".to_owned()),
         };
         let release = MoveDirective::Release { process: from };
         let parted = MoveReport::Parted { process: from };
@@ -249,7 +248,6 @@ mod tests {
             image_bytes: 0,
             files: vec!["x".repeat(FRAME_BYTES_MAX / 2); 3],
             line: String::new(),
-            given_at: None,
         };
         let id = Move(1);
         let mut bytes = Vec::new();

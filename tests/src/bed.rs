@@ -146,6 +146,23 @@ impl Bed {
         &self.mark
     }
 
+    /// The living processes of its jobs that run a solver, wherever they are.
+    #[must_use]
+    pub fn solvers(&self, solver: &Solver) -> Vec<u32> {
+        self.running(&solver.name)
+    }
+
+    /// The living processes of its jobs that run a program of this name, wherever they are.
+    #[must_use]
+    pub fn running(&self, program: &str) -> Vec<u32> {
+        process::marked(&self.mark)
+            .into_iter()
+            .filter(|&pid| {
+                process::command(pid).is_some_and(|words| Path::new(&words[0]).ends_with(program))
+            })
+            .collect()
+    }
+
     /// Starts `ckpt run` with a solver and options of the launcher (words). The solver does not end before [`Job::wait`] is
     /// called, however fast the machine is: what a test does to the job before that, it does to a running one.
     ///

@@ -67,6 +67,15 @@ impl Solver {
         self
     }
 
+    /// The same without any pause: the same bits, much sooner.
+    #[must_use]
+    pub fn hurrying(mut self) -> Self {
+        if let Some(at) = self.arguments.iter().position(|it| it == "--pause-us") {
+            self.arguments.drain(at..(at + 2).min(self.arguments.len()));
+        }
+        self
+    }
+
     /// The same in so many processes.
     #[must_use]
     pub fn on(mut self, processes: usize) -> Self {

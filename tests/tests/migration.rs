@@ -1,7 +1,7 @@
 //! Ranks that move between the processes of a running job: the same bits as undisturbed, whatever is killed meanwhile.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,20 +11,11 @@ use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
 use tests::solver::Solver;
-use tests::wander::{self, Wandering, move_about};
+use tests::wander::journey::{Journey, Kind, Place};
+use tests::wander::{self, BROKEN, MODES, Wandering, move_about};
 
 /// Ranks that have to move in a test, at least.
 const MOVES_LEAST: usize = 10;
-
-fn storm(seed: u64) -> Solver {
-    Solver::storm(4, 14_000, seed)
-        .on(3)
-        .pausing(Duration::from_millis(40))
-}
-
-fn heat() -> Solver {
-    Solver::heat(4, 96, 128, 3000).on(3)
-}
 
 /// Waits until the ranks run.
 fn wait_for_go(job: &mut Job<'_>) -> Result<()> {
@@ -37,77 +28,66 @@ fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
 }
 
 /// Ranks move for so long, and so often at least, in all the ways that go wherever memory is shared.
-fn wandering(time: Duration, least: usize) -> Wandering {
+fn wandering(time: Duration, least: usize) -> Wandering<'static> {
     Wandering {
         time,
+        every: None,
         least,
-        modes: &["stop", "precopy", "auto"],
-        broken: &["is gone, or has given it up", "nobody is there"],
+        modes: MODES,
+        broken: BROKEN,
     }
 }
 
-/// Runs a job whose ranks move without pause for so long.
-fn moved_for(solver: &Solver, options: &str, seed: u64, time: Duration) -> Result<Outcome> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let bed = Bed::new()?;
-    let mut job = bed.start(solver, options)?;
-    wait_for_go(&mut job)?;
-    let never = AtomicBool::new(false);
-    let moved = move_about(
-        &bed,
-        solver,
-        &mut random,
-        wandering(time, MOVES_LEAST),
-        &never,
-    )?;
-    println!("{}: seed {seed}, {moved} moves", solver.name);
-    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
-    ensure!(outcome.count("start") == 1, "{}", outcome.story());
-    Ok(outcome)
+/// A job whose ranks move without pause for four seconds.
+fn journey(kind: Kind, seed: u64) -> Journey<'static> {
+    Journey {
+        kind,
+        place: Place::Shared,
+        size: None,
+        work: Duration::from_secs(3),
+        wandering: wandering(Duration::from_secs(4), MOVES_LEAST),
+        checkpoints: None,
+        options: "",
+        kills: None,
+        seed,
+    }
+}
+
+fn make(journey: &Journey<'_>) -> Result<()> {
+    let arrival = journey.make().with_context(|| journey.to_string())?;
+    println!("{journey}: {arrival}");
+    Ok(())
 }
 
 #[test]
 fn storm_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
     for seed in [1, 2] {
-        let storm = storm(seed);
-        let expected = undisturbed(&storm)?;
-        let outcome = moved_for(&storm, "--every off", seed, Duration::from_secs(4))?;
-        assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+        make(&journey(Kind::Storm, seed))?;
     }
     Ok(())
 }
 
 #[test]
 fn heat_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    let expected = undisturbed(&heat())?;
-    let outcome = moved_for(&heat(), "--every off", 3, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    Ok(())
+    make(&journey(Kind::Heat, 3))
 }
 
 #[test]
 fn cg_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let matrix = folder.path().join("own.mtx");
-    tests::matrix::write_own(&matrix, 30)?;
-    let cg = Solver::cg(3, &matrix, 24);
-    let expected = undisturbed(&cg)?;
-    let outcome = moved_for(&cg, "--every off", 4, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    Ok(())
+    make(&Journey {
+        size: Some((3, 3)),
+        ..journey(Kind::Cg, 4)
+    })
 }
 
 #[test]
 fn many_ranks_move_between_few_processes() -> Result<()> {
-    let storm = Solver::storm(24, 30_000, 5)
-        .on(3)
-        .pausing(Duration::from_millis(40));
-    let expected = undisturbed(&storm)?;
-    let outcome = moved_for(&storm, "--every 100ms", 5, Duration::from_secs(4))?;
-    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
-    ensure!(outcome.count("committed") > 0, "{}", outcome.story());
-    Ok(())
+    make(&Journey {
+        size: Some((24, 3)),
+        work: Duration::from_secs(1),
+        checkpoints: Some(Duration::from_millis(100)),
+        ..journey(Kind::Storm, 5)
+    })
 }
 
 /// How many events of a kind there were so far.
@@ -116,74 +96,25 @@ fn count(job: &Job<'_>, name: &str) -> Result<usize> {
 }
 
 /// Checkpoints and moves without pause, and a process killed again and again.
-fn outlives_kills(solver: &Solver, options: &str, expected: &str, seed: u64) -> Result<()> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
-    let bed = Bed::new()?;
-    let options = format!("{options} --max-restarts 20");
-    let mut job = bed.start(solver, &options)?;
-    wait_for_go(&mut job)?;
-    let stop = AtomicBool::new(false);
-    let mut kills = 0;
-    let wandering = Wandering {
-        modes: &["stop", "precopy", "checkpoint", "auto"],
-        ..wandering(Duration::from_secs(60), 0)
-    };
-    let moved = std::thread::scope(|scope| -> Result<usize> {
-        let mover = scope.spawn(|| move_about(&bed, solver, &mut moving, wandering, &stop));
-        let killed = (|| -> Result<()> {
-            for starts in 2..=5 {
-                std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
-                let victim = random.random_range(0..solver.process_count());
-                if job.kill(Target::Process(victim))?.is_none() {
-                    return Ok(());
-                }
-                kills += 1;
-                job.wait_events("the next start", starts, |event| event.is("go"))?;
-            }
-            std::thread::sleep(Duration::from_millis(500));
-            Ok(())
-        })();
-        stop.store(true, Ordering::SeqCst);
-        let moved = mover.join().expect("the mover does not panic");
-        killed.and(moved)
-    })?;
-    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    let committed = outcome.count("committed");
-    println!(
-        "{}: seed {seed}, {moved} moves, {kills} kills, {committed} checkpoints",
-        solver.name
-    );
-    ensure!(kills > 0 && moved > 0, "{}", outcome.story());
-    ensure!(outcome.result()? == expected, "{}", outcome.story());
-    ensure!(
-        bed.json("verify", &[])?["sound"] == true,
-        "{}",
-        outcome.story()
-    );
-    Ok(())
+fn outlives_kills(kind: Kind, every_ms: u64, options: &'static str, seed: u64) -> Result<()> {
+    make(&Journey {
+        checkpoints: Some(Duration::from_millis(every_ms)),
+        options,
+        kills: Some(Duration::from_millis(500)),
+        ..journey(kind, seed)
+    })
 }
 
 #[test]
 fn storm_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
-    for seed in [11, 12] {
-        let storm = storm(seed);
-        let expected = undisturbed(&storm)?;
-        outlives_kills(&storm, "--every 40ms", &expected, seed)
-            .with_context(|| format!("seed {seed}"))?;
-    }
-    Ok(())
+    outlives_kills(Kind::Storm, 40, "", 11)?;
+    outlives_kills(Kind::Storm, 40, "", 12)
 }
 
 #[test]
 fn heat_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
-    let expected = undisturbed(&heat())?;
-    for (seed, ways) in [(13, ""), (14, "--track hash --capture cow")] {
-        let options = format!("--every 30ms {ways}");
-        outlives_kills(&heat(), &options, &expected, seed)
-            .with_context(|| format!("seed {seed}"))?;
-    }
-    Ok(())
+    outlives_kills(Kind::Heat, 30, "", 13)?;
+    outlives_kills(Kind::Heat, 30, "--track hash --capture cow", 14)
 }
 
 /// Something large enough that a kill hits the move of it.

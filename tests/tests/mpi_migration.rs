@@ -1,7 +1,7 @@
 //! Ranks that move over MPI, on one node and between nodes: the same bits as undisturbed, whatever is killed meanwhile.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,169 +11,109 @@ use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::nodes::cluster::{Cluster, with_each_mpi};
+use tests::nodes::mpi::Mpi;
 use tests::process;
+use tests::skip::skip;
 use tests::solver::Solver;
-use tests::wander::{Wandering, migrate, move_about};
+use tests::wander::journey::{Journey, Kind, Place};
+use tests::wander::{BROKEN, MODES, Wandering, migrate, move_about};
 
 /// Ranks move for so long, and so often at least.
-fn wandering(time: Duration, least: usize) -> Wandering {
+fn wandering(time: Duration, least: usize) -> Wandering<'static> {
     Wandering {
         time,
+        every: None,
         least,
-        modes: &["stop"],
-        broken: &[
-            "the connection to the target broke",
-            "the connection to the source broke",
-        ],
+        modes: MODES,
+        broken: BROKEN,
     }
 }
 
-/// One in fifty messages is longer than 32 KiB, up to 3 MiB.
-fn storm(ranks: usize, seed: u64) -> Solver {
-    Solver::storm(ranks, 14_000, seed).pausing(Duration::from_millis(40))
+/// Makes a journey with each MPI, on this node or on so many. One in fifty messages of a storm is longer than 32 KiB, up to 3 MiB.
+fn travel(kind: Kind, nodes: usize, seed: u64, more: impl Fn(&mut Journey<'_>)) -> Result<()> {
+    for mpi in Mpi::ALL {
+        let mut journey = Journey {
+            kind,
+            place: Place::Nodes(mpi, nodes),
+            size: None,
+            work: Duration::from_secs(3),
+            wandering: wandering(Duration::from_secs(4), 10),
+            checkpoints: None,
+            options: "",
+            kills: None,
+            seed,
+        };
+        more(&mut journey);
+        if let Some(why) = journey.missing() {
+            skip(&journey.to_string(), &why);
+            continue;
+        }
+        let arrival = journey.make().with_context(|| journey.to_string())?;
+        println!("{journey}: {arrival}");
+    }
+    Ok(())
 }
 
-fn heat(ranks: usize) -> Solver {
-    Solver::heat(ranks, 96, 128, 3000)
+fn with_checkpoints(journey: &mut Journey<'_>) {
+    journey.checkpoints = Some(Duration::from_millis(100));
 }
 
-/// Starts a job on this node, or on the nodes with two processes on each.
-fn start<'a>(cluster: &'a Cluster, solver: &Solver, options: &str) -> Result<Job<'a>> {
-    let options = format!("--launch mpirun {options}");
-    let nodes: Vec<usize> = (1..=cluster.nodes().count()).collect();
-    let mut job = match nodes.len() {
-        0 => cluster.start(solver, &options)?,
-        _ => cluster.start_on(&nodes, 2, solver, &options)?,
-    };
-    job.wait_event("the start", |event| event.is("go"))?;
-    Ok(job)
-}
-
-/// Runs a job whose ranks move without pause.
-fn moves_on(nodes: usize, solver: &Solver, options: &str, seed: u64) -> Result<()> {
-    let expected = undisturbed(solver)?;
-    with_each_mpi(&solver.shown(), nodes, |cluster, mpi| {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let job = start(cluster, solver, options)?;
-        let never = AtomicBool::new(false);
-        let wandering = wandering(Duration::from_secs(4), 10);
-        let moved = move_about(cluster, solver, &mut random, wandering, &never)?;
-        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-        let committed = outcome.count("committed");
-        println!(
-            "{} with {mpi} on {nodes} nodes: seed {seed}, {moved} moves, {committed} checkpoints",
-            solver.name
-        );
-        ensure!(outcome.count("moved") >= moved, "{}", outcome.story());
-        ensure!(outcome.count("start") == 1, "{}", outcome.story());
-        ensure!(
-            (committed > 0) == (options != "--every off"),
-            "{}",
-            outcome.story()
-        );
-        ensure!(outcome.result()? == expected, "{}", outcome.story());
-        Ok(())
-    })
+fn with_kills(journey: &mut Journey<'_>) {
+    journey.checkpoints = Some(Duration::from_millis(60));
+    journey.kills = Some(Duration::from_millis(700));
 }
 
 #[test]
 fn storm_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    moves_on(0, &storm(4, 1).on(3), "--every off", 1)
+    travel(Kind::Storm, 0, 1, |_| ())
 }
 
 #[test]
 fn heat_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    moves_on(0, &heat(4).on(3), "--every off", 3)
+    travel(Kind::Heat, 0, 3, |_| ())
 }
 
 #[test]
 fn cg_gives_the_same_bits_while_ranks_move_without_pause() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let matrix = folder.path().join("own.mtx");
-    tests::matrix::write_own(&matrix, 30)?;
-    moves_on(0, &Solver::cg(3, &matrix, 24), "--every off", 4)
+    travel(Kind::Cg, 0, 4, |journey| journey.size = Some((3, 3)))
 }
 
 #[test]
 fn storm_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
 -> Result<()> {
-    moves_on(3, &storm(8, 5).on(6), "--every 100ms", 5)
+    travel(Kind::Storm, 3, 5, with_checkpoints)
 }
 
 #[test]
 fn heat_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
 -> Result<()> {
-    moves_on(3, &heat(6), "--every 100ms", 6)
+    travel(Kind::Heat, 3, 6, with_checkpoints)
 }
 
 #[test]
 fn cg_gives_the_same_bits_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
 -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let matrix = folder.path().join("own.mtx");
-    tests::matrix::write_own(&matrix, 30)?;
-    moves_on(3, &Solver::cg(6, &matrix, 24), "--every 100ms", 7)
-}
-
-/// Checkpoints and moves without pause, and a process killed again and again.
-fn outlives_kills(nodes: usize, solver: &Solver, seed: u64) -> Result<()> {
-    let expected = undisturbed(solver)?;
-    with_each_mpi(&solver.shown(), nodes, |cluster, mpi| {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut moving = ChaCha8Rng::seed_from_u64(seed + 1000);
-        let mut job = start(cluster, solver, "--every 60ms --max-restarts 20")?;
-        let stop = AtomicBool::new(false);
-        let wandering = wandering(Duration::from_secs(120), 0);
-        let moved = std::thread::scope(|scope| -> Result<usize> {
-            let mover = scope.spawn(|| move_about(cluster, solver, &mut moving, wandering, &stop));
-            let killed = (|| -> Result<()> {
-                for starts in 2..=4 {
-                    std::thread::sleep(Duration::from_millis(random.random_range(200..1200)));
-                    let alive = cluster.solvers(solver);
-                    ensure!(!alive.is_empty(), "nothing to kill");
-                    let victim = alive[random.random_range(0..alive.len())];
-                    process::send(victim, Signal::SIGKILL)?;
-                    job.wait_events("the next start", starts, |event| event.is("go"))?;
-                }
-                std::thread::sleep(Duration::from_millis(700));
-                Ok(())
-            })();
-            stop.store(true, Ordering::SeqCst);
-            let moved = mover.join().expect("the mover does not panic");
-            killed.and(moved)
-        })?;
-        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-        println!(
-            "{} with {mpi} on {nodes} nodes: seed {seed}, {moved} moves, 3 kills, {} checkpoints",
-            solver.name,
-            outcome.count("committed")
-        );
-        ensure!(moved > 0, "{}", outcome.story());
-        ensure!(outcome.result()? == expected, "{}", outcome.story());
-        ensure!(
-            cluster.json("verify", &[])?["sound"] == true,
-            "{}",
-            outcome.story()
-        );
-        Ok(())
+    travel(Kind::Cg, 3, 7, |journey| {
+        with_checkpoints(journey);
+        journey.work = Duration::from_secs(1);
     })
 }
 
 #[test]
 fn storm_outlives_kills_while_ranks_move_and_checkpoints_are_taken() -> Result<()> {
-    outlives_kills(0, &storm(4, 11).on(3), 11)
+    travel(Kind::Storm, 0, 11, with_kills)
 }
 
 #[test]
 fn storm_outlives_kills_while_ranks_move_between_three_nodes_and_checkpoints_are_taken()
 -> Result<()> {
-    outlives_kills(3, &storm(8, 12).on(6), 12)
+    travel(Kind::Storm, 3, 12, with_kills)
 }
 
 #[test]
 fn heat_outlives_kills_while_ranks_move_between_three_nodes_and_checkpoints_are_taken() -> Result<()>
 {
-    outlives_kills(3, &heat(6), 13)
+    travel(Kind::Heat, 3, 13, with_kills)
 }
 
 /// The process of each rank.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,7 +13,8 @@ use tests::damage::{Damage, epoch_folder};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
 use tests::solver::Solver;
-use tests::wander::{self, Wandering, move_about};
+use tests::wander::journey::{Journey, Kind, Place};
+use tests::wander::{self, Wandering};
 
 /// The heat equation on three ranks of so many MiB, of which a page here and there changes.
 fn sparse(mib: usize, steps: usize) -> Solver {
@@ -39,66 +39,53 @@ fn refused(bed: &Bed, rank: usize, to: usize) -> Result<String> {
     Ok(outcome.json()?["error"]["message"].to_string())
 }
 
-/// Ranks move out of checkpoints that are taken all the time, or stopped if there is none.
-fn moves_out_of_checkpoints(solver: &Solver, options: &str, seed: u64) -> Result<()> {
-    let expected = undisturbed(solver)?;
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let bed = Bed::new()?;
-    let mut job = bed.start(solver, options)?;
-    job.wait_event("a checkpoint", |event| event.is("committed"))?;
-    let wandering = Wandering {
-        time: Duration::from_secs(4),
-        least: 10,
-        modes: &["checkpoint", "checkpoint", "checkpoint", "stop"],
-        broken: &[],
+/// Checkpoints all the time, and ranks that move out of them, or are stopped.
+fn moves_out_of_checkpoints(
+    kind: Kind,
+    size: (usize, usize),
+    options: &'static str,
+    seed: u64,
+) -> Result<()> {
+    let journey = Journey {
+        kind,
+        place: Place::Shared,
+        size: Some(size),
+        work: Duration::from_secs(3),
+        wandering: Wandering {
+            time: Duration::from_secs(4),
+            every: None,
+            least: 10,
+            modes: &["checkpoint", "checkpoint", "checkpoint", "stop"],
+            broken: &[],
+        },
+        checkpoints: Some(Duration::from_millis(100)),
+        options,
+        kills: None,
+        seed,
     };
-    let moved = move_about(
-        &bed,
-        solver,
-        &mut random,
-        wandering,
-        &AtomicBool::new(false),
-    )?;
-    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
-    let is_read = |event: &&tests::events::Event| {
-        event.is("moved") && event.text("mode") == "checkpoint" && event.number("rounds") > Some(0)
-    };
-    let read = outcome.events.iter().filter(is_read).count();
-    println!(
-        "{}: seed {seed}, {moved} moves, {read} out of checkpoints",
-        solver.name
+    let arrival = journey.make().with_context(|| journey.to_string())?;
+    println!("{journey}: {arrival}");
+    ensure!(
+        arrival.tally.moved.get("checkpoint") > Some(&2),
+        "{arrival}"
     );
-    ensure!(read > 2, "{}", outcome.story());
-    ensure!(outcome.count("start") == 1, "{}", outcome.story());
-    ensure!(outcome.result()? == expected, "{}", outcome.story());
     Ok(())
 }
 
 #[test]
 fn storm_gives_the_same_bits_while_ranks_move_out_of_checkpoints() -> Result<()> {
-    let storm = Solver::storm(4, 14_000, 1)
-        .on(3)
-        .pausing(Duration::from_millis(40));
-    moves_out_of_checkpoints(&storm, "--every 100ms", 1)
+    moves_out_of_checkpoints(Kind::Storm, (4, 3), "", 1)
 }
 
 #[test]
 fn heat_gives_the_same_bits_while_ranks_move_out_of_checkpoints() -> Result<()> {
-    let heat = Solver::heat(4, 96, 128, 3000).on(3);
-    moves_out_of_checkpoints(&heat, "--every 100ms", 2)?;
-    moves_out_of_checkpoints(&sparse(16, 1500), "--every 100ms --capture copy", 3)
+    moves_out_of_checkpoints(Kind::Heat, (4, 3), "", 2)?;
+    moves_out_of_checkpoints(Kind::Heat, (4, 3), "--capture copy", 3)
 }
 
 #[test]
 fn cg_gives_the_same_bits_while_ranks_move_out_of_checkpoints() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let matrix = folder.path().join("own.mtx");
-    tests::matrix::write_own(&matrix, 30)?;
-    moves_out_of_checkpoints(
-        &Solver::cg(3, &matrix, 24),
-        "--every 100ms --track kernel",
-        4,
-    )
+    moves_out_of_checkpoints(Kind::Cg, (3, 3), "--track kernel", 4)
 }
 
 #[test]

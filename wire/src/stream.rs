@@ -115,6 +115,21 @@ impl Stream {
         }
     }
 
+    /// How long bytes that were sent to another machine may go unacknowledged until the connection breaks (TCP_USER_TIMEOUT of
+    /// tcp(7)). On this machine nothing does.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_unacknowledged_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(_) => Ok(()),
+            Self::Tcp(stream) => {
+                let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+                Ok(setsockopt(stream, sockopt::TcpUserTimeout, &timeout_ms)?)
+            }
+        }
+    }
+
     /// The address of this end, of one to another machine: of the interface by which that is reached.
     #[must_use]
     pub fn own_address(&self) -> Option<SocketAddr> {

@@ -131,9 +131,10 @@ impl RestoringSlot {
     /// Lets pages be handed out once more, with what they hold: they will be filled anew. Ranges of pages that no rank has
     /// are passed over.
     pub fn again(&mut self, pages: &[Range<u64>]) {
-        for page in pages.iter().flat_map(Clone::clone) {
-            if let Some(word) = self.claimed.get_mut((page / 64) as usize) {
-                *word.get_mut() &= !(1 << (page % 64));
+        let all = self.claimed.len() as u64 * 64;
+        for range in pages {
+            for page in range.start..range.end.min(all) {
+                *self.claimed[(page / 64) as usize].get_mut() &= !(1 << (page % 64));
             }
         }
     }

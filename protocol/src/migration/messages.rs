@@ -47,8 +47,6 @@ pub struct MoveNeeds {
     pub files: Vec<String>,
     /// How the thread that receives the rank reaches the source, in words of those who carry its bytes.
     pub line: String,
-    /// Where the source gives the rank's image to a target that can't read its memory: an address to connect to.
-    pub given_at: Option<String>,
 }
 
 /// What the coordinator tells a process about a move.

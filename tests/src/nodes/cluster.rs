@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -12,7 +12,6 @@ use super::{Nodes, find_program};
 use crate::bed::Bed;
 use crate::binaries::Binaries;
 use crate::job::Job;
-use crate::process;
 use crate::skip::skip;
 use crate::solver::Solver;
 
@@ -142,23 +141,6 @@ impl Cluster {
         let hosts = self.nodes.hostfile(nodes, slots)?;
         self.bed
             .start(solver, &format!("--hostfile {} {options}", hosts.display()))
-    }
-
-    /// The living processes of its jobs that run a solver, wherever they are.
-    #[must_use]
-    pub fn solvers(&self, solver: &Solver) -> Vec<u32> {
-        self.running(&solver.name)
-    }
-
-    /// The living processes of its jobs that run a program of this name, wherever they are.
-    #[must_use]
-    pub fn running(&self, program: &str) -> Vec<u32> {
-        process::marked(self.bed.mark())
-            .into_iter()
-            .filter(|&pid| {
-                process::command(pid).is_some_and(|words| Path::new(&words[0]).ends_with(program))
-            })
-            .collect()
     }
 
     /// A path in the node-local folder.

@@ -1,6 +1,7 @@
 //! The side of the target: making room for a rank, taking it in, running it.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -14,7 +15,7 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
-use super::line::Line;
+use super::memory::{self, Memory};
 use super::parcel::now_us;
 use super::stream::take::Taker;
 use super::{Moving, News};
@@ -29,8 +30,8 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// A rank that was announced.
 pub(super) struct Arriving {
     rank: Rank,
-    /// Where its thread waits for words of a source whose memory it reads.
-    line: Option<Line>,
+    /// By what its thread, where it reads the source's memory, is kept from waiting for words.
+    line: Option<UnixStream>,
     /// The room for a rank that is given by a connection, and how the thread that is connecting gets it then.
     room: Option<(RestoringSlot, Sender<RestoringSlot>)>,
     thread: JoinHandle<()>,
@@ -85,13 +86,9 @@ impl Moving {
                 available >> 20
             ));
         }
-        match (
-            in_engine(|engine| engine.transport.other(from)),
-            &needs.given_at,
-        ) {
-            (Some(source), _) => self.reach(id, rank, from, source, &needs.line),
-            (None, Some(address)) => self.connect(id, rank, address),
-            (None, None) => Err(format!("the memory of {from} can't be reached")),
+        match in_engine(|engine| engine.transport.other(from)) {
+            Some(source) => self.reach(id, rank, from, source, &needs.line),
+            None => self.connect(id, rank, from, &needs.line),
         }
     }
 
@@ -114,20 +111,11 @@ impl Moving {
                 }
                 error => error.to_string(),
             })?;
-        let line = Line::take(&source, line)?;
         let stop = Arc::<AtomicBool>::default();
-        let fetch = Fetch {
-            id,
-            rank,
-            from,
-            source,
-            line: line.again().map_err(|error| error.to_string())?,
-            slot: self.slot_for(rank)?,
-            address,
-            threads: self.threads,
-            store: self.checkpoints(),
-            stop: stop.clone(),
-        };
+        let source = Memory::reach(source, line, address, self.threads, stop.clone())?;
+        let line = source.again().map_err(|error| error.to_string())?;
+        let store = self.checkpoints(stop.clone());
+        let fetch = Fetch::new(id, (rank, from), source, self.slot_for(rank)?, store);
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
@@ -141,10 +129,17 @@ impl Moving {
 
     /// Starts the thread that connects with the source, and takes the rank when it is sent. It gets the slot when it is connected:
     /// until then nobody has to wait for it.
-    fn connect(&self, id: Move, rank: Rank, address: &str) -> Result<Arriving, String> {
+    fn connect(
+        &self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        address: &str,
+    ) -> Result<Arriving, String> {
         let (room, slot) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
+        let store = self.checkpoints(stop.clone());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
@@ -156,12 +151,7 @@ impl Moving {
             let Ok(slot) = slot.recv() else {
                 return;
             };
-            let taken = taker.take(rank, slot).and_then(|fetched| {
-                let checked = fetched.slot.check();
-                checked.map_err(|error| error.to_string())?;
-                Ok(fetched)
-            });
-            Came::tell(id, taken, &tell, &control);
+            Fetch::new(id, (rank, from), taker, slot, store).run(&tell, &control);
         };
         Ok(Arriving {
             rank,
@@ -181,7 +171,7 @@ impl Moving {
         if let Some(arriving) = self.arriving.remove(&id) {
             arriving.stop.store(true, Ordering::SeqCst);
             if let Some(line) = &arriving.line {
-                line.end();
+                memory::end(line);
             }
             // Its slot may be wanted again at once. A thread that has none may wait for the network.
             if arriving.room.is_none() {

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Instant;
 
 use libckpt_rank::capture::Look;
@@ -11,11 +11,12 @@ use libckpt_rank::{PAGE_BYTES, Slot};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
-use super::line::{Line, OtherEnd, Place, Word};
+use super::line::{Answer, Ear, Heard, Line, Saying, Word};
+use super::memory::ToTarget;
 use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
 use super::stored::Reading;
-use super::stream::give::{Expected, Freight, Giver};
+use super::stream::give::{Expected, Giver};
 use super::{Moving, News};
 use crate::engine::{Engine, Fatal, in_engine};
 use crate::fs;
@@ -28,15 +29,10 @@ pub(super) struct Leaving {
     pub(super) mode: MoveMode,
     image_bytes: u64,
     pub(super) line: Line,
-    /// Until the target has taken it.
-    other_end: Option<OtherEnd>,
-    /// Who gives it to a target that can't read our memory.
-    giver: Option<Giver>,
-    pub(super) listener: Option<JoinHandle<()>>,
     /// While it is watched: since when.
     pub(super) watched: Option<Instant>,
-    /// While the target makes room for these pages.
-    pub(super) room: Option<Box<[u8]>>,
+    /// While the target makes room.
+    pub(super) room: bool,
     /// While the target reads its last checkpoint.
     pub(super) reading: Option<Reading>,
     /// What was copied while it ran.
@@ -46,22 +42,11 @@ pub(super) struct Leaving {
 /// Below this, in bytes, memory is had as fast as it is asked for.
 const ROOM_BYTES_MIN: u64 = 2 << 20;
 
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        self.line.end();
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
-    }
-}
-
 /// A rank that stands still here until it is known who runs it.
 pub(super) struct Frozen {
     slot: Slot,
     /// Its standard output and error, where each rank has its own.
     output: Option<(OwnedFd, OwnedFd)>,
-    /// What the target reads; empty where it is sent.
-    _parcel: Box<[u8]>,
 }
 
 impl Scheduler {
@@ -69,11 +54,8 @@ impl Scheduler {
     pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
         let outcome = self.movable(rank, mode);
         let outcome = outcome.and_then(|mut needs| {
-            let giver = self.open_way(id, rank, to, mode)?;
-            needs.given_at = giver.as_ref().map(|giver| giver.address().to_owned());
-            let (line, other_end) = Line::new()
-                .map_err(|error| format!("no sockets can be had for its move: {error}"))?;
-            needs.line = other_end.name();
+            let line = self.open_line(id, rank, to)?;
+            needs.line = line.name();
             let leaving = Leaving {
                 rank,
                 mode: match mode {
@@ -82,11 +64,8 @@ impl Scheduler {
                 },
                 image_bytes: needs.image_bytes,
                 line,
-                other_end: Some(other_end),
-                giver,
-                listener: None,
                 watched: None,
-                room: None,
+                room: false,
                 reading: None,
                 rounding: None,
             };
@@ -97,28 +76,26 @@ impl Scheduler {
         in_engine(|engine| engine.core.mover.examined(id, outcome));
     }
 
-    /// Listens for a target that can't read our memory.
-    fn open_way(
-        &self,
-        id: Move,
-        rank: Rank,
-        to: Process,
-        mode: MoveMode,
-    ) -> Result<Option<Giver>, String> {
+    /// The line to a target: one that reads our memory, or one that connects.
+    fn open_line(&self, id: Move, rank: Rank, to: Process) -> Result<Line, String> {
+        let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
+        let tell = moving.tell.clone();
+        let ear: Ear = Arc::new(move |heard| {
+            tell.tell(match heard {
+                Heard::Answer(Answer::Done) => News::Done(id),
+                Heard::Broken(reason) => News::NotGiven(id, reason),
+            });
+        });
         if in_engine(|engine| engine.transport.other(to)).is_some() {
-            return Ok(None);
-        }
-        if matches!(mode, MoveMode::Precopy | MoveMode::Checkpoint) {
-            return Err(format!(
-                "its process and {to} share no memory, and between such the mode `{mode}` is not there yet; take `stop`, `safepoint` or `auto`"
-            ));
+            let line = ToTarget::new(ear)
+                .map_err(|error| format!("no sockets can be had for its move: {error}"))?;
+            return Ok(Line::Memory(line));
         }
         if self.output.of(rank).is_some() {
             return Err(format!(
                 "{rank} has a standard output of its own (--label), which a process that shares no memory with it can't get"
             ));
         }
-        let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
         let interface = moving.control.interface.ok_or_else(|| {
             format!(
                 "its process and {to} share no memory, and this one has no address on a network"
@@ -130,10 +107,9 @@ impl Scheduler {
             id,
             target: to,
         };
-        let tell = moving.tell.clone();
-        let failed = move |reason| tell.tell(News::NotGiven(id, reason));
-        let giver = Giver::start(interface, moving.me, expected, failed)?;
-        Ok(Some(giver))
+        let slot = moving.layout.address(rank);
+        let giver = Giver::start(interface, (moving.me, slot), expected, ear)?;
+        Ok(Line::Connection(giver))
     }
 
     fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
@@ -167,7 +143,6 @@ impl Scheduler {
             image_bytes: pages * PAGE_BYTES as u64,
             files: files.paths(),
             line: String::new(),
-            given_at: None,
         })
     }
 
@@ -191,21 +166,14 @@ impl Scheduler {
         let Some(leaving) = leaving else {
             return Ok(());
         };
-        leaving.other_end = None;
+        leaving.line.taken();
         let image_bytes = leaving.image_bytes;
-        if leaving.giver.is_some() {
-            return self.have_room(id, rank);
-        }
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
             MoveMode::Checkpoint => self.begin_from_stored(id, rank),
             MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy => {
-                if image_bytes >= ROOM_BYTES_MIN {
-                    self.ask_for_room(id, rank)
-                } else {
-                    self.have_room(id, rank)
-                }
+                self.ask_for_room(id, rank)
             }
         }
     }
@@ -221,8 +189,16 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Has the target get the memory, before the rank stands still for it.
-    fn ask_for_room(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+    /// Has the target get the memory for a rank that is not copied while it runs, before it stands still for it.
+    pub(super) fn ask_for_room(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let leaving = self.moving.as_mut().and_then(|it| it.leaving.get_mut(&id));
+        let Some(leaving) = leaving else {
+            return Ok(());
+        };
+        if leaving.image_bytes < ROOM_BYTES_MIN {
+            return self.have_room(id, rank);
+        }
+        leaving.room = true;
         let slot = self.slots.iter().find(|slot| slot.rank() == rank);
         let pages = slot.and_then(|slot| slot.image().ok());
         // What is wrong with it will be told.
@@ -230,20 +206,18 @@ impl Scheduler {
             return self.freeze(id, rank, None);
         };
         let pages = pages.into_iter().collect();
-        self.say_pages(id, rank, &pages, Word::Room, |leaving, list| {
-            leaving.room = Some(list)
-        });
+        self.say_pages(id, rank, Word::Room, &pages);
         Ok(())
     }
 
-    /// Freezes a rank and tells the target where to fetch it. `look` tells what it has written since its last round.
+    /// Freezes a rank and has the target fetch it. `look` tells what it has written since its last round.
     pub(super) fn freeze(
         &mut self,
         id: Move,
         rank: Rank,
         look: Option<&Look>,
     ) -> Result<(), Fatal> {
-        let (frozen, frozen_us) = (Instant::now(), now_us());
+        let frozen_us = now_us();
         let described = self.describe(id, rank, frozen_us, look);
         let (index, mut parcel) = match described {
             Ok(described) => described,
@@ -256,32 +230,30 @@ impl Scheduler {
             return Ok(());
         }
         parcel.tables = in_engine(|engine| engine.freeze(index))?;
-        let pages = parcel.pages.clone();
-        let mut parcel = parcel.encode().map_err(Fatal::new)?;
+        let about = parcel.encode().map_err(Fatal::new)?;
         let slot = self.slots.remove(index);
         let output = self.output.take(rank);
         let Some(moving) = &mut self.moving else {
             return Err(Fatal::new("a move without a coordinator"));
         };
         if let Some(leaving) = moving.leaving.get_mut(&id) {
-            if let Some(giver) = &leaving.giver {
-                giver.give(Freight {
-                    parcel: std::mem::take(&mut parcel).into_vec(),
-                    pages,
-                    address: slot.address(),
-                    unsynced: fs::unsynced_of(rank),
-                    frozen,
-                });
-            } else if let Err(reason) = leaving.line.say(&Word::Rest(Place::of(&parcel))) {
+            let unsynced = match leaving.line.is_connection() {
+                true => fs::unsynced_of(rank),
+                false => Vec::new(),
+            };
+            let said = leaving.line.say(Saying {
+                word: Word::Rest,
+                about,
+                pages: parcel.rest,
+                frozen_us: Some(frozen_us),
+                unsynced,
+            });
+            if let Err(reason) = said {
                 let reason = format!("it can't be sent: {reason}");
                 in_engine(|engine| engine.core.mover.failed(id, reason));
             }
         }
-        let frozen = Frozen {
-            slot,
-            output,
-            _parcel: parcel,
-        };
+        let frozen = Frozen { slot, output };
         moving.frozen.insert(rank, frozen);
         in_engine(Engine::settle)
     }
@@ -312,9 +284,9 @@ impl Scheduler {
             }
             _ => pages.clone(),
         };
-        let files = match leaving.giver {
-            Some(_) => fs::record(rank).map(Files::Recorded),
-            None => fs::offer(rank).map(Files::Offered),
+        let files = match leaving.line.is_connection() {
+            true => fs::record(rank).map(Files::Recorded),
+            false => fs::offer(rank).map(Files::Offered),
         };
         let parcel = Parcel {
             rank,
@@ -362,7 +334,7 @@ impl Scheduler {
             return Ok(());
         };
         let leaving = moving.leaving.remove(&id);
-        let is_given = leaving.is_some_and(|leaving| leaving.giver.is_some());
+        let is_given = leaving.is_some_and(|leaving| leaving.line.is_connection());
         let Some(frozen) = moving.frozen.remove(&rank) else {
             return Err(Fatal::new(format!("{rank} has left and was not frozen")));
         };

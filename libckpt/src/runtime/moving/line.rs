@@ -1,171 +1,222 @@
-//! The line between the source of a move and the thread that receives the rank at the target: words about what lies ready in the
-//! source's memory, and answers. No rank has to call the library for any of it.
+//! The line between the source of a move and the thread that receives the rank at the target: words of the source, each with what it
+//! is about, and answers. No rank has to call the library for any of it.
 //!
-//! A pair of sockets (socketpair(2)), of which the target takes its end out of the source by number (pidfd_getfd(2)). When one side is
-//! gone, or gives the move up, the other sees the end of the line.
+//! There are two ways, and only this module's two ends know which it is:
+//!
+//! - [`memory`](super::memory): the target reads what a word is about, and the pages, out of the source's memory;
+//! - [`stream`](super::stream): the source's thread sends them over a connection.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use libckpt_transport::OtherProcess;
+use libckpt_rank::restore::RestoringSlot;
+use protocol::dirty::PageSet;
 use protocol::frame::{self, Decoder};
+use protocol::ids::Rank;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Where something lies in the source's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Place {
-    pub(super) address: u64,
-    pub(super) bytes: u64,
-}
-
-impl Place {
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        Self {
-            address: bytes.as_ptr().addr() as u64,
-            bytes: bytes.len() as u64,
-        }
-    }
-}
+use super::fetch::CameFiles;
+use super::memory::ToTarget;
+use super::parcel::{Files, Pages};
+use super::stream::give::Giver;
+use crate::fs::Unsynced;
 
 /// What the source says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Word {
-    /// Have memory for these pages ([`super::parcel::Pages`]), while the rank runs.
-    Room(Place),
-    /// Copy these pages, while the rank runs.
-    Round(Place),
-    /// Read the rank's image out of these files of the store ([`super::stored::Files`]), while the rank runs.
-    Stored(Place),
-    /// The rank is frozen: a [`super::parcel::Parcel`].
-    Rest(Place),
+    /// Have memory for these pages ([`Pages`]), while the rank runs.
+    Room,
+    /// Get these pages ([`Pages`]), while the rank runs.
+    Round,
+    /// Read the rank's image out of the store ([`super::stored::Files`]), while the rank runs.
+    Stored,
+    /// The rank is frozen: a [`super::parcel::Parcel`], and the pages that it calls the rest. The last word.
+    Rest,
+}
+
+impl Word {
+    /// Whether the contents of pages go with it.
+    pub(super) fn has_pages(self) -> bool {
+        matches!(self, Self::Round | Self::Rest)
+    }
 }
 
 /// What the target answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// A round is copied, an image read, or there is memory.
+    /// To each word but the last: it is done.
     Done,
 }
 
-/// One end.
+/// A word with what it is about.
 #[derive(Debug)]
-pub(super) struct Line {
-    stream: UnixStream,
+pub(super) struct Saying {
+    pub(super) word: Word,
+    /// What it is about, encoded.
+    pub(super) about: Box<[u8]>,
+    /// The pages whose contents go with it.
+    pub(super) pages: Pages,
+    /// Of a rank that stands still: since when, in microseconds of [`super::parcel::now_us`].
+    pub(super) frozen_us: Option<u64>,
+    /// Files of which the target has to see what was written, where it opens them again.
+    pub(super) unsynced: Vec<Unsynced>,
+}
+
+#[cfg(test)]
+impl Saying {
+    /// A word about something, without pages.
+    pub(super) fn of_test(word: Word, about: &[u8]) -> Self {
+        Self {
+            word,
+            about: about.into(),
+            pages: Pages::new(),
+            frozen_us: None,
+            unsynced: Vec::new(),
+        }
+    }
+}
+
+/// What comes back on the line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Answer(Answer),
+    /// Nothing more comes, or goes, for this reason. The target's giving up is not told here: it tells the coordinator.
+    Broken(String),
+}
+
+/// Who is told at the source, in a thread of the line.
+pub(super) type Ear = Arc<dyn Fn(Heard) + Send + Sync>;
+
+/// The source's end. Dropped, the line ends.
+pub(super) enum Line {
+    /// The target reads our memory.
+    Memory(ToTarget),
+    /// It is sent what it needs.
+    Connection(Giver),
+}
+
+impl Line {
+    /// How the target reaches it, in the words of [`protocol::migration::MoveNeeds::line`].
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Memory(memory) => memory.name(),
+            Self::Connection(giver) => giver.address().to_owned(),
+        }
+    }
+
+    /// The target has its end.
+    pub(super) fn taken(&mut self) {
+        if let Self::Memory(memory) = self {
+            memory.taken();
+        }
+    }
+
+    /// Whether the target shares no memory with this process: then it opens files again.
+    pub(super) fn is_connection(&self) -> bool {
+        matches!(self, Self::Connection(_))
+    }
+
+    /// Says something, when the word before was answered. Does not wait. What a word is about stays readable until the next.
+    ///
+    /// # Errors
+    /// The line has ended.
+    pub(super) fn say(&mut self, saying: Saying) -> Result<(), String> {
+        match self {
+            Self::Memory(memory) => memory.say(saying),
+            Self::Connection(giver) => giver.say(saying),
+        }
+    }
+}
+
+/// The source of a move, as the target's thread has it.
+pub(super) trait Source: Send {
+    /// Waits for the next word, and what it is about, however long that takes.
+    ///
+    /// # Errors
+    /// The line has ended, or something else came.
+    fn hear(&mut self) -> Result<(Word, Vec<u8>), String>;
+
+    /// Answers a word.
+    ///
+    /// # Errors
+    /// The line has ended.
+    fn answer(&mut self, answer: Answer) -> Result<(), String>;
+
+    /// Fills the pages that go with the word that was heard last. They wait to be filled. Gives the slot back, and those pages that are
+    /// zeros and were left as they are.
+    ///
+    /// # Errors
+    /// They do not come as they are there.
+    fn fill(
+        &mut self,
+        slot: RestoringSlot,
+        pages: &[Range<u64>],
+    ) -> Result<(RestoringSlot, PageSet), String>;
+
+    /// Opens the rank's files here.
+    ///
+    /// # Errors
+    /// One can't be had, or they are told in the way of another line.
+    fn files(&mut self, rank: Rank, files: Files) -> Result<CameFiles, String>;
+
+    /// The rank's own standard output and error, by their numbers at the source.
+    ///
+    /// # Errors
+    /// They can't be had.
+    fn output(&mut self, output: (i32, i32)) -> Result<(OwnedFd, OwnedFd), String>;
+
+    /// When the rank was frozen by the clock of this machine, given that by the source's.
+    fn frozen_us(&self, told_us: u64) -> u64;
+}
+
+/// Small messages on a stream.
+#[derive(Debug)]
+pub(super) struct Frames<S> {
+    pub(super) stream: S,
     decoder: Decoder,
 }
 
-/// The other end, as long as it was not taken.
-#[derive(Debug)]
-pub(super) struct OtherEnd(OwnedFd);
-
-impl OtherEnd {
-    /// How it is reached, in the words of [`protocol::migration::MoveNeeds::line`].
-    pub(super) fn name(&self) -> String {
-        format!("{SCHEME}{}", self.0.as_raw_fd())
-    }
-}
-
-const SCHEME: &str = "fd:";
-
-impl Line {
-    /// A line, with one end for this process.
-    ///
-    /// # Errors
-    /// Those of the system.
-    pub(super) fn new() -> io::Result<(Self, OtherEnd)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        Ok((Self::on(ours), OtherEnd(theirs.into())))
-    }
-
-    /// The other end of a line of that process.
-    ///
-    /// # Errors
-    /// It is not called like one, or can't be had.
-    pub(super) fn take(source: &OtherProcess, name: &str) -> Result<Self, String> {
-        let number = name.strip_prefix(SCHEME);
-        let number = number.and_then(|number| number.parse::<RawFd>().ok());
-        let number = number.ok_or_else(|| format!("the source can't be reached by {name:?}"))?;
-        let descriptor = source.descriptor(number);
-        let descriptor =
-            descriptor.map_err(|error| format!("the source can't be reached: {error}"))?;
-        Ok(Self::on(descriptor.into()))
-    }
-
-    fn on(stream: UnixStream) -> Self {
+impl<S> Frames<S> {
+    pub(super) fn on(stream: S) -> Self {
         Self {
             stream,
             decoder: Decoder::new(),
         }
     }
+}
 
-    /// This end once more: one for saying, one for hearing, one to end it by.
+impl<S: Read> Frames<S> {
+    /// Waits for a message; none where the stream has ended.
     ///
     /// # Errors
-    /// Those of the system.
-    pub(super) fn again(&self) -> io::Result<Self> {
-        Ok(Self::on(self.stream.try_clone()?))
-    }
-
-    /// Says something. The words of a move are few: this does not wait.
-    ///
-    /// # Errors
-    /// The line has ended.
-    pub(super) fn say<T: Serialize>(&mut self, word: &T) -> Result<(), String> {
-        let mut bytes = Vec::new();
-        frame::encode(word, &mut bytes).map_err(|error| error.to_string())?;
-        self.stream
-            .write_all(&bytes)
-            .map_err(|error| format!("nobody is there: {error}"))
-    }
-
-    /// Waits for a word.
-    ///
-    /// # Errors
-    /// The line has ended, or something else came.
-    pub(super) fn hear<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+    /// The stream broke, or something else came.
+    pub(super) fn hear<T: DeserializeOwned>(&mut self) -> Result<Option<T>, String> {
         loop {
-            if let Some(word) = self.decoder.next().map_err(|error| error.to_string())? {
-                return Ok(word);
+            if let Some(message) = self.decoder.next().map_err(|error| error.to_string())? {
+                return Ok(Some(message));
             }
             let mut piece = [0; 256];
             match self.stream.read(&mut piece) {
-                Ok(0) => return Err("the line has ended".to_owned()),
+                Ok(0) => return Ok(None),
                 Ok(count) => self.decoder.feed(&piece[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.to_string()),
             }
         }
     }
-
-    /// Ends it, for whoever waits at either end.
-    pub(super) fn end(&self) {
-        // It may have ended.
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_come_in_order_and_the_end_is_seen() {
-        let (mut ours, theirs) = Line::new().unwrap();
-        assert!(theirs.name().starts_with("fd:"));
-        let mut theirs = Line::on(theirs.0.into());
-        let place = Place::of(b"abc");
-        assert_eq!(place.bytes, 3);
-        ours.say(&Word::Round(place)).unwrap();
-        ours.say(&Word::Rest(place)).unwrap();
-        assert_eq!(theirs.hear(), Ok(Word::Round(place)));
-        assert_eq!(theirs.hear(), Ok(Word::Rest(place)));
-        theirs.say(&Answer::Done).unwrap();
-        assert_eq!(ours.hear(), Ok(Answer::Done));
-        ours.again().unwrap().end();
-        assert!(theirs.hear::<Word>().unwrap_err().contains("ended"));
-        assert!(ours.hear::<Answer>().is_err());
-    }
+/// Writes a small message.
+///
+/// # Errors
+/// Nobody is there.
+pub(super) fn say(stream: &mut impl Write, message: &impl Serialize) -> Result<(), String> {
+    let mut bytes = Vec::new();
+    frame::encode(message, &mut bytes).map_err(|error| error.to_string())?;
+    stream
+        .write_all(&bytes)
+        .map_err(|error| format!("nobody is there: {error}"))
 }

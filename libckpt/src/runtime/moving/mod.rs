@@ -19,15 +19,17 @@
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
 //! - [`stored`]: both sides where the target reads the rank's last checkpoint first.
-//! - [`fetch`]: the thread that brings a rank here out of memory that it can read.
+//! - [`fetch`]: the thread that brings a rank here.
 //! - [`line`](mod@line): what source and that thread tell each other.
-//! - [`stream`]: the threads at both ends of a connection, where it can't.
-//! - [`parcel`]: what the source tells about it.
+//! - [`memory`]: the line where that thread can read the source's memory.
+//! - [`stream`]: the line where it can't: a connection.
+//! - [`parcel`]: what the source tells about pages and ranks.
 
 mod arriving;
 mod fetch;
 mod leaving;
 mod line;
+mod memory;
 mod parcel;
 mod rounds;
 mod stored;
@@ -89,7 +91,7 @@ enum News {
     Came(Came),
     /// Source: the target has done what it was told on the line.
     Done(Move),
-    /// Source: a rank can't be given.
+    /// Source: the line is broken.
     NotGiven(Move, String),
     /// Source: it is time to see how much a rank writes.
     Time(Move),

@@ -1,21 +1,19 @@
-//! What the source tells of a frozen rank beside its pages. It lies in the source's memory, and the target reads it there or is
-//! sent it.
+//! What the words of a source are about: pages by their numbers, and all that there is of a frozen rank beside its pages. It lies in the
+//! source's memory, and the target reads it there or is sent it.
 
 use std::ops::Range;
 
-use libckpt_transport::OtherProcess;
 use protocol::dirty::PageSet;
 use protocol::ids::Rank;
 use protocol::migration::MoveMode;
 use serde::{Deserialize, Serialize};
 
-use super::line::Place;
 use crate::fs;
 
 /// Version of the parcel. Both ends run the same program; a check against garbage.
 const VERSION: u32 = 2;
 
-/// The longest parcel that is read, in bytes: message tables hold what has arrived and nobody has received.
+/// The longest that is believed of what a word is about, in bytes: message tables hold what has arrived and nobody has received.
 pub(super) const PARCEL_BYTES_MAX: u64 = 16 << 30;
 
 /// Numbers of pages, ascending. They lie in the source where they will lie in the target.
@@ -42,7 +40,7 @@ pub(crate) struct Parcel {
     pub(super) rounds: u32,
 }
 
-/// The pages of a round, as they lie in the source's memory.
+/// The pages that a word is about.
 pub(super) fn encode_pages(pages: &PageSet) -> Result<Box<[u8]>, String> {
     postcard::to_stdvec(&(VERSION, pages.ranges()))
         .map(Vec::into_boxed_slice)
@@ -59,25 +57,6 @@ pub(super) fn decode_pages(bytes: &[u8]) -> Result<Pages, String> {
         ));
     }
     Ok(pages)
-}
-
-/// Reads something out of the source's memory.
-///
-/// # Errors
-/// It is longer than anything is, there is no memory for it, or it can't be read.
-pub(super) fn fetch(source: &OtherProcess, place: Place) -> Result<Vec<u8>, String> {
-    let bytes = (place.bytes <= PARCEL_BYTES_MAX).then_some(place.bytes);
-    let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
-    let bytes = bytes.ok_or("what the source tells of it is too long")?;
-    let mut described = Vec::new();
-    described
-        .try_reserve_exact(bytes)
-        .map_err(|error| format!("no memory for its message tables: {error}"))?;
-    described.resize(bytes, 0);
-    source
-        .read(place.address, &mut described)
-        .map_err(|error| error.to_string())?;
-    Ok(described)
 }
 
 /// How the files of a rank are had.

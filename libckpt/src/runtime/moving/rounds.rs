@@ -1,7 +1,6 @@
 //! The side of the source while a rank is copied and runs: what it has written since the last round is the next, until little is
 //! left or no round shrinks ([`protocol::migration::rounds`]). Then it is frozen for the rest.
 
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libckpt_rank::capture::Look;
@@ -13,8 +12,8 @@ use protocol::migration::MoveMode;
 use protocol::migration::rounds::{COPY_BYTES_PER_S, Next, Rounds, SMALL_IMAGE_BYTES, choose};
 
 use super::leaving::Leaving;
-use super::line::{Answer, Line, Place, Word};
-use super::parcel::encode_pages;
+use super::line::{Saying, Word};
+use super::parcel::{Pages, encode_pages};
 use super::{News, Tell};
 use crate::engine::{Fatal, in_engine};
 use crate::runtime::schedule::Scheduler;
@@ -25,20 +24,13 @@ const WATCH: Duration = Duration::from_millis(20);
 /// Pages that are copied while the rank runs.
 pub(super) struct Rounding {
     rounds: Rounds,
-    /// All that were sent so far, or are there out of the store.
+    /// All that were sent so far, or that the target has out of the store.
     sent: PageSet,
-    /// The numbers of those that are being copied, which the target reads here.
-    _list: Box<[u8]>,
 }
 
 impl Rounding {
-    /// The target has these pages.
-    pub(super) fn with(rounds: Rounds, sent: PageSet) -> Self {
-        Self {
-            rounds,
-            sent,
-            _list: Box::default(),
-        }
+    pub(super) fn new(rounds: Rounds, sent: PageSet) -> Self {
+        Self { rounds, sent }
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -113,7 +105,10 @@ impl Scheduler {
             return self.freeze(id, rank, None);
         };
         let rounds = Rounds::begin(look.existing.pages());
-        self.send_round(id, rank, rounds, &look.existing, PageSet::new());
+        self.say_pages(id, rank, Word::Round, &look.existing);
+        if let Some((_, leaving)) = self.leaving(id) {
+            leaving.rounding = Some(Rounding::new(rounds, look.existing));
+        }
         Ok(())
     }
 
@@ -123,7 +118,7 @@ impl Scheduler {
             return Ok(());
         };
         let rank = leaving.rank;
-        if leaving.room.take().is_some() {
+        if std::mem::take(&mut leaving.room) {
             return self.have_room(id, rank);
         }
         if let Some(reading) = &mut leaving.reading {
@@ -141,75 +136,51 @@ impl Scheduler {
         match next {
             Next::Freeze => self.freeze(id, rank, Some(&look)),
             Next::Round => {
-                let sent = self
-                    .leaving(id)
-                    .and_then(|(_, leaving)| leaving.rounding.take());
-                let sent = sent.map(|rounding| rounding.sent).unwrap_or_default();
-                self.send_round(id, rank, rounds, &look.written, sent);
+                if let Some((_, leaving)) = self.leaving(id)
+                    && let Some(rounding) = &mut leaving.rounding
+                {
+                    rounding.rounds = rounds;
+                    rounding.sent.unite(&look.written);
+                }
+                self.say_pages(id, rank, Word::Round, &look.written);
                 Ok(())
             }
         }
     }
 
-    /// Has pages copied that were written since they were sent, or are none of `sent`.
-    pub(super) fn send_round(
-        &mut self,
-        id: Move,
-        rank: Rank,
-        rounds: Rounds,
-        pages: &PageSet,
-        mut sent: PageSet,
-    ) {
-        sent.unite(pages);
-        self.say_pages(id, rank, pages, Word::Round, |leaving, list| {
-            leaving.rounding = Some(Rounding {
-                rounds,
-                sent,
-                _list: list,
-            });
-        });
+    /// Says something about pages on the line. The answer is [`super::News::Done`].
+    pub(super) fn say_pages(&mut self, id: Move, rank: Rank, word: Word, pages: &PageSet) {
+        let with = match word.has_pages() {
+            true => pages.ranges().to_vec(),
+            false => Vec::new(),
+        };
+        self.say_about(id, rank, word, encode_pages(pages), with);
     }
 
-    /// Says something about pages on the line, and listens for the answer. `keep` gets their numbers, which are to stay where they
-    /// are until it comes.
-    pub(super) fn say_pages(
+    /// Says something on the line, with the contents of these pages. The answer is [`super::News::Done`].
+    pub(super) fn say_about(
         &mut self,
         id: Move,
         rank: Rank,
-        pages: &PageSet,
-        word: fn(Place) -> Word,
-        keep: impl FnOnce(&mut Leaving, Box<[u8]>),
+        word: Word,
+        about: Result<Box<[u8]>, String>,
+        pages: Pages,
     ) {
-        self.say_list(id, rank, encode_pages(pages), word, keep);
-    }
-
-    /// See [`Self::say_pages`].
-    pub(super) fn say_list(
-        &mut self,
-        id: Move,
-        rank: Rank,
-        list: Result<Box<[u8]>, String>,
-        word: fn(Place) -> Word,
-        keep: impl FnOnce(&mut Leaving, Box<[u8]>),
-    ) {
-        let Some((tell, leaving)) = self.leaving(id) else {
+        let Some((_, leaving)) = self.leaving(id) else {
             return;
         };
-        let said = (|| {
-            if leaving.listener.is_none() {
-                let listener = leaving.line.again().and_then(|line| listen(id, line, tell));
-                leaving.listener = Some(listener.map_err(|error| error.to_string())?);
-            }
-            let list = list?;
-            leaving.line.say(&word(Place::of(&list)))?;
-            Ok::<_, String>(list)
-        })();
-        match said {
-            Ok(list) => keep(leaving, list),
-            Err(reason) => {
-                let reason = format!("{rank} can't be sent: {reason}");
-                in_engine(|engine| engine.core.mover.failed(id, reason));
-            }
+        let said = about.and_then(|about| {
+            leaving.line.say(Saying {
+                word,
+                about,
+                pages,
+                frozen_us: None,
+                unsynced: Vec::new(),
+            })
+        });
+        if let Err(reason) = said {
+            let reason = format!("{rank} can't be sent: {reason}");
+            in_engine(|engine| engine.core.mover.failed(id, reason));
         }
     }
 
@@ -243,13 +214,4 @@ impl Scheduler {
         let leaving = moving.leaving.get_mut(&id)?;
         Some((moving.tell.clone(), leaving))
     }
-}
-
-/// Waits for what the target answers, in a thread, until the line ends.
-fn listen(id: Move, mut line: Line, tell: Tell) -> std::io::Result<JoinHandle<()>> {
-    library_thread("ckpt-move", move || {
-        while let Ok(Answer::Done) = line.hear() {
-            tell.tell(News::Done(id));
-        }
-    })
 }

@@ -22,8 +22,8 @@ use protocol::migration::rounds::{Next, Rounds};
 use serde::{Deserialize, Serialize};
 use store::{DiskStorage, FileKey, ImageMap, RankImage};
 
-use super::leaving::Leaving;
 use super::line::Word;
+use super::parcel::Pages;
 use super::rounds::Rounding;
 use super::{Moving, News};
 use crate::engine::{Fatal, in_engine};
@@ -99,8 +99,6 @@ pub(super) struct Reading {
     stored: PageSet,
     is_compared: bool,
     is_read: bool,
-    /// Which files the target is to read: it finds that here.
-    _files: Box<[u8]>,
 }
 
 impl Reading {
@@ -142,7 +140,6 @@ impl Scheduler {
                 stored: PageSet::new(),
                 is_compared: false,
                 is_read: false,
-                _files: Box::default(),
             });
             let compare = move || {
                 let told = |told| tell.tell(News::Stored(id, told));
@@ -180,12 +177,7 @@ impl Scheduler {
         match told {
             Told::Image(files, pages) => {
                 reading.stored = pages;
-                let keep = |leaving: &mut Leaving, list| {
-                    if let Some(reading) = &mut leaving.reading {
-                        reading._files = list;
-                    }
-                };
-                self.say_list(id, rank, files.encode(), Word::Stored, keep);
+                self.say_about(id, rank, Word::Stored, files.encode(), Pages::new());
             }
             Told::Differing(differing) => {
                 reading.written.unite(&differing);
@@ -215,16 +207,21 @@ impl Scheduler {
         tracing::debug!(%id, read = taken.pages(), changed = changed.pages(), "a checkpoint is read");
         // However much has changed, the rank does not stand still for all of it.
         let mut rounds = Rounds::begin(u64::MAX);
-        match rounds.copied(changed.pages()) {
-            Next::Round => self.send_round(id, rank, rounds, &changed, taken),
-            Next::Freeze => {
-                if let Some((_, leaving)) = self.leaving(id) {
-                    leaving.rounding = Some(Rounding::with(rounds, taken));
-                }
-                return self.freeze(id, rank, Some(&look));
+        let next = rounds.copied(changed.pages());
+        let mut sent = taken;
+        if next == Next::Round {
+            sent.unite(&changed);
+        }
+        if let Some((_, leaving)) = self.leaving(id) {
+            leaving.rounding = Some(Rounding::new(rounds, sent));
+        }
+        match next {
+            Next::Freeze => self.freeze(id, rank, Some(&look)),
+            Next::Round => {
+                self.say_pages(id, rank, Word::Round, &changed);
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 
@@ -245,11 +242,12 @@ fn refusal(rank: Rank, error: FollowError) -> String {
 
 impl Moving {
     /// The job's checkpoints, for a thread that reads one.
-    pub(super) fn checkpoints(&self) -> Store {
+    pub(super) fn checkpoints(&self, stop: Arc<AtomicBool>) -> Store {
         Store {
             path: self.store.clone(),
             job: self.job,
             threads: self.threads * THREADS_PER_PROCESSOR,
+            stop,
         }
     }
 }
@@ -260,6 +258,8 @@ pub(super) struct Store {
     job: JobId,
     /// Threads that read one beside each other.
     threads: usize,
+    /// Set where the rank does not come after all.
+    stop: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -272,11 +272,10 @@ impl Store {
         rank: Rank,
         files: &[u8],
         slot: RestoringSlot,
-        stop: &Arc<AtomicBool>,
     ) -> Result<(RestoringSlot, PageSet), String> {
         let files = Files::decode(files, rank)?;
         let epoch = files.epoch;
-        self.try_read(files, slot, stop).map_err(|reason| {
+        self.try_read(files, slot).map_err(|reason| {
             format!(
                 "its image in {epoch} can't be read: {reason}; look at the store with `ckpt verify`, and move it in another mode"
             )
@@ -287,7 +286,6 @@ impl Store {
         &self,
         files: Files,
         slot: RestoringSlot,
-        stop: &Arc<AtomicBool>,
     ) -> Result<(RestoringSlot, PageSet), String> {
         let key = FileKey {
             job: self.job,
@@ -298,9 +296,22 @@ impl Store {
         let told = |error: store::Error| error.to_string();
         let storage = DiskStorage::open(Path::new(&self.path)).map_err(told)?;
         let image = RankImage::open(&storage, &files.file, key, &files.needs).map_err(told)?;
-        let filling = Filling::new(image, slot, false).until(stop.clone());
+        let filling = Filling::new(image, slot, false).until(self.stop.clone());
         let filled = fill(filling, self.threads, "ckpt-move")?;
         Ok((filled.slot, pages_of(&filled.file.map())))
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// Where there is none.
+    pub(super) fn none() -> Self {
+        Self {
+            path: "/nowhere".to_owned(),
+            job: JobId::default(),
+            threads: 1,
+            stop: Arc::default(),
+        }
     }
 }
 
@@ -320,7 +331,6 @@ mod tests {
             stored: pages(&[0..8, 21..30]),
             is_compared: true,
             is_read: true,
-            _files: Box::default(),
         };
         assert_eq!(reading.taken(), pages(&[2..4, 5..8, 21..22, 23..24]));
     }

@@ -5,14 +5,23 @@
 //!   Examine: listens, on the cluster's interface        │
 //!   │◀──────────────────────────────── Greeting ──────── Prepare: connects, with the job's token
 //!   │──────── Welcome ──────────────────────────────────▶ so the way is there before the rank is frozen
-//!   Transfer: freezes; the parcel, pages, an end ───────▶ straight into the slot
+//!   Transfer: Room, pages to have memory for ───────────▶
+//!   │◀───────────────────────────────────── Done ────────
+//!             Round, pages, their contents, an end ─────▶ straight into the slot
+//!   │◀───────────────────────────────────── Done ────────
+//!   freezes;  Rest, the parcel, contents, an end ───────▶
 //! ```
 //!
-//! A [`Piece`] heads everything after the welcome. Pages of zeros are left out; others are compressed where the connection is
-//! slower than that ([`economy`]). Both ends are threads of the library, and never call the transport. A connection that breaks,
-//! or on which nothing moves for [`STALLED_AFTER`], fails the move: then the rank stays with the source.
+//! A [`Piece`] heads everything that the source sends after the welcome: words with what they are about, and pages. Of pages of zeros
+//! only the numbers are sent; others are compressed where the connection is slower than that ([`economy`]). What the target answers
+//! comes as frames ([`protocol::frame`]), at any time. All ends are threads of the library, and never call the transport. A connection
+//! that breaks, or on which nothing moves for [`STALLED_AFTER`], fails the move: then the rank stays with the source.
 //!
-//! - [`give`]: the side of the source.
+//! Pages of a round are read while their rank runs, so one may be torn. It is sent as it was read, digest and all, and is among those
+//! that the rank has written: it comes once more.
+//!
+//! - [`give`]: the side of the source, from listening to the connection.
+//! - [`send`]: a word and its pages.
 //! - [`take`]: the side of the target.
 //! - [`economy`]: whether to compress.
 //! - [`patience`]: reading and writing that can be given up.
@@ -20,6 +29,7 @@
 mod economy;
 pub(super) mod give;
 mod patience;
+mod send;
 pub(super) mod take;
 
 use std::time::Duration;
@@ -31,8 +41,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::line::Word;
+
 /// Version of what goes over the connection. Both ends run the same program; a check against strangers.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How long one end waits for the other to take or send the next bytes.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
@@ -61,29 +73,31 @@ struct Welcome {
 /// What follows a [`Piece`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// The parcel.
-    Parcel,
+    /// What a word is about.
+    Word(Word),
     /// Pages, as they are.
     Pages,
     /// Pages, as one zstd frame.
     Packed,
-    /// Nothing: all has been sent.
+    /// Nothing: the pages are zeros.
+    Zeros,
+    /// Nothing: all pages that go with the word have been sent.
     End,
 }
 
-/// Heads a part of a rank.
+/// Heads a part of what is sent.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Piece {
     kind: U32,
     /// How many pages.
     pages: U32,
-    /// Number of the first page; in the end how many pieces there were; in front of the parcel for how long the rank has stood still,
+    /// Number of the first page; in the end how many pieces there were since the word; of a word for how long the rank has stood still,
     /// in microseconds.
     first: U64,
     /// Bytes that follow.
     bytes: U64,
-    /// XXH3 of the parcel, or of the pages as they are, seeded with where they belong.
+    /// XXH3 of what the word is about, or of the pages as they are, seeded with where they belong.
     digest: U64,
 }
 
@@ -102,18 +116,32 @@ fn digest(first: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Word(Word::Room),
+        Self::Word(Word::Round),
+        Self::Word(Word::Rest),
+        Self::Word(Word::Stored),
+        Self::Pages,
+        Self::Packed,
+        Self::Zeros,
+        Self::End,
+    ];
+
     fn code(self) -> u32 {
         match self {
-            Self::Parcel => 1,
-            Self::Pages => 2,
-            Self::Packed => 3,
+            Self::Pages => 1,
+            Self::Packed => 2,
+            Self::Zeros => 3,
             Self::End => 4,
+            Self::Word(Word::Room) => 16,
+            Self::Word(Word::Round) => 17,
+            Self::Word(Word::Rest) => 18,
+            Self::Word(Word::Stored) => 19,
         }
     }
 
     fn of(code: u32) -> Option<Self> {
-        let all = [Self::Parcel, Self::Pages, Self::Packed, Self::End];
-        all.into_iter().find(|kind| kind.code() == code)
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 }
 
@@ -129,17 +157,18 @@ impl Piece {
         }
     }
 
-    /// Checks the lengths, before any of them is believed. A parcel may have so many bytes.
-    fn check(&self, parcel_bytes_max: u64) -> Result<Checked, String> {
+    /// Checks the lengths, before any of them is believed. What a word is about may have so many bytes.
+    fn check(&self, about_bytes_max: u64) -> Result<Checked, String> {
         let wrong = |what: &str| format!("what the source sends {what}; it is not of this version");
         let kind = Kind::of(self.kind.get()).ok_or_else(|| wrong("begins with an unknown kind"))?;
         let pages = self.pages.get() as usize;
         let raw_bytes = (pages * PAGE_BYTES) as u64;
         let bytes = self.bytes.get();
         let fits = match kind {
-            Kind::Parcel => pages == 0 && bytes <= parcel_bytes_max,
+            Kind::Word(_) => pages == 0 && bytes <= about_bytes_max,
             Kind::Pages => (1..=PIECE_PAGES).contains(&pages) && bytes == raw_bytes,
             Kind::Packed => (1..=PIECE_PAGES).contains(&pages) && (1..raw_bytes).contains(&bytes),
+            Kind::Zeros => (1..=PIECE_PAGES).contains(&pages) && bytes == 0,
             Kind::End => pages == 0 && bytes == 0,
         };
         if !fits {
@@ -162,7 +191,7 @@ impl Checked {
     /// Whether the bytes are those that were sent.
     fn compare(&self, bytes: &[u8]) -> Result<(), String> {
         let first = match self.kind {
-            Kind::Parcel => 0,
+            Kind::Word(_) => 0,
             _ => self.first,
         };
         if digest(first, bytes) == self.digest {

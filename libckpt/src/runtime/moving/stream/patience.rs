@@ -7,12 +7,20 @@ use std::time::{Duration, Instant};
 
 use wire::Stream;
 
+use super::STALLED_AFTER;
+
 /// Between two looks whether the move was given up.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// What bears to be waited for.
+pub(in super::super) trait Expect {
+    /// From now on nothing may happen for so long; none: until it is given up.
+    fn expect_within(&mut self, longest: Option<Duration>);
+}
+
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Patient {
+pub(in super::super) struct Patient {
     stream: Stream,
     stop: Arc<AtomicBool>,
     /// How long nothing may happen; none: until it is given up.
@@ -26,6 +34,8 @@ impl Patient {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(LOOK_EVERY))?;
         stream.set_write_timeout(Some(LOOK_EVERY))?;
+        // Else nobody would notice of bytes that the system has taken that they never arrive.
+        stream.set_unacknowledged_timeout(STALLED_AFTER)?;
         Ok(Self {
             stream,
             stop,
@@ -33,9 +43,21 @@ impl Patient {
         })
     }
 
-    /// From now on nothing may happen for so long.
-    pub(super) fn expect_within(&mut self, longest: Option<Duration>) {
-        self.longest = longest;
+    /// The same connection once more, with a patience of its own: without an end.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            stream: self.stream.try_clone()?,
+            stop: self.stop.clone(),
+            longest: None,
+        })
+    }
+
+    /// Ends the connection, for whoever waits at either end.
+    pub(super) fn end(&self) {
+        self.stream.end();
     }
 
     fn try_until_done(
@@ -68,6 +90,12 @@ impl Patient {
                 _ => return Err(error),
             }
         }
+    }
+}
+
+impl Expect for Patient {
+    fn expect_within(&mut self, longest: Option<Duration>) {
+        self.longest = longest;
     }
 }
 

@@ -1,29 +1,38 @@
-//! The side of the target: a thread for each move, which connects to the source, and fills the slot with what comes.
+//! The side of the target: the source as it is over a connection.
 
-use std::io::Read;
+use std::fmt;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::restore::RestoringSlot;
+use protocol::dirty::PageSet;
 use protocol::ids::{Incarnation, Move, Process, Rank};
 use wire::Address;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 use zstd::bulk::Decompressor;
 
 use super::give::{read_message, write_message};
-use super::patience::Patient;
+use super::patience::{Expect, Patient};
 use super::{Checked, Greeting, Kind, Piece, STALLED_AFTER, VERSION, Welcome};
 use crate::fs;
-use crate::runtime::moving::fetch::{CameFiles, Fetched};
-use crate::runtime::moving::parcel::{Files, PARCEL_BYTES_MAX, Parcel, now_us};
+use crate::runtime::moving::fetch::CameFiles;
+use crate::runtime::moving::line::{Answer, Source, Word, say};
+use crate::runtime::moving::parcel::{Files, PARCEL_BYTES_MAX, now_us};
 
 /// Memory for a parcel is taken in steps of so many bytes, as they come.
 const STEP_BYTES: usize = 1 << 20;
 
 /// A connection to the source of a move.
-pub(in super::super) struct Taker {
-    source: Patient,
+pub(in super::super) struct Taker<S = Patient> {
+    source: S,
+    /// For how long the rank had stood still when the last word came, and when that was, in microseconds.
+    stood: (u64, u64),
+    decompressor: Option<Decompressor<'static>>,
+    packed: Vec<u8>,
 }
 
 impl Taker {
@@ -63,93 +72,140 @@ impl Taker {
         {
             return Err(told(&"it does not know of the move"));
         }
-        // Until the rank is frozen nothing comes, however long that takes.
-        source.expect_within(None);
-        Ok(Self { source })
-    }
-
-    /// Takes the rank, when it is sent.
-    ///
-    /// # Errors
-    /// It does not come, or not as it was sent.
-    pub(in super::super) fn take(
-        mut self,
-        rank: Rank,
-        slot: RestoringSlot,
-    ) -> Result<Fetched, String> {
-        let begun = |source: &mut Patient| source.expect_within(Some(STALLED_AFTER));
-        let (mut parcel, image_bytes) = receive(&mut self.source, rank, &slot, begun)?;
-        let none = Files::Recorded(fs::OpenFiles::default());
-        let Files::Recorded(files) = std::mem::replace(&mut parcel.files, none) else {
-            return Err("its files are told in another way than they were asked for".to_owned());
-        };
-        let files = fs::reopen(rank, files).map_err(|error| error.to_string())?;
-        Ok(Fetched {
-            slot,
-            parcel,
-            files: CameFiles::Reopened(files),
-            output: None,
-            image_bytes,
-        })
+        Ok(Self::on(source))
     }
 }
 
-/// Receives a rank: its parcel, and how many bytes its image has. `begun` is called when it begins to come.
-pub(super) fn receive<R: Read>(
-    source: &mut R,
-    rank: Rank,
-    slot: &RestoringSlot,
-    begun: impl FnOnce(&mut R),
-) -> Result<(Parcel, u64), String> {
-    let head = next(source)?;
-    let arrived_us = now_us();
-    begun(source);
-    if head.kind != Kind::Parcel {
-        return Err("the source begins with something else than the rank's description".to_owned());
+impl<S: Read + Write + Expect + Send> Source for Taker<S> {
+    fn hear(&mut self) -> Result<(Word, Vec<u8>), String> {
+        // Until the source has something to say nothing comes, however long that takes.
+        self.source.expect_within(None);
+        let head = self.next()?;
+        self.stood = (head.first, now_us());
+        self.source.expect_within(Some(STALLED_AFTER));
+        let Kind::Word(word) = head.kind else {
+            return Err(format!(
+                "the source sends {:?} instead of a word",
+                head.kind
+            ));
+        };
+        let about = read_steps(&mut self.source, head.bytes)?;
+        head.compare(&about)?;
+        Ok((word, about))
     }
-    let described = read_steps(source, head.bytes)?;
-    head.compare(&described)?;
-    let mut parcel = Parcel::decode(&described, rank)?;
-    drop(described);
-    // By the clock of this machine.
-    parcel.frozen_us = arrived_us.saturating_sub(head.first);
-    let mut taking = Taking {
-        source,
-        slot,
-        decompressor: None,
-        packed: Vec::new(),
-    };
-    let mut pieces = 0;
-    loop {
-        let piece = next(taking.source)?;
-        match piece.kind {
-            Kind::Pages | Kind::Packed => taking.fill(&piece)?,
-            Kind::End if piece.first == pieces => break,
-            Kind::End | Kind::Parcel => {
-                return Err(format!(
-                    "the source ends after {pieces} pieces of {}",
-                    piece.first
-                ));
+
+    fn answer(&mut self, answer: Answer) -> Result<(), String> {
+        say(&mut self.source, &answer)
+    }
+
+    fn fill(
+        &mut self,
+        slot: RestoringSlot,
+        pages: &[Range<u64>],
+    ) -> Result<(RestoringSlot, PageSet), String> {
+        let mut due = Due::of(pages);
+        let mut zeros = Vec::new();
+        for pieces in 0.. {
+            let piece = self.next()?;
+            match piece.kind {
+                Kind::Pages | Kind::Packed => {
+                    due.take(&piece)?;
+                    self.place(&slot, &piece)?;
+                }
+                Kind::Zeros => {
+                    due.take(&piece)?;
+                    piece.compare(&[])?;
+                    zeros.push(piece.first..piece.first + piece.pages as u64);
+                }
+                Kind::End if piece.first == pieces && due.is_over() => {
+                    piece.compare(&[])?;
+                    break;
+                }
+                Kind::End | Kind::Word(_) => {
+                    return Err(format!(
+                        "the source ends after {pieces} pieces of {}, where {} pages were to come",
+                        piece.first, due
+                    ));
+                }
             }
         }
-        pieces += 1;
+        Ok((slot, zeros.into_iter().collect()))
     }
-    let pages = parcel.pages.iter();
-    let pages: u64 = pages
-        .map(|range| range.end.saturating_sub(range.start))
-        .sum();
-    Ok((parcel, pages * PAGE_BYTES as u64))
+
+    fn files(&mut self, rank: Rank, files: Files) -> Result<CameFiles, String> {
+        let Files::Recorded(files) = files else {
+            return Err("its files are told in another way than they were asked for".to_owned());
+        };
+        let files = fs::reopen(rank, files).map_err(|error| error.to_string())?;
+        Ok(CameFiles::Reopened(files))
+    }
+
+    fn output(&mut self, _: (i32, i32)) -> Result<(OwnedFd, OwnedFd), String> {
+        Err("an output of its own does not go over a connection".to_owned())
+    }
+
+    fn frozen_us(&self, _: u64) -> u64 {
+        let (stood_us, came_us) = self.stood;
+        came_us.saturating_sub(stood_us)
+    }
+}
+
+/// The pages that are to come, in order.
+struct Due<'a> {
+    pages: &'a [Range<u64>],
+    next: u64,
+}
+
+impl<'a> Due<'a> {
+    fn of(pages: &'a [Range<u64>]) -> Self {
+        let next = pages.first().map_or(0, |range| range.start);
+        let mut due = Self { pages, next };
+        due.pass();
+        due
+    }
+
+    /// Passes over ranges that have come.
+    fn pass(&mut self) {
+        while let [range, rest @ ..] = self.pages
+            && self.next >= range.end
+        {
+            self.pages = rest;
+            self.next = rest.first().map_or(0, |range| range.start);
+        }
+    }
+
+    /// Pages have come: they must be the next ones.
+    fn take(&mut self, piece: &Checked) -> Result<(), String> {
+        let end = piece.first.checked_add(piece.pages as u64);
+        match (self.pages.first(), end) {
+            (Some(range), Some(end)) if piece.first == self.next && end <= range.end => {
+                self.next = end;
+                self.pass();
+                Ok(())
+            }
+            _ => Err(format!(
+                "the source sends {} pages from {} on, where {self} pages were to come",
+                piece.pages, piece.first
+            )),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.pages.is_empty()
+    }
+}
+
+impl fmt::Display for Due<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pages.first() {
+            Some(range) => write!(f, "{} to {}", self.next, range.end - 1),
+            None => f.write_str("no"),
+        }
+    }
 }
 
 fn broke(error: &std::io::Error) -> String {
     format!("the connection to the source broke: {error}")
-}
-
-fn next(source: &mut impl Read) -> Result<Checked, String> {
-    let mut piece = Piece::new_zeroed();
-    let read = source.read_exact(piece.as_mut_bytes());
-    read.map_err(|error| broke(&error))?;
-    piece.check(PARCEL_BYTES_MAX)
 }
 
 /// Reads so many bytes, and believes in none before it has come.
@@ -167,17 +223,26 @@ fn read_steps(source: &mut impl Read, bytes: usize) -> Result<Vec<u8>, String> {
     Ok(read)
 }
 
-struct Taking<'a, R> {
-    source: &'a mut R,
-    slot: &'a RestoringSlot,
-    decompressor: Option<Decompressor<'static>>,
-    packed: Vec<u8>,
-}
+impl<S: Read> Taker<S> {
+    pub(super) fn on(source: S) -> Self {
+        Self {
+            source,
+            stood: (0, 0),
+            decompressor: None,
+            packed: Vec::new(),
+        }
+    }
 
-impl<R: Read> Taking<'_, R> {
-    /// Puts a piece of the image where it belongs. The slot looks whether it may be there, and comes once.
-    fn fill(&mut self, piece: &Checked) -> Result<(), String> {
-        let into = self.slot.window(piece.first, piece.pages);
+    fn next(&mut self) -> Result<Checked, String> {
+        let mut piece = Piece::new_zeroed();
+        let read = self.source.read_exact(piece.as_mut_bytes());
+        read.map_err(|error| broke(&error))?;
+        piece.check(PARCEL_BYTES_MAX)
+    }
+
+    /// Puts pages where they belong. The slot looks whether they may be there.
+    fn place(&mut self, slot: &RestoringSlot, piece: &Checked) -> Result<(), String> {
+        let into = slot.window(piece.first, piece.pages);
         let into = into.map_err(|error| error.to_string())?;
         if piece.kind == Kind::Pages {
             let read = self.source.read_exact(into);

@@ -1,0 +1,154 @@
+//! What the source sends: a word with what it is about, and the pages that go with it.
+
+use std::io;
+use std::ops::Range;
+use std::time::Instant;
+
+use libckpt_rank::PAGE_BYTES;
+use libckpt_rank::capture::is_zero;
+use zerocopy::IntoBytes as _;
+use zstd::bulk::Compressor;
+
+use super::economy::Economy;
+use super::{Kind, PIECE_PAGES, Piece, digest};
+use crate::runtime::moving::line::Saying;
+use crate::runtime::moving::parcel::now_us;
+
+/// zstd's level. Higher ones take far more time for little.
+const LEVEL: i32 = 1;
+
+/// Sends words to `to`; `read` copies memory of the rank, from a page on.
+pub(super) struct Sending<W, R> {
+    to: W,
+    read: R,
+    economy: Economy,
+    compressor: Option<Compressor<'static>>,
+    packed: Vec<u8>,
+    /// Since the last word.
+    pieces: u64,
+}
+
+fn broke(error: io::Error) -> String {
+    format!("the connection to the target broke: {error}")
+}
+
+impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
+    pub(super) fn to(to: W, read: R) -> Self {
+        Self {
+            to,
+            read,
+            economy: Economy::default(),
+            compressor: None,
+            packed: Vec::new(),
+            pieces: 0,
+        }
+    }
+
+    pub(super) fn into_inner(self) -> W {
+        self.to
+    }
+
+    /// Says a word.
+    ///
+    /// # Errors
+    /// The connection broke, the memory can't be read, or a file can't be synced.
+    pub(super) fn say(&mut self, saying: &Saying) -> Result<(), String> {
+        for file in &saying.unsynced {
+            file.sync().map_err(|error| error.to_string())?;
+        }
+        let frozen_us = saying.frozen_us;
+        let stood_us = frozen_us.map_or(0, |frozen_us| now_us().saturating_sub(frozen_us));
+        let about = &saying.about;
+        let kind = Kind::Word(saying.word);
+        let head = Piece::new(kind, stood_us, 0, about.len(), digest(0, about));
+        self.to.write_all(head.as_bytes()).map_err(broke)?;
+        self.to.write_all(about).map_err(broke)?;
+        if saying.word.has_pages() {
+            self.pieces = 0;
+            self.send_pages(&saying.pages)?;
+            let pieces = self.pieces;
+            let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
+            self.to.write_all(end.as_bytes()).map_err(broke)?;
+        }
+        self.to.flush().map_err(broke)
+    }
+
+    fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {
+        let mut raw = vec![0; PIECE_PAGES * PAGE_BYTES];
+        for range in pages {
+            let mut next = range.start;
+            while next < range.end {
+                // Lossless: at most PIECE_PAGES.
+                let count = (range.end - next).min(PIECE_PAGES as u64) as usize;
+                let raw = &mut raw[..count * PAGE_BYTES];
+                (self.read)(next, raw)?;
+                for (run, are_zeros) in runs(raw) {
+                    let first = next + run.start as u64;
+                    if are_zeros {
+                        self.send_zeros(first, run.len())?;
+                    } else {
+                        self.send(first, &raw[run.start * PAGE_BYTES..run.end * PAGE_BYTES])?;
+                    }
+                }
+                next += count as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_zeros(&mut self, first: u64, pages: usize) -> Result<(), String> {
+        let head = Piece::new(Kind::Zeros, first, pages, 0, digest(first, &[]));
+        self.pieces += 1;
+        self.to.write_all(head.as_bytes()).map_err(broke)
+    }
+
+    fn send(&mut self, first: u64, raw: &[u8]) -> Result<(), String> {
+        let digest = digest(first, raw);
+        let (kind, bytes) = match self.economy.packs_next() && self.pack(raw)? {
+            true => (Kind::Packed, self.packed.as_slice()),
+            false => (Kind::Pages, raw),
+        };
+        let pages = raw.len() / PAGE_BYTES;
+        let head = Piece::new(kind, first, pages, bytes.len(), digest);
+        let begun = Instant::now();
+        let sent = self.to.write_all(head.as_bytes());
+        sent.and_then(|()| self.to.write_all(bytes))
+            .map_err(broke)?;
+        let sent_bytes = bytes.len();
+        self.economy.sent(sent_bytes, begun.elapsed());
+        self.pieces += 1;
+        Ok(())
+    }
+
+    /// Compresses a piece; false where it does not become shorter.
+    fn pack(&mut self, raw: &[u8]) -> Result<bool, String> {
+        let begun = Instant::now();
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => {
+                let made = Compressor::new(LEVEL);
+                none.insert(made.map_err(|error| format!("zstd can't start: {error}"))?)
+            }
+        };
+        self.packed.resize(raw.len(), 0);
+        let packed = compressor.compress_to_buffer(raw, &mut self.packed[..raw.len() - 1]);
+        // It gives up where it needs more room than the pages do.
+        let bytes = packed.unwrap_or(raw.len());
+        self.packed.truncate(bytes);
+        self.economy.packed(raw.len(), bytes, begun.elapsed());
+        Ok(bytes < raw.len())
+    }
+}
+
+/// Runs of pages that are all zeros, or of which none is.
+fn runs(raw: &[u8]) -> Vec<(Range<usize>, bool)> {
+    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+    for (number, page) in raw.as_chunks::<PAGE_BYTES>().0.iter().enumerate() {
+        let is_zero = is_zero(page);
+        match runs.last_mut() {
+            Some((last, are_zeros)) if *are_zeros == is_zero => last.end += 1,
+            _ => runs.push((number..number + 1, is_zero)),
+        }
+    }
+    runs
+}
