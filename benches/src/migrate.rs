@@ -2,8 +2,9 @@
 //!
 //! The job is one of two processes. Rank 1 has all the memory, calls the library every fifth of a millisecond and writes to a share of
 //! its pages every second; rank 0 waits for a message. Rank 1 moves back and forth. It stands still from the moment at which the
-//! source freezes it until the target lets it run, by the library's clock, which both processes read alike. The reference in turn with
-//! each move is one thread that copies as many bytes, to memory that was touched before, while the job is stopped.
+//! source freezes it until the target lets it run, by the library's clock, which both processes read alike. Before a move out of a
+//! checkpoint one is taken. The reference in turn with each move is one thread that copies as many bytes, to memory that was touched
+//! before, while the job is stopped.
 
 use anyhow::{Context as _, Result};
 use tests::bed::{Bed, PATIENCE};
@@ -14,7 +15,7 @@ use crate::pipeline::limits::Copies;
 use crate::record::Record;
 use crate::{Effort, jobs};
 
-const MODES: [&str; 3] = ["stop", "precopy", "auto"];
+const MODES: [&str; 4] = ["stop", "precopy", "checkpoint", "auto"];
 
 /// Percent of the pages that are written every second.
 const RATES: [u32; 4] = [0, 1, 10, 100];
@@ -76,6 +77,9 @@ fn case(
         let [mut stood, mut took, mut rounds] = [const { Vec::new() }; 3];
         for sample in 0..=samples {
             let words = ["1", "--to", &to.to_string(), "--mode", mode];
+            if mode == "checkpoint" {
+                bed.json("checkpoint", &[])?;
+            }
             let moved = bed.json("migrate", &words)?;
             to = 1 - to;
             let copied_ms = while_stopped(&job, || copies.run_ms())?;
