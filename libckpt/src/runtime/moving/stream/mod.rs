@@ -136,7 +136,7 @@ impl Kind {
             Self::Word(Word::Room) => 16,
             Self::Word(Word::Round) => 17,
             Self::Word(Word::Rest) => 18,
-            Self::Word(Word::Stored) => 19,
+            Self::Word(Word::Stored) => 20,
         }
     }
 
