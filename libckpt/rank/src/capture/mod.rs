@@ -31,9 +31,9 @@ use std::sync::Arc;
 use protocol::control::Felt;
 use protocol::ids::Rank;
 
-pub use catch_up::CatchUp;
+pub use catch_up::{CatchUp, LivePages};
 pub use cut::{Capturer, Observation, Options, RankCut};
-pub use follow::{FollowError, Look};
+pub use follow::{FollowError, Look, Since};
 pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool, is_zero};
 pub use regions::REGION_PAGES;
 

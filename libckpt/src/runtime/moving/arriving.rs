@@ -131,7 +131,8 @@ impl Moving {
         let stop = Arc::<AtomicBool>::default();
         let source = Memory::reach(source, line, address, self.threads, stop.clone())?;
         let line = source.again().map_err(|error| error.to_string())?;
-        let fetch = Fetch::new((id, rank, from), source, room, stop.clone());
+        let store = self.checkpoints(stop.clone());
+        let fetch = Fetch::new((id, rank, from), source, room, store);
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
@@ -156,6 +157,7 @@ impl Moving {
         let (room, given) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
+        let store = self.checkpoints(stop.clone());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
@@ -167,7 +169,7 @@ impl Moving {
             let Ok(room) = given.recv() else {
                 return;
             };
-            Fetch::new((id, rank, from), taker, room, stopped).run(&tell, &control);
+            Fetch::new((id, rank, from), taker, room, store).run(&tell, &control);
         };
         Ok(Arriving {
             rank,

@@ -6,8 +6,6 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::Incoming;
@@ -20,6 +18,7 @@ use protocol::migration::MoveReport;
 use super::behind::Behind;
 use super::line::{Answer, Source, Word};
 use super::parcel::{Files, Parcel, decode_pages};
+use super::stored::Store;
 use super::{News, Tell};
 use crate::fs;
 use crate::runtime::control::Control;
@@ -81,8 +80,8 @@ pub(super) struct Fetch<S> {
     /// Where pages come while the rank runs. It ends before the slot does.
     incoming: Option<Incoming>,
     pub(super) slot: RestoringSlot,
-    /// Set where the rank does not come after all.
-    stop: Arc<AtomicBool>,
+    /// The job's checkpoints.
+    store: Store,
     /// Pages that have come.
     come: PageSet,
 }
@@ -93,7 +92,7 @@ impl<S: Source> Fetch<S> {
         (id, rank, from): (Move, Rank, Process),
         source: S,
         (incoming, slot): (Option<Incoming>, RestoringSlot),
-        stop: Arc<AtomicBool>,
+        store: Store,
     ) -> Self {
         Self {
             id,
@@ -102,7 +101,7 @@ impl<S: Source> Fetch<S> {
             source,
             incoming,
             slot,
-            stop,
+            store,
             come: PageSet::new(),
         }
     }
@@ -133,6 +132,11 @@ impl<S: Source> Fetch<S> {
             match word {
                 Word::Room => self.slot.make_room(&decode_pages(&about)?),
                 Word::Round => self = self.fill(&decode_pages(&about)?)?,
+                Word::Stored => {
+                    let (slot, pages) = self.store.read(self.rank, &about, self.slot)?;
+                    self.slot = slot;
+                    self.come.unite(&pages);
+                }
                 Word::Rest | Word::Ahead if self.incoming.is_some() != (word == Word::Ahead) => {
                     return Err("it is sent in another way than it was asked for".to_owned());
                 }
@@ -201,7 +205,7 @@ impl<S: Source> Fetch<S> {
             from: self.from,
             incoming,
             source: self.source,
-            stop: self.stop,
+            stop: self.store.stop,
         });
         Ok((fetched, behind))
     }

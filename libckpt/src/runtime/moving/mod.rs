@@ -18,6 +18,7 @@
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
+//! - [`stored`]: both sides where the target reads the rank's last checkpoint first.
 //! - [`fetch`]: the thread that brings a rank here.
 //! - [`behind`]: what it does when the rank runs here already.
 //! - [`line`](mod@line): what source and that thread tell each other.
@@ -33,6 +34,7 @@ mod line;
 mod memory;
 mod parcel;
 mod rounds;
+mod stored;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -43,7 +45,7 @@ use libckpt_rank::Slot;
 use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
-use protocol::ids::{Incarnation, Move, Process, Rank};
+use protocol::ids::{Incarnation, JobId, Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
@@ -51,6 +53,7 @@ use self::arriving::{Arrived, Arriving};
 use self::behind::Bringing;
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving, Left};
+use self::stored::Told;
 use super::control::Control;
 use super::processors::Processors;
 use super::schedule::Scheduler;
@@ -62,6 +65,7 @@ pub(crate) struct Moving {
     control: Control,
     me: Process,
     incarnation: Incarnation,
+    job: JobId,
     layout: SlotLayout,
     /// Threads that copy a rank beside each other.
     threads: usize,
@@ -98,6 +102,8 @@ enum News {
     NotGiven(Move, String),
     /// Source: it is time to see how much a rank writes.
     Time(Move),
+    /// Source: what is known about a rank's last checkpoint.
+    Stored(Move, Told),
 }
 
 impl News {
@@ -108,7 +114,8 @@ impl News {
             | Self::NotGiven(id, _)
             | Self::Complete(id)
             | Self::Done(id)
-            | Self::Time(id) => *id,
+            | Self::Time(id)
+            | Self::Stored(id, _) => *id,
         }
     }
 }
@@ -142,6 +149,7 @@ impl Moving {
             control,
             me: in_engine(|engine| engine.core.me),
             incarnation: assignment.incarnation,
+            job: assignment.job,
             layout,
             threads: Processors::of(assignment).share(),
             store: std::fs::canonicalize(&assignment.store)
@@ -196,6 +204,7 @@ impl Scheduler {
                 }
                 News::Done(id) => self.go_on(id)?,
                 News::Time(id) => self.choose(id)?,
+                News::Stored(id, told) => self.stored(id, told)?,
             }
             self.obey_mover()?;
         }
