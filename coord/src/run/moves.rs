@@ -137,9 +137,7 @@ impl Job<'_> {
 
     /// Somebody wants a rank moved.
     pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
-        let refusal = if ask.mode == MoveMode::Postcopy {
-            Some("the mode `postcopy` is not there yet")
-        } else if self.moving.is_none() {
+        let refusal = if self.moving.is_none() {
             Some(
                 "its ranks do not run at the moment: it is starting, restoring or ending; ask again when they do",
             )

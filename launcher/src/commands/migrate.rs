@@ -14,11 +14,6 @@ use crate::output::Report;
 use crate::report::MovedReport;
 
 pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
-    if args.mode == MoveMode::Postcopy {
-        return Err(Failure::usage(
-            "this mode is not there yet; there are stop, precopy, checkpoint, safepoint and auto",
-        ));
-    }
     let store = JobStore::open(&args.store)?;
     let rank = Rank(args.rank);
     let not_running = || {
@@ -135,6 +130,7 @@ fn in_words(step: Step, mode: MoveMode) -> &'static str {
             MoveMode::Safepoint => "waiting for a safepoint",
             _ => "it stands still and is copied",
         },
+        Step::Spreading if mode == MoveMode::Postcopy => "it runs there, and its memory comes",
         Step::Spreading => "it runs there; the others learn of it",
         Step::Forgetting => "it runs there; its old place is cleared",
         Step::GivingUp => "given up; it goes on where it was",

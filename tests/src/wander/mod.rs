@@ -28,7 +28,7 @@ const AT_AN_END: &[&str] = &[
 ];
 
 /// The modes in which ranks are moved.
-pub const MODES: &[&str] = &["stop", "precopy", "checkpoint", "auto"];
+pub const MODES: &[&str] = &["stop", "precopy", "postcopy", "checkpoint", "auto"];
 
 /// Why a move out of a checkpoint may be refused, where checkpoints are taken now and then.
 const WITHOUT_CHECKPOINT: &[&str] = &[
@@ -37,6 +37,18 @@ const WITHOUT_CHECKPOINT: &[&str] = &[
     // With `--track hash`.
     "can't be told: the kernel does not track what is written",
 ];
+
+/// What is told where a mode takes a right that this user does not have.
+pub const NO_RIGHT: &str = "vm.unprivileged_userfaultfd";
+
+/// Whether processes of this user may handle page faults of system calls, which `postcopy` takes.
+#[must_use]
+pub fn may_handle_faults() -> bool {
+    nix::unistd::geteuid().is_root()
+        || std::fs::File::open("/dev/userfaultfd").is_ok()
+        || std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
+            .is_ok_and(|it| it.trim() == "1")
+}
 
 /// Why a move may be refused in addition where one of its processes is killed, or the connection between them breaks.
 pub const BROKEN: &[&str] = &[
@@ -185,6 +197,7 @@ fn move_one(
             let reason = record["error"]["message"].as_str().unwrap_or_default();
             let more = match mode {
                 "checkpoint" => WITHOUT_CHECKPOINT,
+                "postcopy" if !may_handle_faults() => &[NO_RIGHT],
                 _ => &[],
             };
             let mut known = AT_AN_END.iter().chain(broken).chain(more);

@@ -263,6 +263,11 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// Set where the rank does not come after all.
+    pub(super) fn stop(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
     /// Reads an image into an empty slot, out of the files that the source names. Gives the pages that are there then.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use wire::{Address, Listener, Stream};
 use super::patience::{Expect as _, LOOK_EVERY, Patient};
 use super::send::Sending;
 use super::{Greeting, STALLED_AFTER, VERSION, Welcome};
-use crate::runtime::moving::line::{Ear, Frames, Heard, Saying};
+use crate::runtime::moving::line::{Answer, Ear, Frames, Heard, Saying, Word};
 
 /// How long a caller has to say who it is.
 const GREETING_WITHIN: Duration = Duration::from_secs(2);
@@ -63,7 +63,8 @@ impl Giver {
             let given = (|| {
                 let target = await_target(&listener, &expected, &stopped)?;
                 drop(listener);
-                hear(&target, ear.clone(), stopped.clone())?;
+                let (ask, asked) = channel();
+                hear(&target, ear.clone(), ask, stopped.clone())?;
                 let memory = OtherProcess::this(me);
                 let mut sending = Sending::to(target, |page, into: &mut [u8]| {
                     let address = slot.wrapping_add(page.wrapping_mul(PAGE_BYTES as u64));
@@ -75,6 +76,9 @@ impl Giver {
                     && let Some(saying) = await_saying(&waiting, &stopped)
                 {
                     said = sending.say(&saying);
+                    if saying.word == Word::Ahead && said.is_ok() {
+                        said = sending.follow(&saying.pages, &asked, &stopped);
+                    }
                 }
                 sending.into_inner().end();
                 said
@@ -115,13 +119,20 @@ impl Drop for Giver {
 }
 
 /// Starts the thread that hears what the target answers, until the connection ends or breaks.
-fn hear(target: &Patient, ear: Ear, stop: Arc<AtomicBool>) -> Result<(), String> {
+fn hear(
+    target: &Patient,
+    ear: Ear,
+    ask: Sender<Answer>,
+    stop: Arc<AtomicBool>,
+) -> Result<(), String> {
     let told = |error: io::Error| format!("nobody can hear its target: {error}");
     let mut answers = Frames::on(target.again().map_err(told)?);
     let hear = move || {
         loop {
             match answers.hear() {
-                Ok(Some(answer)) => ear(Heard::Answer(answer)),
+                Ok(Some(Answer::Done)) => ear(Heard::Answer(Answer::Done)),
+                // Of no use any more to a thread that has ended.
+                Ok(Some(asked)) => drop(ask.send(asked)),
                 Ok(None) => return,
                 Err(reason) if !stop.load(Ordering::SeqCst) => {
                     let reason = format!("the connection to the target broke: {reason}");
