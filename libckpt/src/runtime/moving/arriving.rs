@@ -13,6 +13,7 @@ use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::doom::{self, Step};
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::line::Line;
 use super::parcel::now_us;
@@ -53,6 +54,7 @@ impl Moving {
     pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
         let outcome = match self.make_room(id, rank, from, needs) {
             Ok(arriving) => {
+                doom::reach(Step::Room, &self.control);
                 let is_given = arriving.line.is_none();
                 self.arriving.insert(id, arriving);
                 if is_given {
@@ -151,6 +153,7 @@ impl Moving {
                 Ok(taker) => taker,
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
+            doom::reach(Step::Line, &control);
             tell.tell(News::Reached(id, Ok(())));
             let Ok(slot) = slot.recv() else {
                 return;

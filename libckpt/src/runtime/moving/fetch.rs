@@ -17,6 +17,7 @@ use protocol::dirty::PageSet;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
+use super::doom::{self, Step};
 use super::line::{Answer, Line, Place, Word};
 use super::parcel::{self, Files, Pages, Parcel};
 use super::{News, Tell};
@@ -37,10 +38,14 @@ impl Came {
     pub(super) fn tell(id: Move, outcome: Result<Fetched, String>, tell: &Tell, control: &Control) {
         let outcome = outcome.map(Box::new);
         let received = outcome.is_ok();
+        if received {
+            doom::reach(Step::Received, control);
+        }
         // In this order: whatever comes of the second finds the first.
         tell.tell(News::Came(Self { id, outcome }));
         if received {
             control.report(Report::Move(MoveReport::Received { id }));
+            doom::reach(Step::Told, control);
         }
     }
 }
@@ -91,10 +96,11 @@ impl Fetch {
     /// Does it, in a thread of the library, and tells when it is done.
     pub(super) fn run(self, tell: &Tell, control: &Control) {
         let id = self.id;
-        Came::tell(id, self.fetch(), tell, control);
+        doom::reach(Step::Line, control);
+        Came::tell(id, self.fetch(control), tell, control);
     }
 
-    fn fetch(mut self) -> Result<Fetched, String> {
+    fn fetch(mut self, control: &Control) -> Result<Fetched, String> {
         let from = self.from;
         let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
         let mut copied = PageSet::new();
@@ -109,6 +115,7 @@ impl Fetch {
                     self.slot.again(&pages);
                     self = self.copy(&pages)?;
                     copied.unite(&pages.into_iter().collect());
+                    doom::reach(Step::Copying, control);
                     self.line.say(&Answer::Done).map_err(gone)?;
                 }
                 Word::Rest(place) => return self.fetch_rest(place, &copied),

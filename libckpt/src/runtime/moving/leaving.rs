@@ -11,6 +11,7 @@ use libckpt_rank::{PAGE_BYTES, Slot};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::doom::{self, Step};
 use super::line::{Line, OtherEnd, Place, Word};
 use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
@@ -275,6 +276,7 @@ impl Scheduler {
             _parcel: parcel,
         };
         moving.frozen.insert(rank, frozen);
+        doom::reach(Step::Frozen, &moving.control);
         in_engine(Engine::settle)
     }
 

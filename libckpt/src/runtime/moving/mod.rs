@@ -22,8 +22,10 @@
 //! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`stream`]: the threads at both ends of a connection, where it can't.
 //! - [`parcel`]: what the source tells about it.
+//! - [`doom`]: where tests have a process end.
 
 mod arriving;
+mod doom;
 mod fetch;
 mod leaving;
 mod line;
@@ -44,6 +46,7 @@ use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
+use self::doom::Step;
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving};
 use super::control::Control;
@@ -155,8 +158,29 @@ impl Scheduler {
     pub(super) fn migrate(&mut self, directive: MoveDirective) -> Result<(), Fatal> {
         // What threads have told comes first: a word of the coordinator may be its answer to them.
         self.take_news()?;
+        let (before, after) = self.dooms(&directive);
+        self.reach(before);
         in_engine(|engine| engine.handle_move(directive))?;
-        self.obey_mover()
+        self.obey_mover()?;
+        self.reach(after);
+        Ok(())
+    }
+
+    /// Where a test may end this process, before and after a directive is handled.
+    fn dooms(&self, directive: &MoveDirective) -> (Option<Step>, Option<Step>) {
+        let Some(moving) = &self.moving else {
+            return (None, None);
+        };
+        let leaves = directive
+            .id()
+            .is_some_and(|id| moving.leaving.contains_key(&id));
+        doom::of(directive, moving.me, leaves)
+    }
+
+    fn reach(&self, step: Option<Step>) {
+        if let (Some(step), Some(moving)) = (step, &self.moving) {
+            doom::reach(step, &moving.control);
+        }
     }
 
     /// Does what packets and threads have left to do.
