@@ -16,6 +16,7 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::behind::Bringing;
+use super::doom::{self, Step};
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::memory::{self, Memory};
 use super::parcel::now_us;
@@ -69,6 +70,7 @@ impl Moving {
     ) {
         let outcome = match self.make_room(id, rank, from, mode, needs) {
             Ok(arriving) => {
+                doom::reach(Step::Room, &self.control);
                 let is_given = arriving.line.is_none();
                 self.arriving.insert(id, arriving);
                 if is_given {

@@ -12,6 +12,7 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::rounds::SMALL_IMAGE_BYTES;
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::doom::{self, Step};
 use super::line::{Answer, Ear, Heard, Line, Saying, Word};
 use super::memory::ToTarget;
 use super::parcel::{Files, Parcel, now_us};
@@ -265,6 +266,7 @@ impl Scheduler {
         }
         let frozen = Frozen { slot, output };
         moving.frozen.insert(rank, frozen);
+        doom::reach(Step::Frozen, &moving.control);
         in_engine(Engine::settle)
     }
 

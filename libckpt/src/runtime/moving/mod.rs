@@ -25,9 +25,11 @@
 //! - [`memory`]: the line where that thread can read the source's memory.
 //! - [`stream`]: the line where it can't: a connection.
 //! - [`parcel`]: what the source tells about pages and ranks.
+//! - [`doom`]: where tests have a process end.
 
 mod arriving;
 mod behind;
+mod doom;
 mod fetch;
 mod leaving;
 mod line;
@@ -51,6 +53,7 @@ use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
 use self::behind::Bringing;
+use self::doom::Step;
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving, Left};
 use self::stored::Told;
@@ -177,8 +180,29 @@ impl Scheduler {
     pub(super) fn migrate(&mut self, directive: MoveDirective) -> Result<(), Fatal> {
         // What threads have told comes first: a word of the coordinator may be its answer to them.
         self.take_news()?;
+        let (before, after) = self.dooms(&directive);
+        self.reach(before);
         in_engine(|engine| engine.handle_move(directive))?;
-        self.obey_mover()
+        self.obey_mover()?;
+        self.reach(after);
+        Ok(())
+    }
+
+    /// Where a test may end this process, before and after a directive is handled.
+    fn dooms(&self, directive: &MoveDirective) -> (Option<Step>, Option<Step>) {
+        let Some(moving) = &self.moving else {
+            return (None, None);
+        };
+        let leaves = directive
+            .id()
+            .is_some_and(|id| moving.leaving.contains_key(&id));
+        doom::of(directive, moving.me, leaves)
+    }
+
+    fn reach(&self, step: Option<Step>) {
+        if let (Some(step), Some(moving)) = (step, &self.moving) {
+            doom::reach(step, &moving.control);
+        }
     }
 
     /// Does what packets and threads have left to do.

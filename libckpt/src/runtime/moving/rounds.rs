@@ -11,6 +11,7 @@ use protocol::ids::{Move, Rank};
 use protocol::migration::MoveMode;
 use protocol::migration::rounds::{Next, Rounds, SMALL_IMAGE_BYTES, choose};
 
+use super::doom::Step;
 use super::leaving::Leaving;
 use super::line::{Saying, Word};
 use super::parcel::{Pages, encode_pages};
@@ -135,6 +136,7 @@ impl Scheduler {
         let Some(mut rounds) = leaving.rounding.as_ref().map(|it| it.rounds) else {
             return Ok(());
         };
+        self.reach(Some(Step::Round));
         let Some(look) = self.look_at_writes(id, rank) else {
             return self.freeze(id, rank, None);
         };

@@ -584,7 +584,7 @@ fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
         (None, room(Rank(44))),
         Store::none(),
     );
-    let waiting = std::thread::spawn(move || fetch.fetch().map(drop));
+    let waiting = std::thread::spawn(move || fetch.fetch(|_| ()).map(drop));
     stop.store(true, Ordering::SeqCst);
     let error = waiting.join().unwrap().unwrap_err();
     assert!(error.contains("given up"), "{error}");
