@@ -13,8 +13,9 @@ use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::Job;
 use tests::nodes::cluster::with_each_mpi;
 use tests::nodes::mpi::Mpi;
+use tests::skip::skip;
 use tests::solver::Solver;
-use tests::wander::migrate;
+use tests::wander::{may_handle_faults, migrate};
 
 /// The variable with the file's name.
 const DOOM: &str = "CKPT_TEST_DOOM";
@@ -58,6 +59,9 @@ const STEPS: &[(&str, Side, Ends)] = &[
 
 /// Those of a rank that is copied while it runs.
 const ROUNDS: &[(&str, Side, Ends)] = &[("Round", Source, Refused), ("Copying", Target, Refused)];
+
+/// Those of a rank whose memory follows.
+const FOLLOWING: &[(&str, Side, Ends)] = &[("Following", Target, Either)];
 
 /// Those of a move that is given up; there is time for nothing else.
 const GIVEN_UP: &[(&str, Side, Ends)] = &[
@@ -164,11 +168,20 @@ fn killed_at_each(
 fn a_source_and_a_target_are_killed_at_each_step_of_a_move() -> Result<()> {
     let solver = solver(3);
     let expected = undisturbed(&solver)?;
-    for mode in ["stop", "precopy"] {
+    for mode in ["stop", "precopy", "postcopy", "checkpoint"] {
         let mut steps = STEPS.to_vec();
         match mode {
+            "stop" => steps.extend(GIVEN_UP),
             "precopy" => steps.extend(ROUNDS),
-            _ => steps.extend(GIVEN_UP),
+            "postcopy" if !may_handle_faults() => {
+                skip(
+                    "kills during a postcopy",
+                    "vm.unprivileged_userfaultfd is 0",
+                );
+                continue;
+            }
+            "postcopy" => steps.extend(FOLLOWING),
+            _ => {}
         }
         let bed = Bed::new()?;
         let doom = bed.join("doom");
@@ -196,6 +209,7 @@ fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Resul
         names.contains(&step.0)
     };
     let steps: Vec<_> = STEPS.iter().filter(most_important).copied().collect();
+    let behind: Vec<_> = steps[3..].iter().chain(FOLLOWING).copied().collect();
     with_each_mpi("moves that are killed", 3, |cluster, mpi| {
         let hosts = cluster.nodes().hostfile(&[1, 2, 3], 1)?;
         let hosts = hosts.display().to_string();
@@ -206,7 +220,13 @@ fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Resul
         }
         let doom = cluster.join("doom");
         let words = ["env".to_owned(), format!("{DOOM}={}", doom.display())];
-        let job = cluster.start_under(&words, &solver, &options)?;
-        killed_at_each(cluster, job, &doom, "stop", &steps, 2, &expected)
+        for (mode, steps) in [("stop", &steps), ("postcopy", &behind)] {
+            if mode == "postcopy" && !may_handle_faults() {
+                continue;
+            }
+            let job = cluster.start_under(&words, &solver, &options)?;
+            killed_at_each(cluster, job, &doom, mode, steps, 2, &expected)?;
+        }
+        Ok(())
     })
 }

@@ -17,6 +17,7 @@ use protocol::control::{Report, exit};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
+use super::doom::{self, Step};
 use super::line::Source;
 use super::{News, Tell};
 use crate::runtime::control::{Control, ENDING};
@@ -65,6 +66,7 @@ impl<S: Source> Behind<S> {
     /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
     pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
         let id = self.id;
+        doom::reach(Step::Following, control);
         match self.source.follow(&mut self.incoming) {
             Ok(true) => {
                 drop(self.incoming);

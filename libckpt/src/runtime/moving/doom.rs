@@ -35,6 +35,8 @@ pub(super) enum Step {
     Received,
     /// Target: all has come, and that is told.
     Told,
+    /// Target: that is told, and most of its memory has not come.
+    Following,
     /// Source or target: told that the rank is the target's, and nothing was done about it.
     Recorded(Side),
     /// Source or target: it was done.
