@@ -16,6 +16,7 @@ mod record;
 mod restart;
 mod restore;
 mod stall;
+mod tcp;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -208,7 +209,7 @@ const BENCHMARKS: &[Benchmark] = &[
         name: "migrate",
         about: "how long a rank stands still when it moves, how long that takes, by each way of moving",
         measure: migrate::measure,
-        columns: &["stood_ms", "took_ms", "rounds", "memcpy_ms"],
+        columns: &["stood_ms", "took_ms", "rounds", "memcpy_ms", "tcp_ms"],
     },
     Benchmark {
         name: "restore",

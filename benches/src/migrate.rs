@@ -1,21 +1,33 @@
-//! How long a rank stands still when it is moved to another process that shares memory, and how long the move takes.
+//! How long a rank stands still when it is moved to another process, and how long the move takes.
 //!
 //! The job is one of two processes. Rank 1 has all the memory, calls the library every fifth of a millisecond and writes to a share of
 //! its pages every second; rank 0 waits for a message. Rank 1 moves back and forth. It stands still from the moment at which the
-//! source freezes it until the target lets it run, by the library's clock, which both processes read alike. The longest pause is by its
-//! own clock: the longest time from its asking to sleep until it has called the library and written, less the sleep, from the begin of the move until
-//! after its end. Before a move out of a checkpoint one is taken. The reference in turn with each move is one thread that copies as many
-//! bytes, to memory that was touched before, while the job is stopped.
+//! source freezes it until the target lets it run. The longest pause is by its own clock: the longest time from its asking to sleep until
+//! it has called the library and written, less the sleep, from the begin of the move until after its end. Before a move out of a
+//! checkpoint one is taken.
+//!
+//! - On shared memory: by the library's clock, which both processes read alike. The reference in turn with each move is one thread that
+//!   copies as many bytes, to memory that was touched before, while the job is stopped.
+//! - Over MPI, between two nodes that are network namespaces of this machine (`tests::nodes`): the target counts from when the rank's
+//!   description comes, and adds what the source says. The reference is a plain TCP connection over the same link, with one thread at
+//!   each end, by which as many bytes are copied ([`crate::tcp`]). These cases are measured where no case is named, or one by its MPI.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use tests::bed::{Bed, PATIENCE};
+use tests::job::Job;
+use tests::nodes::cluster::Cluster;
+use tests::nodes::mpi::Mpi;
+use tests::process;
 use tests::solver::Solver;
 
 use crate::checkpoint::while_stopped;
 use crate::pipeline::limits::Copies;
 use crate::record::Record;
+use crate::tcp::Link;
 use crate::{Effort, jobs};
 
 const MODES: [&str; 5] = ["stop", "precopy", "postcopy", "checkpoint", "auto"];
@@ -26,97 +38,194 @@ const LOOK_AFTER: Duration = Duration::from_millis(20);
 /// Percent of the pages that are written every second.
 const RATES: [u32; 4] = [0, 1, 10, 100];
 
+const SOLVER: &str = "bench-writer";
+
 pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
-    let folder = jobs::build(&["-p", "benches", "--bins", "-p", "ckpt-launcher"])?;
-    let sizes: &[usize] = if effort.quick {
-        &[64]
-    } else {
-        &[64, 256, 1024]
-    };
-    let mut records = Vec::new();
-    for &mib in sizes {
-        for rate in RATES {
-            let name = match rate {
-                0 => format!("{mib} MiB, idle"),
-                100 => format!("{mib} MiB, all pages/s"),
-                _ => format!("{mib} MiB, {rate}% of pages/s"),
-            };
-            let wanted = |words: &String| {
-                words
-                    .split_whitespace()
-                    .all(|word| name.split([' ', ',']).any(|it| it == word))
-            };
-            if effort.cases.is_empty() || effort.cases.iter().any(wanted) {
-                let of_case = case(&folder, &name, mib, rate, effort)?;
-                effort.note(&of_case)?;
-                records.extend(of_case);
-            }
-        }
+    let mut records = memory(effort)?;
+    for mpi in Mpi::ALL {
+        records.extend(between_nodes(mpi, effort)?);
     }
     Ok(records)
 }
 
-fn case(
-    folder: &std::path::Path,
-    name: &str,
+/// A rank with so much memory that writes to so many percent of its pages every second.
+struct Case {
+    name: String,
     mib: usize,
     rate: u32,
-    effort: &Effort,
-) -> Result<Vec<Record>> {
-    let samples = effort.samples.unwrap_or(if effort.quick { 2 } else { 7 });
-    let mut bed = Bed::new()?;
-    let mut binaries = bed.binaries().clone();
-    folder.clone_into(&mut binaries.examples);
-    bed = bed.with_binaries(binaries);
-    let end = bed.join("end");
-    let mut solver = Solver::new("bench-writer", 2, &format!("{mib} {rate}"));
-    solver.arguments.push(end.display().to_string());
-    let options = format!("--every off {}", effort.launcher);
-    let mut job = bed.start_free(&solver, &options)?;
-    job.wait_lines("its memory", 1, |line| line == "ready")?;
-    let copies = Copies::new(1, mib << 20);
-    let _ = copies.run_ms();
-    let mut records = Vec::new();
-    let mut to = 0;
-    let mut copy = Vec::new();
-    for mode in MODES {
-        let [mut stood, mut pause, mut took, mut rounds] = [const { Vec::new() }; 4];
-        for sample in 0..=samples {
-            if mode == "checkpoint" {
-                bed.json("checkpoint", &[])?;
-            }
-            let told = job.stdout().len();
-            let words = ["1", "--to", &to.to_string(), "--mode", mode];
-            let moved = bed.json("migrate", &words)?;
-            to = 1 - to;
-            // It looks when it has written, which may be in the middle of the move's end.
-            std::thread::sleep(LOOK_AFTER);
-            let pauses = job.stdout().split_off(told);
-            let pauses = pauses
-                .iter()
-                .filter_map(|line| line.text.strip_prefix("pause ")?.parse::<f64>().ok());
-            let longest_us = pauses.fold(0.0, f64::max);
-            let copied_ms = while_stopped(&job, || copies.run_ms())?;
-            // The first one warms up.
-            if sample > 0 {
-                let figure = |field: &str| moved[field].as_f64().context("a figure");
-                stood.push(figure("stood_us")? / 1e3);
-                pause.push(longest_us / 1e3);
-                took.push(figure("took_us")? / 1e3);
-                rounds.push(figure("rounds")?);
-                copy.push(copied_ms);
-            }
-        }
-        let case = format!("{name}, {mode}");
-        let reference = Record::new(&case, "memcpy_ms", &copy);
-        records.push(Record::new(&case, "stood_ms", &stood).against(&reference));
-        records.push(Record::new(&case, "pause_ms", &pause));
-        records.push(Record::new(&case, "took_ms", &took));
-        records.push(Record::new(&case, "rounds", &rounds));
-        records.push(reference);
-        copy.clear();
+}
+
+impl Case {
+    /// Those that are wanted. `place` is the last part of their names.
+    fn wanted(place: Option<&str>, effort: &Effort) -> Vec<Self> {
+        let sizes: &[usize] = if effort.quick {
+            &[64]
+        } else {
+            &[64, 256, 1024]
+        };
+        let all = sizes.iter().flat_map(|&mib| RATES.map(|rate| (mib, rate)));
+        let named = all.map(|(mib, rate)| {
+            let place = place.map_or(String::new(), |place| format!(", {place}"));
+            let name = match rate {
+                0 => format!("{mib} MiB, idle{place}"),
+                100 => format!("{mib} MiB, all pages/s{place}"),
+                _ => format!("{mib} MiB, {rate}% of pages/s{place}"),
+            };
+            Self { name, mib, rate }
+        });
+        let is_wanted = |case: &Self| {
+            let is_named = |words: &String| {
+                let has = |word: &str| case.name.split([' ', ',']).any(|it| it == word);
+                let mut words = words.split_whitespace().peekable();
+                let names_place = place.is_none_or(|place| {
+                    let mut words = words.clone();
+                    words.any(|word| place.split(' ').any(|it| it == word))
+                });
+                names_place && words.all(has)
+            };
+            effort.cases.is_empty() || effort.cases.iter().any(is_named)
+        };
+        named.filter(is_wanted).collect()
     }
-    std::fs::write(&end, "")?;
-    job.wait(PATIENCE)?.expect_code(0)?;
+
+    /// The solver of it, which ends when the file is there.
+    fn solver(&self, end: &Path) -> Solver {
+        let mut solver = Solver::new(SOLVER, 2, &format!("{} {}", self.mib, self.rate));
+        solver.arguments.push(end.display().to_string());
+        solver
+    }
+
+    /// Moves rank 1 of a running job in each mode. `reference` does as much in another way, and gives how long that took, in
+    /// milliseconds.
+    fn measure(
+        &self,
+        (bed, job): (&Bed, &Job<'_>),
+        (metric, reference): (&str, impl Fn() -> Result<f64>),
+        effort: &Effort,
+    ) -> Result<Vec<Record>> {
+        let samples = effort.samples.unwrap_or(if effort.quick { 2 } else { 7 });
+        let mut records = Vec::new();
+        let mut to = 0;
+        for mode in MODES {
+            let [mut stood, mut pause, mut took, mut rounds, mut other] = [const { Vec::new() }; 5];
+            for sample in 0..=samples {
+                if mode == "checkpoint" {
+                    bed.json("checkpoint", &[])?;
+                }
+                let told = job.stdout().len();
+                let words = ["1", "--to", &to.to_string(), "--mode", mode];
+                let moved = bed.json("migrate", &words)?;
+                to = 1 - to;
+                // It looks when it has written, which may be in the middle of the move's end.
+                std::thread::sleep(LOOK_AFTER);
+                let pauses = job.stdout().split_off(told);
+                let pauses = pauses
+                    .iter()
+                    .filter_map(|line| line.text.strip_prefix("pause ")?.parse::<f64>().ok());
+                let longest_us = pauses.fold(0.0, f64::max);
+                let other_ms = reference()?;
+                // The first one warms up.
+                if sample > 0 {
+                    let figure = |field: &str| moved[field].as_f64().context("a figure");
+                    stood.push(figure("stood_us")? / 1e3);
+                    pause.push(longest_us / 1e3);
+                    took.push(figure("took_us")? / 1e3);
+                    rounds.push(figure("rounds")?);
+                    other.push(other_ms);
+                }
+            }
+            let case = format!("{}, {mode}", self.name);
+            let reference = Record::new(&case, metric, &other);
+            records.push(Record::new(&case, "stood_ms", &stood).against(&reference));
+            records.push(Record::new(&case, "pause_ms", &pause));
+            records.push(Record::new(&case, "took_ms", &took));
+            records.push(Record::new(&case, "rounds", &rounds));
+            records.push(reference);
+        }
+        effort.note(&records)?;
+        Ok(records)
+    }
+}
+
+fn memory(effort: &Effort) -> Result<Vec<Record>> {
+    let cases = Case::wanted(None, effort);
+    if cases.is_empty() {
+        return Ok(Vec::new());
+    }
+    let folder = jobs::build(&["-p", "benches", "--bins", "-p", "ckpt-launcher"])?;
+    let mut records = Vec::new();
+    for case in cases {
+        let mut bed = Bed::new()?;
+        let mut binaries = bed.binaries().clone();
+        folder.clone_into(&mut binaries.examples);
+        bed = bed.with_binaries(binaries);
+        let end = bed.join("end");
+        let options = format!("--every off {}", effort.launcher);
+        let mut job = bed.start_free(&case.solver(&end), &options)?;
+        job.wait_lines("its memory", 1, |line| line == "ready")?;
+        let copies = Copies::new(1, case.mib << 20);
+        let _ = copies.run_ms();
+        let reference = || while_stopped(&job, || copies.run_ms());
+        records.extend(case.measure((&bed, &job), ("memcpy_ms", reference), effort)?);
+        std::fs::write(&end, "")?;
+        job.wait(PATIENCE)?.expect_code(0)?;
+    }
+    Ok(records)
+}
+
+/// The nodes by number of which the job has a process each.
+const NODES: [usize; 2] = [1, 2];
+
+fn between_nodes(mpi: Mpi, effort: &Effort) -> Result<Vec<Record>> {
+    let place = mpi.to_string().to_lowercase();
+    let cases = Case::wanted(Some(&place), effort);
+    if cases.is_empty() {
+        return Ok(Vec::new());
+    }
+    if let Some(why) = tests::nodes::missing().or_else(|| mpi.missing()) {
+        eprintln!("SKIPPED between nodes over {mpi}: {why}");
+        return Ok(Vec::new());
+    }
+    jobs::build(&[
+        "-p",
+        "benches",
+        "-p",
+        "tests",
+        "-p",
+        "ckpt-launcher",
+        "--bins",
+    ])?;
+    let folder = jobs::build_with(
+        mpi,
+        &["-p", "benches", "--features", "mpi", "--bin", SOLVER],
+    )?;
+    let mut records = Vec::new();
+    for case in cases {
+        let cluster = Cluster::up(3)?.with_mpirun(mpi)?;
+        let mut binaries = cluster.binaries().clone();
+        folder.clone_into(&mut binaries.examples);
+        let cluster = cluster.with_binaries(binaries);
+        let end = cluster.join("end");
+        let hosts = cluster.nodes().hostfile(&NODES, 1)?;
+        let options = format!(
+            "--launch mpirun --hostfile {} --every off {}",
+            hosts.display(),
+            effort.launcher
+        );
+        let mut job = cluster.start_free(&case.solver(&end), &options)?;
+        job.wait_lines("its memory", 1, |line| line == "ready")?;
+        let link = Link::between(&cluster, NODES, case.mib << 20)?;
+        let reference = || {
+            let pids = cluster.running(SOLVER);
+            let signal = |signal| pids.iter().try_for_each(|&pid| process::send(pid, signal));
+            signal(Signal::SIGSTOP)?;
+            let copied = link.copy_ms();
+            signal(Signal::SIGCONT)?;
+            copied
+        };
+        records.extend(case.measure((&cluster, &job), ("tcp_ms", reference), effort)?);
+        std::fs::write(&end, "")?;
+        job.wait(PATIENCE)?.expect_code(0)?;
+    }
     Ok(records)
 }

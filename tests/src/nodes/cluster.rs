@@ -107,6 +107,15 @@ impl Cluster {
         Ok(self)
     }
 
+    /// The same with other programs.
+    #[must_use]
+    pub fn with_binaries(self, binaries: Binaries) -> Self {
+        Self {
+            bed: self.bed.with_binaries(binaries),
+            nodes: self.nodes,
+        }
+    }
+
     /// The same with another store, such as one in the node-local folder.
     #[must_use]
     pub fn with_store(self, store: PathBuf) -> Self {

@@ -91,7 +91,7 @@ impl<S: Source> Behind<S> {
     /// A rank waits for a page that never comes.
     fn die(&self, error: &IncomingError, control: &Control) -> ! {
         let (rank, from) = (self.rank, self.from);
-        let mib = self.incoming.missing() * PAGE_BYTES as u64 >> 20;
+        let mib = (self.incoming.missing() * PAGE_BYTES as u64) >> 20;
         let text = format!(
             "{rank} can't go on, nor can its process: {mib} MiB of its memory had not come from {from} when that could not be had any more: {error}; \
              the job goes on from its newest checkpoint"

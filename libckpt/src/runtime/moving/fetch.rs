@@ -6,8 +6,6 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::Incoming;
@@ -84,15 +82,12 @@ pub(super) struct Fetch<S> {
     pub(super) slot: RestoringSlot,
     /// The job's checkpoints.
     store: Store,
-    /// Set where the rank does not come after all.
-    stop: Arc<AtomicBool>,
     /// Pages that have come.
     come: PageSet,
 }
 
 impl<S: Source> Fetch<S> {
-    /// Fetches a rank from this process into a slot; with somewhere for its pages to come later, it brings only what the rank needs to
-    /// run. It ends where `store` is told to.
+    /// Fetches a rank from this process into a slot; with somewhere for its pages to come later, it brings only what the rank needs to run.
     pub(super) fn new(
         (id, rank, from): (Move, Rank, Process),
         source: S,
@@ -106,7 +101,6 @@ impl<S: Source> Fetch<S> {
             source,
             incoming,
             slot,
-            stop: store.stop(),
             store,
             come: PageSet::new(),
         }
@@ -211,7 +205,7 @@ impl<S: Source> Fetch<S> {
             from: self.from,
             incoming,
             source: self.source,
-            stop: self.stop,
+            stop: self.store.stop,
         });
         Ok((fetched, behind))
     }

@@ -9,6 +9,7 @@ use libckpt_rank::capture::Look;
 use libckpt_rank::inspect::pins::pins;
 use libckpt_rank::{PAGE_BYTES, Slot};
 use protocol::ids::{Move, Process, Rank};
+use protocol::migration::rounds::SMALL_IMAGE_BYTES;
 use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::line::{Answer, Ear, Heard, Line, Saying, Word};
@@ -61,7 +62,8 @@ impl Scheduler {
     pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
         let outcome = self.movable(rank, mode);
         let outcome = outcome.and_then(|mut needs| {
-            let line = self.open_line(id, rank, to)?;
+            let probes = mode == MoveMode::Auto && needs.image_bytes > SMALL_IMAGE_BYTES;
+            let line = self.open_line(id, rank, to, probes)?;
             needs.line = line.name();
             let leaving = Leaving {
                 rank,
@@ -83,8 +85,8 @@ impl Scheduler {
         in_engine(|engine| engine.core.mover.examined(id, outcome));
     }
 
-    /// The line to a target: one that reads our memory, or one that connects.
-    fn open_line(&self, id: Move, rank: Rank, to: Process) -> Result<Line, String> {
+    /// The line to a target: one that reads our memory, or one that connects. If it `probes`, it finds out how fast that is.
+    fn open_line(&self, id: Move, rank: Rank, to: Process, probes: bool) -> Result<Line, String> {
         let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
         let tell = moving.tell.clone();
         let ear: Ear = Arc::new(move |heard| {
@@ -117,7 +119,7 @@ impl Scheduler {
             target: to,
         };
         let slot = moving.layout.address(rank);
-        let giver = Giver::start(interface, (moving.me, slot), expected, ear)?;
+        let giver = Giver::start(interface, (moving.me, slot), expected, probes, ear)?;
         Ok(Line::Connection(giver))
     }
 
@@ -177,8 +179,8 @@ impl Scheduler {
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
-            MoveMode::Checkpoint => self.begin_from_stored(id, rank),
             MoveMode::Postcopy => self.freeze(id, rank, None),
+            MoveMode::Checkpoint => self.begin_from_stored(id, rank),
             MoveMode::Stop | MoveMode::Safepoint => self.ask_for_room(id, rank),
         }
     }

@@ -16,6 +16,7 @@ use libckpt_rank::restore::RestoringSlot;
 use protocol::dirty::PageSet;
 use protocol::frame::{self, Decoder};
 use protocol::ids::Rank;
+use protocol::migration::rounds::COPY_BYTES_PER_S;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +138,14 @@ impl Line {
     /// Whether the target shares no memory with this process: then it opens files again.
     pub(super) fn is_connection(&self) -> bool {
         matches!(self, Self::Connection(_))
+    }
+
+    /// What it gives, in bytes per second; none as long as that is being found out.
+    pub(super) fn bytes_per_s(&self) -> Option<u64> {
+        match self {
+            Self::Memory(_) => Some(COPY_BYTES_PER_S),
+            Self::Connection(giver) => giver.bytes_per_s(),
+        }
     }
 
     /// Says something, when the word before was answered. Does not wait. What a word is about stays readable until the next.

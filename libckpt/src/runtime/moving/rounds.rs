@@ -9,7 +9,7 @@ use protocol::control::Report;
 use protocol::dirty::PageSet;
 use protocol::ids::{Move, Rank};
 use protocol::migration::MoveMode;
-use protocol::migration::rounds::{COPY_BYTES_PER_S, Next, Rounds, SMALL_IMAGE_BYTES, choose};
+use protocol::migration::rounds::{Next, Rounds, SMALL_IMAGE_BYTES, choose};
 
 use super::leaving::Leaving;
 use super::line::{Saying, Word};
@@ -48,23 +48,26 @@ impl Rounding {
 impl Scheduler {
     /// The way is chosen by what the rank writes.
     pub(super) fn watch(&mut self, id: Move, rank: Rank, image_bytes: u64) -> Result<(), Fatal> {
-        if image_bytes <= SMALL_IMAGE_BYTES {
-            return self.freeze(id, rank, None);
+        if image_bytes <= SMALL_IMAGE_BYTES || self.look_at_writes(id, rank).is_none() {
+            return self.ask_for_room(id, rank);
         }
-        if self.look_at_writes(id, rank).is_none() {
-            return self.freeze(id, rank, None);
+        if let Some((_, leaving)) = self.leaving(id) {
+            leaving.watched = Some(Instant::now());
         }
-        let Some((tell, leaving)) = self.leaving(id) else {
+        self.watch_on(id, rank)
+    }
+
+    fn watch_on(&mut self, id: Move, rank: Rank) -> Result<(), Fatal> {
+        let Some((tell, _)) = self.leaving(id) else {
             return Ok(());
         };
-        leaving.watched = Some(Instant::now());
         let timer = library_thread("ckpt-move", move || {
             std::thread::sleep(WATCH);
             tell.tell(News::Time(id));
         });
         match timer {
             Ok(_) => Ok(()),
-            Err(_) => self.freeze(id, rank, None),
+            Err(_) => self.ask_for_room(id, rank),
         }
     }
 
@@ -74,19 +77,23 @@ impl Scheduler {
             return Ok(());
         };
         let rank = leaving.rank;
+        // How fast it is copied is being found out.
+        let Some(bytes_per_s) = leaving.line.bytes_per_s() else {
+            return self.watch_on(id, rank);
+        };
         let Some(since) = leaving.watched.take() else {
             return Ok(());
         };
         let within = since.elapsed();
         let Some(look) = self.look_at_writes(id, rank) else {
-            return self.freeze(id, rank, None);
+            return self.ask_for_room(id, rank);
         };
         let bytes = |pages: &PageSet| pages.pages() * PAGE_BYTES as u64;
         let (image_bytes, written_bytes) = (bytes(&look.existing), bytes(&look.written));
-        let mode = choose(image_bytes, written_bytes, within, COPY_BYTES_PER_S);
-        tracing::debug!(%id, image_bytes, written_bytes, ?within, %mode, "chosen");
+        let mode = choose(image_bytes, written_bytes, within, bytes_per_s);
+        tracing::debug!(%id, image_bytes, written_bytes, ?within, bytes_per_s, %mode, "chosen");
         if mode != MoveMode::Precopy {
-            return self.freeze(id, rank, None);
+            return self.ask_for_room(id, rank);
         }
         if let Some((_, leaving)) = self.leaving(id) {
             leaving.mode = mode;
@@ -102,7 +109,7 @@ impl Scheduler {
         look: Option<Look>,
     ) -> Result<(), Fatal> {
         let Some(look) = look.or_else(|| self.look_at_writes(id, rank)) else {
-            return self.freeze(id, rank, None);
+            return self.ask_for_room(id, rank);
         };
         let rounds = Rounds::begin(look.existing.pages());
         self.say_pages(id, rank, Word::Round, &look.existing);

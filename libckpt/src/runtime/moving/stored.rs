@@ -259,15 +259,10 @@ pub(super) struct Store {
     /// Threads that read one beside each other.
     threads: usize,
     /// Set where the rank does not come after all.
-    stop: Arc<AtomicBool>,
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Store {
-    /// Set where the rank does not come after all.
-    pub(super) fn stop(&self) -> Arc<AtomicBool> {
-        self.stop.clone()
-    }
-
     /// Reads an image into an empty slot, out of the files that the source names. Gives the pages that are there then.
     ///
     /// # Errors

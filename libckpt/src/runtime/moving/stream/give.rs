@@ -3,7 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -36,11 +36,13 @@ pub(in super::super) struct Giver {
     sayings: Sender<Saying>,
     stop: Arc<AtomicBool>,
     address: String,
+    /// What the connection gives, in bytes per second; 0 until it was found out.
+    bytes_per_s: Arc<AtomicU64>,
 }
 
 impl Giver {
     /// Listens at this address of ours, for this target. `slot` is the first address of the rank's slot. What comes back, and what
-    /// goes wrong, is told to `ear`.
+    /// goes wrong, is told to `ear`. If it `probes`, how fast the connection is, is found out before anything is said.
     ///
     /// # Errors
     /// Nothing can listen there, or no thread can be started.
@@ -48,6 +50,7 @@ impl Giver {
         interface: IpAddr,
         (me, slot): (Process, u64),
         expected: Expected,
+        probes: bool,
         ear: Ear,
     ) -> Result<Self, String> {
         let told = |error: io::Error| format!("nothing can listen on {interface}: {error}");
@@ -59,18 +62,25 @@ impl Giver {
         let (sayings, waiting) = channel();
         let stop = Arc::<AtomicBool>::default();
         let stopped = stop.clone();
+        let bytes_per_s = Arc::<AtomicU64>::default();
+        let found = bytes_per_s.clone();
         let give = move || {
             let given = (|| {
                 let target = await_target(&listener, &expected, &stopped)?;
                 drop(listener);
-                let (ask, asked) = channel();
-                hear(&target, ear.clone(), ask, stopped.clone())?;
+                let told = |error: io::Error| format!("nobody can hear its target: {error}");
+                let mut answers = Frames::on(target.again().map_err(told)?);
                 let memory = OtherProcess::this(me);
                 let mut sending = Sending::to(target, |page, into: &mut [u8]| {
                     let address = slot.wrapping_add(page.wrapping_mul(PAGE_BYTES as u64));
                     let read = memory.read(address, into);
                     read.map_err(|error| error.to_string())
                 });
+                if probes {
+                    found.store(sending.probe(&mut answers)?.max(1), Ordering::SeqCst);
+                }
+                let (ask, asked) = channel();
+                hear(answers, ear.clone(), ask, stopped.clone()).map_err(told)?;
                 let mut said = Ok(());
                 while said.is_ok()
                     && let Some(saying) = await_saying(&waiting, &stopped)
@@ -95,7 +105,14 @@ impl Giver {
             sayings,
             stop,
             address: Address::Tcp(bound.to_string()).to_string(),
+            bytes_per_s,
         })
+    }
+
+    /// What the connection gives, in bytes per second; none until that was found out.
+    pub(in super::super) fn bytes_per_s(&self) -> Option<u64> {
+        let found = self.bytes_per_s.load(Ordering::SeqCst);
+        (found > 0).then_some(found)
     }
 
     /// Where it listens.
@@ -120,13 +137,11 @@ impl Drop for Giver {
 
 /// Starts the thread that hears what the target answers, until the connection ends or breaks.
 fn hear(
-    target: &Patient,
+    mut answers: Frames<Patient>,
     ear: Ear,
     ask: Sender<Answer>,
     stop: Arc<AtomicBool>,
-) -> Result<(), String> {
-    let told = |error: io::Error| format!("nobody can hear its target: {error}");
-    let mut answers = Frames::on(target.again().map_err(told)?);
+) -> io::Result<()> {
     let hear = move || {
         loop {
             match answers.hear() {
@@ -142,7 +157,7 @@ fn hear(
             }
         }
     };
-    library_thread("ckpt-hear", hear).map(drop).map_err(told)
+    library_thread("ckpt-hear", hear).map(drop)
 }
 
 /// Waits for the target to connect. Others are turned away.

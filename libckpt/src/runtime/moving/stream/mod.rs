@@ -28,12 +28,14 @@
 //! - [`take`]: the side of the target.
 //! - [`follow`]: both sides of pages that follow a rank.
 //! - [`economy`]: whether to compress.
+//! - [`probe`]: how fast the connection is, where that has to be known.
 //! - [`patience`]: reading and writing that can be given up.
 
 mod economy;
 mod follow;
 pub(super) mod give;
 mod patience;
+mod probe;
 mod send;
 pub(super) mod take;
 
@@ -88,6 +90,8 @@ enum Kind {
     Zeros,
     /// Nothing: all pages that go with the word have been sent.
     End,
+    /// Bytes of no use, as many as so many pages. The last of a row is answered.
+    Probe,
 }
 
 /// Heads a part of what is sent.
@@ -97,7 +101,8 @@ struct Piece {
     kind: U32,
     /// How many pages.
     pages: U32,
-    /// Number of the first page; in the end how many pieces there were since the word; of a word for how long the rank has stood still,
+    /// Number of the first page; in the end how many pieces there were since the word; of a probe
+    /// how many follow it in its row; of a word for how long the rank has stood still,
     /// in microseconds.
     first: U64,
     /// Bytes that follow.
@@ -121,7 +126,7 @@ fn digest(first: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Word(Word::Room),
         Self::Word(Word::Round),
         Self::Word(Word::Rest),
@@ -131,6 +136,7 @@ impl Kind {
         Self::Packed,
         Self::Zeros,
         Self::End,
+        Self::Probe,
     ];
 
     fn code(self) -> u32 {
@@ -139,11 +145,12 @@ impl Kind {
             Self::Packed => 2,
             Self::Zeros => 3,
             Self::End => 4,
+            Self::Probe => 5,
             Self::Word(Word::Room) => 16,
             Self::Word(Word::Round) => 17,
             Self::Word(Word::Rest) => 18,
+            Self::Word(Word::Stored) => 24,
             Self::Word(Word::Ahead) => 20,
-            Self::Word(Word::Stored) => 22,
         }
     }
 
@@ -173,7 +180,7 @@ impl Piece {
         let bytes = self.bytes.get();
         let fits = match kind {
             Kind::Word(_) => pages == 0 && bytes <= about_bytes_max,
-            Kind::Pages => (1..=PIECE_PAGES).contains(&pages) && bytes == raw_bytes,
+            Kind::Pages | Kind::Probe => (1..=PIECE_PAGES).contains(&pages) && bytes == raw_bytes,
             Kind::Packed => (1..=PIECE_PAGES).contains(&pages) && (1..raw_bytes).contains(&bytes),
             Kind::Zeros => (1..=PIECE_PAGES).contains(&pages) && bytes == 0,
             Kind::End => pages == 0 && bytes == 0,

@@ -1,6 +1,6 @@
 //! Reading and writing on a connection, with an end: when the other side does nothing for long, or when nobody needs it any more.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,6 +141,10 @@ impl Read for Patient {
 impl Write for Patient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.try_until_done(|stream| stream.write(bytes))
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_until_done(|stream| stream.write_vectored(parts))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! What the source sends: a word with what it is about, and the pages that go with it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -17,6 +17,9 @@ use crate::runtime::moving::parcel::now_us;
 /// zstd's level. Higher ones take far more time for little.
 const LEVEL: i32 = 1;
 
+/// So many bytes are worth a call. A whole piece is longer, and not copied for it.
+const GATHERED_BYTES: usize = 128 << 10;
+
 /// Sends words to `to`; `read` copies memory of the rank, from a page on.
 pub(super) struct Sending<W, R> {
     to: W,
@@ -24,6 +27,8 @@ pub(super) struct Sending<W, R> {
     pub(super) economy: Economy,
     compressor: Option<Compressor<'static>>,
     packed: Vec<u8>,
+    /// Short parts that were not sent yet.
+    gathered: Vec<u8>,
     /// Since the last word.
     pub(super) pieces: u64,
 }
@@ -40,6 +45,7 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
             economy: Economy::default(),
             compressor: None,
             packed: Vec::new(),
+            gathered: Vec::with_capacity(GATHERED_BYTES),
             pieces: 0,
         }
     }
@@ -61,13 +67,35 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         let about = &saying.about;
         let kind = Kind::Word(saying.word);
         let head = Piece::new(kind, stood_us, 0, about.len(), digest(0, about));
-        self.to.write_all(head.as_bytes()).map_err(broke)?;
-        self.to.write_all(about).map_err(broke)?;
+        self.write(&head, about)?;
         self.pieces = 0;
         if saying.word.has_pages() {
             self.send_pages(&saying.pages)?;
             self.send_end()?;
         }
+        self.flush()
+    }
+
+    /// Sends a head and what follows it, when there is enough of that for a call.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) fn write(&mut self, head: &Piece, bytes: &[u8]) -> Result<(), String> {
+        let head = head.as_bytes();
+        if self.gathered.len() + head.len() + bytes.len() <= GATHERED_BYTES {
+            self.gathered.extend_from_slice(head);
+            self.gathered.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.write_all(head, bytes)
+    }
+
+    /// Sends what was gathered.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) fn flush(&mut self) -> Result<(), String> {
+        self.write_all(&[], &[])?;
         self.to.flush().map_err(broke)
     }
 
@@ -75,7 +103,24 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
     pub(super) fn send_end(&mut self) -> Result<(), String> {
         let pieces = self.pieces;
         let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
-        self.to.write_all(end.as_bytes()).map_err(broke)
+        self.write(&end, &[])
+    }
+
+    fn write_all(&mut self, head: &[u8], bytes: &[u8]) -> Result<(), String> {
+        let mut parts = [&self.gathered, head, bytes].map(IoSlice::new);
+        let mut parts = &mut parts[..];
+        // Drops such as are empty.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match self.to.write_vectored(parts) {
+                Ok(0) => return Err(broke(io::ErrorKind::WriteZero.into())),
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(broke(error)),
+            }
+        }
+        self.gathered.clear();
+        Ok(())
     }
 
     pub(super) fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {
@@ -104,23 +149,26 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
     fn send_zeros(&mut self, first: u64, pages: usize) -> Result<(), String> {
         let head = Piece::new(Kind::Zeros, first, pages, 0, digest(first, &[]));
         self.pieces += 1;
-        self.to.write_all(head.as_bytes()).map_err(broke)
+        self.write(&head, &[])
     }
 
     fn send(&mut self, first: u64, raw: &[u8]) -> Result<(), String> {
         let digest = digest(first, raw);
         let (kind, bytes) = match self.economy.packs_next() && self.pack(raw)? {
-            true => (Kind::Packed, self.packed.as_slice()),
-            false => (Kind::Pages, raw),
+            true => (Kind::Packed, self.packed.len()),
+            false => (Kind::Pages, raw.len()),
         };
-        let pages = raw.len() / PAGE_BYTES;
-        let head = Piece::new(kind, first, pages, bytes.len(), digest);
+        let head = Piece::new(kind, first, raw.len() / PAGE_BYTES, bytes, digest);
         let begun = Instant::now();
-        let sent = self.to.write_all(head.as_bytes());
-        sent.and_then(|()| self.to.write_all(bytes))
-            .map_err(broke)?;
-        let sent_bytes = bytes.len();
-        self.economy.sent(sent_bytes, begun.elapsed());
+        match kind {
+            Kind::Packed => {
+                let packed = std::mem::take(&mut self.packed);
+                self.write(&head, &packed)?;
+                self.packed = packed;
+            }
+            _ => self.write(&head, raw)?,
+        }
+        self.economy.sent(bytes, begun.elapsed());
         self.pieces += 1;
         Ok(())
     }

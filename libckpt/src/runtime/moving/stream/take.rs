@@ -1,7 +1,7 @@
 //! The side of the target: the source as it is over a connection.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,9 +27,13 @@ use crate::runtime::moving::parcel::{Files, PARCEL_BYTES_MAX, now_us};
 /// Memory for a parcel is taken in steps of so many bytes, as they come.
 const STEP_BYTES: usize = 1 << 20;
 
+/// So many bytes are read ahead: pages that are no neighbours come in pieces of their own, and a call for each head and each page would
+/// take longer than to copy them.
+const AHEAD_BYTES: usize = 32 << 10;
+
 /// A connection to the source of a move.
 pub(in super::super) struct Taker<S = Patient> {
-    pub(super) source: S,
+    pub(super) source: BufReader<S>,
     /// For how long the rank had stood still when the last word came, and when that was, in microseconds.
     stood: (u64, u64),
     decompressor: Option<Decompressor<'static>>,
@@ -82,11 +86,23 @@ impl Taker {
 
 impl<S: Read + Write + Expect + Send> Source for Taker<S> {
     fn hear(&mut self) -> Result<(Word, Vec<u8>), String> {
-        // Until the source has something to say nothing comes, however long that takes.
-        self.source.expect_within(None);
-        let head = self.next()?;
-        self.stood = (head.first, now_us());
-        self.source.expect_within(Some(STALLED_AFTER));
+        let head = loop {
+            // Until the source has something to say nothing comes, however long that takes.
+            self.source.get_mut().expect_within(None);
+            let head = self.next()?;
+            self.stood = (head.first, now_us());
+            self.source.get_mut().expect_within(Some(STALLED_AFTER));
+            if head.kind != Kind::Probe {
+                break head;
+            }
+            self.packed.resize(head.bytes, 0);
+            let read = self.source.read_exact(&mut self.packed);
+            read.map_err(|error| broke(&error))?;
+            head.compare(&self.packed)?;
+            if head.first == 0 {
+                self.answer(Answer::Done)?;
+            }
+        };
         let Kind::Word(word) = head.kind else {
             return Err(format!(
                 "the source sends {:?} instead of a word",
@@ -99,7 +115,7 @@ impl<S: Read + Write + Expect + Send> Source for Taker<S> {
     }
 
     fn answer(&mut self, answer: Answer) -> Result<(), String> {
-        say(&mut self.source, &answer)
+        say(self.source.get_mut(), &answer)
     }
 
     fn fill(
@@ -125,7 +141,7 @@ impl<S: Read + Write + Expect + Send> Source for Taker<S> {
                     piece.compare(&[])?;
                     break;
                 }
-                Kind::End | Kind::Word(_) => {
+                Kind::End | Kind::Word(_) | Kind::Probe => {
                     return Err(format!(
                         "the source ends after {pieces} pieces of {}, where {} pages were to come",
                         piece.first, due
@@ -238,7 +254,7 @@ fn read_steps(source: &mut impl Read, bytes: usize) -> Result<Vec<u8>, String> {
 impl<S: Read> Taker<S> {
     pub(super) fn on(source: S) -> Self {
         Self {
-            source,
+            source: BufReader::with_capacity(AHEAD_BYTES, source),
             stood: (0, 0),
             decompressor: None,
             packed: Vec::new(),

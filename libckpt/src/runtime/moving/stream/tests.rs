@@ -26,7 +26,7 @@ use super::take::Taker;
 use super::*;
 use crate::fs;
 use crate::runtime::moving::fetch::Fetch;
-use crate::runtime::moving::line::{Answer, Ear, Heard, Saying, Source};
+use crate::runtime::moving::line::{Answer, Ear, Frames, Heard, Saying, Source, say};
 use crate::runtime::moving::parcel::{
     Files, PARCEL_BYTES_MAX, Parcel, decode_pages, encode_pages, now_us,
 };
@@ -241,6 +241,7 @@ fn lengths_are_checked_before_they_are_believed() {
         Piece::new(Kind::Zeros, 0, PIECE_PAGES + 1, 0, 0),
         Piece::new(Kind::Zeros, 0, 1, 1, 0),
         Piece::new(Kind::End, 0, 0, 1, 0),
+        Piece::new(Kind::Probe, 0, 1, 1, 0),
     ];
     for piece in refused {
         assert!(piece.check(PARCEL_BYTES_MAX).is_err(), "{piece:?}");
@@ -326,6 +327,10 @@ fn a_page_that_has_become_zeros_is_cleared_at_the_target() {
 }
 
 fn giver(slot: u64) -> (Giver, Receiver<Heard>) {
+    start_giver(slot, false)
+}
+
+fn start_giver(slot: u64, probes: bool) -> (Giver, Receiver<Heard>) {
     let (told, heard) = channel();
     let expected = Expected {
         token: TOKEN,
@@ -337,7 +342,7 @@ fn giver(slot: u64) -> (Giver, Receiver<Heard>) {
     let ear: Ear = Arc::new(move |heard| {
         let _ = told.send(heard);
     });
-    let giver = Giver::start(loopback, (Process(1), slot), expected, ear);
+    let giver = Giver::start(loopback, (Process(1), slot), expected, probes, ear);
     (giver.unwrap(), heard)
 }
 
@@ -584,6 +589,43 @@ fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
     let error = waiting.join().unwrap().unwrap_err();
     assert!(error.contains("given up"), "{error}");
     drop(giver);
+}
+
+#[test]
+fn how_fast_the_connection_is_is_found_out_before_anything_is_said() {
+    let (giver, heard) = start_giver(0, true);
+    assert_eq!(giver.bytes_per_s(), None);
+    let mut taker = connect(&giver, &Arc::default());
+    giver.say(Saying::of_test(Word::Room, b"where")).unwrap();
+    assert_eq!(taker.hear(), Ok((Word::Room, b"where".to_vec())));
+    assert!(giver.bytes_per_s().is_some());
+    assert!(heard.try_recv().is_err(), "no word was answered");
+    // A row of the longest kind at the most, and all the shorter ones.
+    let mut sending = Sending::to(Vec::new(), memory);
+    let done = Recorded(Cursor::new(answers(9)));
+    sending.probe(&mut Frames::on(done)).unwrap();
+    let sent = sending.into_inner();
+    assert!(heads(&sent).len() <= 128);
+    let mut damaged = sent.clone();
+    damaged[size_of::<Piece>() + 9] ^= 1;
+    assert!(
+        self::taker(&damaged)
+            .hear()
+            .unwrap_err()
+            .contains("damaged")
+    );
+    let mut ended = Sending::to(Vec::new(), memory);
+    let error = ended.probe(&mut Frames::on(Recorded(Cursor::new(answers(1)))));
+    assert!(error.unwrap_err().contains("broke"));
+}
+
+/// So many answers of a target.
+fn answers(count: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..count {
+        say(&mut bytes, &Answer::Done).unwrap();
+    }
+    bytes
 }
 
 #[test]
