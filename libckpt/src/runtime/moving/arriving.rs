@@ -96,7 +96,7 @@ impl Moving {
                 "{rank} has {path} open, which is not found under this path here; files must be seen alike by all processes"
             ));
         }
-        let available = available_bytes();
+        let available = wire::memory::available_bytes().unwrap_or(u64::MAX);
         if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
             return Err(format!(
                 "{rank} needs {} MiB while it is copied, and {} MiB of memory are available",
@@ -339,14 +339,4 @@ fn take_apart(
         mode: fetched.parcel.mode,
         rounds: fetched.parcel.rounds,
     })
-}
-
-/// Memory that the machine has to give (proc(5), meminfo); no bound where that can't be read.
-fn available_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
 }

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use libckpt_rank::capture::{Block, CatchUp, LivePages, Pool, REGION_PAGES, Saved};
 use libckpt_rank::threads::{Urgency, set_urgency};
 use protocol::dirty::PageSet;
+use protocol::page::is_zero;
 use store::rank_file::PageSource;
 use store::{ImageMap, PAGE_BYTES, Packer};
 
@@ -195,7 +196,7 @@ pub(super) fn differing(
         let mut is_same = false;
         if is_stored(base, page) {
             digests.compare(&[page], &[Digest::of(bytes)], |_, same| is_same = same);
-        } else if bytes.iter().all(|byte| *byte == 0) {
+        } else if is_zero(bytes) {
             is_same = true;
         }
         if !is_same {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use libckpt_rank::PAGE_BYTES;
-use libckpt_rank::capture::is_zero;
+use protocol::page::is_zero;
 use zerocopy::IntoBytes as _;
 use zstd::bulk::Compressor;
 
