@@ -2,7 +2,8 @@
 //!
 //! The job is one of two processes. Rank 1 has all the memory, calls the library every fifth of a millisecond and writes to a share of
 //! its pages every second; rank 0 waits for a message. Rank 1 moves back and forth. It stands still from the moment at which the
-//! source freezes it until the target lets it run.
+//! source freezes it until the target lets it run. The longest pause is by its own clock: the longest time from its asking to sleep until
+//! it has called the library and written, less the sleep, from the begin of the move until after its end.
 //!
 //! - On shared memory: by the library's clock, which both processes read alike. The reference in turn with each move is one thread that
 //!   copies as many bytes, to memory that was touched before, while the job is stopped.
@@ -11,10 +12,12 @@
 //!   each end, by which as many bytes are copied ([`crate::tcp`]). These cases are measured where no case is named, or one by its MPI.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tests::bed::{Bed, PATIENCE};
+use tests::job::Job;
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process;
@@ -26,7 +29,10 @@ use crate::record::Record;
 use crate::tcp::Link;
 use crate::{Effort, jobs};
 
-const MODES: [&str; 3] = ["stop", "precopy", "auto"];
+const MODES: [&str; 4] = ["stop", "precopy", "postcopy", "auto"];
+
+/// After a move it is waited so long for what its rank tells.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
 
 /// Percent of the pages that are written every second.
 const RATES: [u32; 4] = [0, 1, 10, 100];
@@ -93,6 +99,7 @@ impl Case {
     fn measure(
         &self,
         bed: &Bed,
+        job: &Job<'_>,
         (metric, reference): (&str, impl Fn() -> Result<f64>),
         effort: &Effort,
     ) -> Result<Vec<Record>> {
@@ -100,16 +107,25 @@ impl Case {
         let mut records = Vec::new();
         let mut to = 0;
         for mode in MODES {
-            let [mut stood, mut took, mut rounds, mut other] = [const { Vec::new() }; 4];
+            let [mut stood, mut pause, mut took, mut rounds, mut other] = [const { Vec::new() }; 5];
             for sample in 0..=samples {
+                let told = job.stdout().len();
                 let words = ["1", "--to", &to.to_string(), "--mode", mode];
                 let moved = bed.json("migrate", &words)?;
                 to = 1 - to;
+                // It looks when it has written, which may be in the middle of the move's end.
+                std::thread::sleep(LOOK_AFTER);
+                let pauses = job.stdout().split_off(told);
+                let pauses = pauses
+                    .iter()
+                    .filter_map(|line| line.text.strip_prefix("pause ")?.parse::<f64>().ok());
+                let longest_us = pauses.fold(0.0, f64::max);
                 let other_ms = reference()?;
                 // The first one warms up.
                 if sample > 0 {
                     let figure = |field: &str| moved[field].as_f64().context("a figure");
                     stood.push(figure("stood_us")? / 1e3);
+                    pause.push(longest_us / 1e3);
                     took.push(figure("took_us")? / 1e3);
                     rounds.push(figure("rounds")?);
                     other.push(other_ms);
@@ -118,6 +134,7 @@ impl Case {
             let case = format!("{}, {mode}", self.name);
             let reference = Record::new(&case, metric, &other);
             records.push(Record::new(&case, "stood_ms", &stood).against(&reference));
+            records.push(Record::new(&case, "pause_ms", &pause));
             records.push(Record::new(&case, "took_ms", &took));
             records.push(Record::new(&case, "rounds", &rounds));
             records.push(reference);
@@ -146,7 +163,7 @@ fn memory(effort: &Effort) -> Result<Vec<Record>> {
         let copies = Copies::new(1, case.mib << 20);
         let _ = copies.run_ms();
         let reference = || while_stopped(&job, || copies.run_ms());
-        records.extend(case.measure(&bed, ("memcpy_ms", reference), effort)?);
+        records.extend(case.measure(&bed, &job, ("memcpy_ms", reference), effort)?);
         std::fs::write(&end, "")?;
         job.wait(PATIENCE)?.expect_code(0)?;
     }
@@ -203,7 +220,7 @@ fn between_nodes(mpi: Mpi, effort: &Effort) -> Result<Vec<Record>> {
             signal(Signal::SIGCONT)?;
             copied
         };
-        records.extend(case.measure(&cluster, ("tcp_ms", reference), effort)?);
+        records.extend(case.measure(&cluster, &job, ("tcp_ms", reference), effort)?);
         std::fs::write(&end, "")?;
         job.wait(PATIENCE)?.expect_code(0)?;
     }

@@ -10,9 +10,10 @@ use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
+use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
-use tests::wander::{self, BROKEN, MODES, Wandering, move_about};
+use tests::wander::{self, BROKEN, MODES, NO_RIGHT, Wandering, may_handle_faults, move_about};
 
 /// Ranks that have to move in a test, at least.
 const MOVES_LEAST: usize = 10;
@@ -124,6 +125,19 @@ fn large(steps: usize) -> Solver {
 
 #[test]
 fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bits() -> Result<()> {
+    killed_during_moves("stop")
+}
+
+#[test]
+fn a_source_and_a_target_that_are_killed_while_memory_follows_cost_no_more() -> Result<()> {
+    if !may_handle_faults() {
+        skip("kills while memory follows", NO_RIGHT);
+        return Ok(());
+    }
+    killed_during_moves("postcopy")
+}
+
+fn killed_during_moves(mode: &str) -> Result<()> {
     let solver = large(500);
     let expected = undisturbed(&solver)?;
     let mut random = ChaCha8Rng::seed_from_u64(21);
@@ -143,7 +157,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
         let begun = count(&job, "moving")?;
         let outcome = std::thread::scope(|scope| -> Result<Outcome> {
-            let mover = scope.spawn(|| migrate(&bed, 2, to));
+            let mover = scope.spawn(|| wander::migrate(&bed, 2, &to.to_string(), mode));
             // It takes tens of milliseconds, so that the kill comes in the middle of it.
             job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
             std::thread::sleep(delay);
@@ -155,7 +169,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         })?;
         broken += usize::from(outcome.code() != Some(0));
         println!(
-            "seed 21: process {victim} killed after {delay:?}: {:?}",
+            "{mode}, seed 21: process {victim} killed after {delay:?}: {:?}",
             outcome.code()
         );
         job.wait_events("the next start", starts, |event| event.is("go"))?;
@@ -163,7 +177,7 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     let begun = outcome.count("moving");
     println!(
-        "seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
+        "{mode}, seed 21: {begun} moves begun, {} ended well, {broken} refused or broken",
         outcome.count("moved")
     );
     ensure!(
@@ -171,6 +185,71 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         "no move was hit\n{}",
         outcome.story()
     );
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_lost_before_the_last_page_has_come_costs_a_restart_and_no_bits() -> Result<()> {
+    if !may_handle_faults() {
+        skip("the loss of a source whose rank has gone", NO_RIGHT);
+        return Ok(());
+    }
+    let solver = sparse(192, 700);
+    let expected = undisturbed(&solver)?;
+    let bed = Bed::new()?;
+    let mut job = bed.start(&solver, "--every off --max-restarts 20")?;
+    job.wait_lines("a step", 5, |line| line.starts_with("step "))?;
+    bed.json("checkpoint", &[])?;
+    let placed = || -> Result<u64> {
+        let status = bed.json("status", &[])?;
+        let process = status["status"]["placement"][2].as_u64();
+        process.context("a placement")
+    };
+    let mut hits = 0;
+    for starts in 2..=4 {
+        let outcome = std::thread::scope(|scope| -> Result<Outcome> {
+            let mover = scope.spawn(|| wander::migrate(&bed, 2, "1", "postcopy"));
+            // It runs there already, and its memory takes a fraction of a second to follow.
+            while placed()? == 2 && !mover.is_finished() {}
+            ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+            mover.join().expect("it does not panic")
+        })?;
+        hits += usize::from(outcome.code() != Some(0));
+        println!("{}", outcome.stdout_text());
+        job.wait_events("the next start", starts, |event| event.is("go"))?;
+    }
+    ensure!(hits > 0, "every move was over before its source was lost");
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+    Ok(())
+}
+
+#[test]
+fn a_rank_goes_nowhere_ahead_of_its_memory_where_faults_can_not_be_handled() -> Result<()> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let bed = match is_root {
+        true => Bed::as_nobody(),
+        false => Bed::new(),
+    };
+    let told = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")?;
+    let (Ok(bed), "0") = (bed, told.trim()) else {
+        skip("postcopy without the right", "there is no user without it");
+        return Ok(());
+    };
+    let solver = Solver::heat(3, 96, 128, 3000);
+    let expected = undisturbed(&solver)?;
+    let mut job = bed.start(&solver, "--every off")?;
+    wait_for_go(&mut job)?;
+    let refused = wander::migrate(&bed, 1, "2", "postcopy")?.expect_code(69)?;
+    let reason = refused.stdout_text();
+    ensure!(
+        reason.contains(NO_RIGHT) && reason.contains("/dev/userfaultfd") && reason.contains("auto"),
+        "{reason}"
+    );
+    // The slot is free again, and the others go on.
+    wander::migrate(&bed, 1, "2", "auto")?.expect_code(0)?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected, "{}", outcome.story());
     Ok(())
 }
@@ -399,7 +478,7 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
     refused(3, 0, "there is no rank 3: the job has 3 ranks")?;
     refused(0, 3, "there is no process 3: the job has 3 processes")?;
     refused(2, 0, "rank 2 has returned from its main function")?;
-    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "postcopy"])?;
+    let mode = bed.on_store("migrate", &["0", "--to", "1", "--mode", "checkpoint"])?;
     assert_eq!(mode.code(), Some(64), "{}", mode.story());
     assert!(
         mode.stderr_text().contains("not there yet"),
@@ -429,6 +508,19 @@ fn what_can_t_be_moved_is_refused_with_the_reason() -> Result<()> {
 
 #[test]
 fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
+    gone_on_from("stop")
+}
+
+#[test]
+fn a_checkpoint_after_a_move_ahead_of_the_memory_is_gone_on_from() -> Result<()> {
+    if !may_handle_faults() {
+        skip("checkpoints after postcopy", NO_RIGHT);
+        return Ok(());
+    }
+    gone_on_from("postcopy")
+}
+
+fn gone_on_from(mode: &str) -> Result<()> {
     let solver = large(300);
     let expected = undisturbed(&solver)?;
     let bed = Bed::new()?;
@@ -437,10 +529,11 @@ fn a_checkpoint_after_a_move_is_gone_on_from() -> Result<()> {
     bed.json("checkpoint", &[])?;
     // There and back, and there again: each image that follows is a whole one where the rank came to.
     for to in [0, 2, 0] {
-        let moved = bed.json("migrate", &["2", "--to", &to.to_string()])?;
+        let moved = bed.json("migrate", &["2", "--to", &to.to_string(), "--mode", mode])?;
+        ensure!(moved["mode"] == mode, "{moved}");
         assert!(moved["image_bytes"].as_u64() > Some(64 << 20), "{moved}");
         println!(
-            "64 MiB: stood still for {} us, took {} us",
+            "{mode}, 64 MiB: stood still for {} us, took {} us",
             moved["stood_us"], moved["took_us"]
         );
         bed.json("checkpoint", &[])?;

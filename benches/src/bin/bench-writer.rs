@@ -1,6 +1,7 @@
 //! The solver of the `migrate` benchmark: rank 1 has memory and writes to a share of its pages every second, evenly; rank 0 waits.
 //!
-//! `bench-writer MIB PERCENT FILE`: until the file is there. Rank 1 calls the library every fifth of a millisecond.
+//! `bench-writer MIB PERCENT FILE`: until the file is there. Rank 1 calls the library every fifth of a millisecond. When it could not
+//! for longer than half a millisecond, it prints for how many microseconds.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ const PAGE_WORDS: usize = 512;
 
 /// From one look at the clock to the next.
 const TURN: Duration = Duration::from_micros(200);
+
+/// Longer pauses than this, beside the turn itself, are told.
+const PAUSE_MIN: Duration = Duration::from_micros(500);
 
 /// How often is looked for the file.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -46,6 +50,13 @@ fn main(world: World) -> Result<(), String> {
     loop {
         std::thread::sleep(TURN);
         libckpt::yield_now();
+        if let Some(pause) = last
+            .elapsed()
+            .checked_sub(TURN)
+            .filter(|it| *it >= PAUSE_MIN)
+        {
+            println!("pause {}", pause.as_micros());
+        }
         due += (last.elapsed().as_secs_f64().min(BEHIND_MAX_S)) * pages_per_s;
         last = Instant::now();
         while due >= 1.0 {

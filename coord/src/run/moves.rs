@@ -137,8 +137,8 @@ impl Job<'_> {
 
     /// Somebody wants a rank moved.
     pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
-        let refusal = if matches!(ask.mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
-            Some("the modes `postcopy` and `checkpoint` are not there yet")
+        let refusal = if ask.mode == MoveMode::Checkpoint {
+            Some("the mode `checkpoint` is not there yet")
         } else if self.moving.is_none() {
             Some(
                 "its ranks do not run at the moment: it is starting, restoring or ending; ask again when they do",

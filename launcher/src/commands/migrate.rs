@@ -14,9 +14,9 @@ use crate::output::Report;
 use crate::report::MovedReport;
 
 pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
-    if matches!(args.mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+    if args.mode == MoveMode::Checkpoint {
         return Err(Failure::usage(
-            "this mode is not there yet; there are stop, precopy, safepoint and auto",
+            "this mode is not there yet; there are stop, precopy, postcopy, safepoint and auto",
         ));
     }
     let store = JobStore::open(&args.store)?;
@@ -134,6 +134,7 @@ fn in_words(step: Step, mode: MoveMode) -> &'static str {
             MoveMode::Safepoint => "waiting for a safepoint",
             _ => "it stands still and is copied",
         },
+        Step::Spreading if mode == MoveMode::Postcopy => "it runs there, and its memory comes",
         Step::Spreading => "it runs there; the others learn of it",
         Step::Forgetting => "it runs there; its old place is cleared",
         Step::GivingUp => "given up; it goes on where it was",

@@ -10,6 +10,8 @@
 //! - [`heap`]: the allocator inside a slot.
 //! - [`capture`]: from a suspended slot to pages in staging memory.
 //! - [`restore`]: from pages to a slot that goes on where it was.
+//! - [`incoming`]: pages that come while the rank runs.
+//! - `uffd`: page faults that are handled here.
 //! - [`inspect`]: what an image can't hold, found and told.
 //! - [`buffer`]: a rank's memory, named by address, for operations that outlive a borrow.
 //! - [`process`]: a process's inherited descriptors, and its end.
@@ -30,6 +32,7 @@ mod header;
 pub mod heap;
 mod hosted;
 pub mod identity;
+pub mod incoming;
 pub mod inspect;
 mod layout;
 pub mod process;
@@ -38,6 +41,7 @@ pub mod restore;
 pub mod slot;
 pub mod startup;
 pub mod threads;
+mod uffd;
 
 pub use allocator::Allocator;
 pub use context::{RankMemory, current_rank, in_process, in_rank, is_rank_context};

@@ -106,6 +106,15 @@ impl RestoringSlot {
         self.rank
     }
 
+    /// First address of the slot.
+    pub(crate) fn base(&self) -> usize {
+        self.mapping.start().addr()
+    }
+
+    pub(crate) fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
     /// The memory of `count` pages from `first` on (counted from the slot's start), zeroed, to be
     /// filled. Every page is handed out once.
     ///

@@ -28,7 +28,19 @@ const AT_AN_END: &[&str] = &[
 ];
 
 /// The modes in which ranks are moved.
-pub const MODES: &[&str] = &["stop", "precopy", "auto"];
+pub const MODES: &[&str] = &["stop", "precopy", "postcopy", "auto"];
+
+/// What is told where a mode takes a right that this user does not have.
+pub const NO_RIGHT: &str = "vm.unprivileged_userfaultfd";
+
+/// Whether processes of this user may handle page faults of system calls, which `postcopy` takes.
+#[must_use]
+pub fn may_handle_faults() -> bool {
+    nix::unistd::geteuid().is_root()
+        || std::fs::File::open("/dev/userfaultfd").is_ok()
+        || std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
+            .is_ok_and(|it| it.trim() == "1")
+}
 
 /// Why a move may be refused in addition where one of its processes is killed, or the connection between them breaks.
 pub const BROKEN: &[&str] = &[
@@ -176,7 +188,11 @@ fn move_one(
         Some(69) => {
             let reason = record["error"]["message"].as_str().unwrap_or_default();
             let mut known = AT_AN_END.iter().chain(broken);
-            ensure!(known.any(|known| reason.contains(known)), "{reason}");
+            let no_right = mode == "postcopy" && !may_handle_faults() && reason.contains(NO_RIGHT);
+            ensure!(
+                no_right || known.any(|known| reason.contains(known)),
+                "{reason}"
+            );
             Ok(None)
         }
         _ => anyhow::bail!("{}", outcome.story()),

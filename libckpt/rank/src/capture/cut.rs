@@ -17,11 +17,13 @@ use super::geometry::{
 use super::guard::{Guard, Unit};
 use super::pagemap;
 use super::pool::Pool;
+use super::probe::probe;
 use super::regions::{Region, Watch};
-use super::uffd::{self, Uffd};
 use super::{CaptureError, Saved, Sink, check_threads};
 use crate::context::in_process;
+use crate::incoming::is_incoming;
 use crate::slot::Slot;
+use crate::uffd::Uffd;
 
 /// Regions that begin to be tracked at once: the ranks stand still for about half a millisecond for each.
 const CATCH_UPS: usize = 8;
@@ -585,7 +587,7 @@ fn choose_tracking(asked: Tracking) -> (Tracking, Option<Uffd>, String) {
         ),
         Tracking::Hash => (asked, None, digests),
         Tracking::Auto | Tracking::Kernel => {
-            match Uffd::asynchronous().and_then(|uffd| uffd::probe(&uffd).map(|()| uffd)) {
+            match Uffd::asynchronous().and_then(|uffd| probe(&uffd).map(|()| uffd)) {
                 Ok(uffd) => {
                     let how = "the kernel (userfaultfd, asynchronous write protection)".to_owned();
                     (asked, Some(uffd), how)
@@ -613,6 +615,10 @@ pub(super) fn track(
     index: usize,
     live: &[Range<usize>],
 ) -> io::Result<Vec<Range<u64>>> {
+    if is_incoming(slot.rank()) {
+        // Its memory is under another userfaultfd.
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     tracker.register(&region_range(slot, index))?;
     let mut existing = Vec::new();
     scan_tracked(slot, live, &mut existing, &mut Vec::new())?;

@@ -15,9 +15,9 @@ use super::cut::{Capturer, History, scan_tracked, track, untrack};
 use super::geometry::{by_region, page_set};
 use super::guard::Guard;
 use super::regions::Watch;
-use super::uffd::Uffd;
 use crate::context::in_process;
 use crate::slot::Slot;
+use crate::uffd::Uffd;
 
 /// Why a rank can't be followed.
 #[derive(Debug, thiserror::Error)]

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 use protocol::control::Felt;
 
 use super::pool::{BLOCK_BYTES, Need, Pool};
-use super::uffd::{Message, Uffd};
 use super::{Saved, Sink};
 use crate::context::in_process;
 use crate::layout::PAGE_BYTES;
 use crate::threads::{Urgency, library_thread, set_urgency};
+use crate::uffd::{Message, Uffd};
 
 /// Size of a unit in bytes, and its alignment: a huge page stays one if it is unprotected as a whole.
 pub(super) const UNIT_BYTES: usize = BLOCK_BYTES;

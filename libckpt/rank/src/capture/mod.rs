@@ -8,7 +8,7 @@
 //! - `follow`: what a rank writes while it is copied for a move.
 //! - `guard`: copy on write, for pages that are saved while the ranks go on.
 //! - `pool`: the memory that pages are saved into, kept from one checkpoint to the next, within a budget.
-//! - `pagemap`, `uffd`: the kernel's interfaces.
+//! - `pagemap`: the kernel's interface, beside `crate::uffd`; `probe`: whether it does what it says.
 //!
 //! An image is the header, the used part of the stack, and what the heap says is live; of these, the
 //! pages that exist and are not all zero. Everything else reads as zeros after a restore.
@@ -21,8 +21,8 @@ mod geometry;
 pub(crate) mod guard;
 mod pagemap;
 mod pool;
+mod probe;
 mod regions;
-mod uffd;
 
 use std::io;
 use std::ops::Range;
@@ -38,6 +38,7 @@ pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool, is_zero};
 pub use regions::REGION_PAGES;
 
 use crate::header::{SlotHeader, State};
+use crate::incoming::is_incoming;
 use crate::layout::PAGE_BYTES;
 use crate::slot::Slot;
 use crate::threads;
@@ -66,6 +67,12 @@ pub enum CaptureError {
     /// The rank was not started, or runs.
     #[error("{rank} can't be captured: it is neither stopped in a communication call nor finished")]
     NotStopped {
+        /// The rank.
+        rank: Rank,
+    },
+    /// Pages of it are still to come from the process where it was.
+    #[error("{rank} can't be captured: it has just come, and not all of its pages are here")]
+    Incoming {
         /// The rank.
         rank: Rank,
     },
@@ -124,6 +131,9 @@ impl LiveRanges {
 impl Slot {
     fn check_state(&self) -> Result<(), CaptureError> {
         let rank = self.rank();
+        if is_incoming(rank) {
+            return Err(CaptureError::Incoming { rank });
+        }
         if self.is_panicking() {
             return Err(CaptureError::Panicking { rank });
         }

@@ -114,6 +114,23 @@ fn is_front(bytes: usize, align: usize) -> bool {
     bytes <= FRONT_BYTES_MAX && align <= BLOCK_ALIGN
 }
 
+/// Where the parts of a heap lie that are filled in ways of their own when it comes page by page.
+pub(crate) struct Places {
+    /// End of the tables that every operation may look at.
+    pub(crate) tables_end: usize,
+    /// Where huge pages are asked for.
+    pub(crate) huge: Range<usize>,
+}
+
+/// The places of a heap in so many bytes.
+pub(crate) fn places(base: usize, bytes: usize) -> Places {
+    let parts = Parts::of(base, bytes);
+    Places {
+        tables_end: parts.small,
+        huge: parts.huge..parts.end,
+    }
+}
+
 impl Heap {
     /// Asks for huge pages where they pay off. To be called in every process that maps the slot, before
     /// the heap is initialised or restored.

@@ -1,10 +1,12 @@
 //! The system calls on a heap's pages: each one keeps the range mapped, readable and writable.
 //!
-//! A cut may still have to save what is in the pages that they take away, which it is told before.
+//! A cut may still have to save what is in the pages that they take away, which it is told before. Of a rank that has just come
+//! some may not be here; whoever brings them hears of those that are given back from the kernel.
 
 use std::ops::Range;
 
 use crate::capture::guard::before_change;
+use crate::incoming::before_move;
 
 /// Size of a page, in bytes.
 pub(super) const PAGE_BYTES: usize = 4096;
@@ -89,6 +91,7 @@ pub(super) enum Moved {
 /// Both ranges are page-aligned, of `bytes` bytes, apart, and lie in the heap; nothing lives in the
 /// new place.
 pub(super) unsafe fn move_pages(from: usize, to: usize, bytes: usize) -> Moved {
+    before_move(&(from..from + bytes));
     before_change(&(from..from + bytes));
     before_change(&(to..to + bytes));
     // SAFETY: the old mapping stays (MREMAP_DONTUNMAP), so no address of the slot is ever free for

@@ -9,6 +9,7 @@ mod child;
 mod cuts;
 mod frees;
 mod images;
+mod incoming;
 mod overflow;
 mod refusals;
 mod starts;
@@ -62,6 +63,7 @@ fn play(name: &str, arguments: &[String]) {
         cuts::ROLES,
         frees::ROLES,
         images::ROLES,
+        incoming::ROLES,
         overflow::ROLES,
         refusals::ROLES,
         starts::ROLES,
@@ -84,6 +86,7 @@ fn run_tests(arguments: &[String]) -> ExitCode {
         cuts::TESTS,
         frees::TESTS,
         images::TESTS,
+        incoming::TESTS,
         overflow::TESTS,
         refusals::TESTS,
         starts::TESTS,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use libckpt_rank::incoming::Incoming;
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{Slot, library_thread};
 use libckpt_transport::{BulkError, OtherProcess};
@@ -14,6 +15,7 @@ use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::behind::Bringing;
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::memory::{self, Memory};
 use super::parcel::now_us;
@@ -33,13 +35,19 @@ pub(super) struct Arriving {
     /// By what its thread, where it reads the source's memory, is kept from waiting for words.
     line: Option<UnixStream>,
     /// The room for a rank that is given by a connection, and how the thread that is connecting gets it then.
-    room: Option<(RestoringSlot, Sender<RestoringSlot>)>,
+    room: Option<(Room, Sender<Room>)>,
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
 }
 
-/// A rank that is here as a whole, until it is known who runs it.
+/// A slot, and where its pages come while the rank runs. That ends before the slot does.
+type Room = (Option<Incoming>, RestoringSlot);
+
+/// A rank that is here as a whole, or but for pages that come while it runs, until it is known who runs it.
 pub(super) struct Arrived {
+    id: Move,
+    /// Before the slot: it ends before that is unmapped.
+    bringing: Option<Bringing>,
     slot: Slot,
     files: CameFiles,
     output: Option<(OwnedFd, OwnedFd)>,
@@ -51,8 +59,15 @@ pub(super) struct Arrived {
 
 impl Moving {
     /// Makes room for a rank, and answers; where it is given by a connection, when that is there.
-    pub(super) fn prepare(&mut self, id: Move, rank: Rank, from: Process, needs: &MoveNeeds) {
-        let outcome = match self.make_room(id, rank, from, needs) {
+    pub(super) fn prepare(
+        &mut self,
+        id: Move,
+        rank: Rank,
+        from: Process,
+        mode: MoveMode,
+        needs: &MoveNeeds,
+    ) {
+        let outcome = match self.make_room(id, rank, from, mode, needs) {
             Ok(arriving) => {
                 let is_given = arriving.line.is_none();
                 self.arriving.insert(id, arriving);
@@ -71,6 +86,7 @@ impl Moving {
         id: Move,
         rank: Rank,
         from: Process,
+        mode: MoveMode,
         needs: &MoveNeeds,
     ) -> Result<Arriving, String> {
         if let Some(path) = needs.files.iter().find(|path| !fs::is_there(path)) {
@@ -86,9 +102,10 @@ impl Moving {
                 available >> 20
             ));
         }
+        let room = self.room_for(rank, mode)?;
         match in_engine(|engine| engine.transport.other(from)) {
-            Some(source) => self.reach(id, rank, from, source, &needs.line),
-            None => self.connect(id, rank, from, &needs.line),
+            Some(source) => self.reach(id, rank, (from, source), room, &needs.line),
+            None => self.connect(id, rank, from, room, &needs.line),
         }
     }
 
@@ -97,8 +114,8 @@ impl Moving {
         &self,
         id: Move,
         rank: Rank,
-        from: Process,
-        source: OtherProcess,
+        (from, source): (Process, OtherProcess),
+        room: Room,
         line: &str,
     ) -> Result<Arriving, String> {
         let address = self.layout.address(rank);
@@ -114,7 +131,7 @@ impl Moving {
         let stop = Arc::<AtomicBool>::default();
         let source = Memory::reach(source, line, address, self.threads, stop.clone())?;
         let line = source.again().map_err(|error| error.to_string())?;
-        let fetch = Fetch::new(id, rank, from, source, self.slot_for(rank)?);
+        let fetch = Fetch::new((id, rank, from), source, room, stop.clone());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
@@ -133,35 +150,43 @@ impl Moving {
         id: Move,
         rank: Rank,
         from: Process,
+        slot: Room,
         address: &str,
     ) -> Result<Arriving, String> {
-        let (room, slot) = channel();
+        let (room, given) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
-            let taker = match Taker::connect(&address, control.token, me, stopped) {
+            let taker = match Taker::connect(&address, control.token, me, stopped.clone()) {
                 Ok(taker) => taker,
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
             tell.tell(News::Reached(id, Ok(())));
-            let Ok(slot) = slot.recv() else {
+            let Ok(room) = given.recv() else {
                 return;
             };
-            Fetch::new(id, rank, from, taker, slot).run(&tell, &control);
+            Fetch::new((id, rank, from), taker, room, stopped).run(&tell, &control);
         };
         Ok(Arriving {
             rank,
             line: None,
-            room: Some((self.slot_for(rank)?, room)),
+            room: Some((slot, room)),
             thread: start(rank, take)?,
             stop,
         })
     }
 
-    fn slot_for(&self, rank: Rank) -> Result<RestoringSlot, String> {
-        RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())
+    fn room_for(&self, rank: Rank, mode: MoveMode) -> Result<Room, String> {
+        let slot = RestoringSlot::create(self.layout, rank).map_err(|error| error.to_string())?;
+        let incoming = (mode == MoveMode::Postcopy).then(|| Incoming::new(&slot));
+        let incoming = incoming.transpose().map_err(|error| {
+            format!(
+                "it can't run while its memory still comes: {error}; or take another mode, `auto`, say"
+            )
+        })?;
+        Ok((incoming, slot))
     }
 
     /// A rank does not come: what has come of it goes.
@@ -211,11 +236,19 @@ impl Scheduler {
         let Some(arriving) = moving.arriving.remove(&id) else {
             return Ok(());
         };
-        let rank = arriving.rank;
-        let _ = arriving.thread.join();
+        let Arriving {
+            rank, thread, stop, ..
+        } = arriving;
+        let bringing = match &came.outcome {
+            Ok(fetched) if fetched.is_behind => Some(Bringing::new(thread, stop)),
+            _ => {
+                let _ = thread.join();
+                None
+            }
+        };
         match came.outcome {
             Ok(fetched) => {
-                let arrived = take_apart(rank, *fetched)?;
+                let arrived = take_apart(id, rank, *fetched, bringing)?;
                 // Else it was given up: then the word to discard it comes.
                 moving.arrived.insert(rank, arrived);
                 if !in_engine(|engine| engine.core.mover.received(id)) {
@@ -225,6 +258,18 @@ impl Scheduler {
             Err(reason) => in_engine(|engine| engine.core.mover.failed(id, reason)),
         }
         Ok(())
+    }
+
+    /// The last page of a rank has come. It may not run yet.
+    pub(super) fn complete(&mut self, id: Move) {
+        let Some(moving) = &mut self.moving else {
+            return;
+        };
+        if moving.bringing.remove(&id).is_some() {
+            in_engine(|engine| engine.core.mover.complete(id));
+        } else if let Some(arrived) = moving.arrived.values_mut().find(|it| it.id == id) {
+            arrived.bringing = None;
+        }
     }
 
     /// A rank that has come is this process's.
@@ -239,6 +284,11 @@ impl Scheduler {
         arrived.files.adopt();
         if let Some(output) = arrived.output {
             self.output.add(rank, output);
+        }
+        if let (Some(bringing), Some(moving)) = (arrived.bringing, &mut self.moving) {
+            moving.bringing.insert(id, bringing);
+        } else if arrived.mode == MoveMode::Postcopy {
+            in_engine(|engine| engine.core.mover.complete(id));
         }
         let stood_us = now_us().saturating_sub(arrived.frozen_us);
         if let Some(moving) = &self.moving {
@@ -263,13 +313,20 @@ fn start(rank: Rank, receive: impl FnOnce() + Send + 'static) -> Result<JoinHand
 }
 
 /// Makes a rank of what has come of one.
-fn take_apart(rank: Rank, fetched: Fetched) -> Result<Arrived, Fatal> {
+fn take_apart(
+    id: Move,
+    rank: Rank,
+    fetched: Fetched,
+    bringing: Option<Bringing>,
+) -> Result<Arrived, Fatal> {
     // The thread that has received it has looked.
     let slot = fetched.slot.finish(|_| ()).map_err(Fatal::new)?;
     // They name memory of the rank, which has to be here when they are read.
     let tables = tables_of(&fetched.parcel.tables).map_err(Fatal::new)?;
     in_engine(|engine| engine.arrive(rank, tables));
     Ok(Arrived {
+        id,
+        bringing,
         slot,
         files: fetched.files,
         output: fetched.output,

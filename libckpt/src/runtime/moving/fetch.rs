@@ -6,14 +6,18 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
+use libckpt_rank::incoming::Incoming;
 use libckpt_rank::restore::RestoringSlot;
 use protocol::control::Report;
 use protocol::dirty::PageSet;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
+use super::behind::Behind;
 use super::line::{Answer, Source, Word};
 use super::parcel::{Files, Parcel, decode_pages};
 use super::{News, Tell};
@@ -41,6 +45,8 @@ impl Came {
 
 /// All that there is of a frozen rank, in this process.
 pub(super) struct Fetched {
+    /// The thread that has brought it brings the rest of its pages while it runs.
+    pub(super) is_behind: bool,
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
     pub(super) files: CameFiles,
@@ -72,19 +78,31 @@ pub(super) struct Fetch<S> {
     rank: Rank,
     from: Process,
     pub(super) source: S,
+    /// Where pages come while the rank runs. It ends before the slot does.
+    incoming: Option<Incoming>,
     pub(super) slot: RestoringSlot,
+    /// Set where the rank does not come after all.
+    stop: Arc<AtomicBool>,
     /// Pages that have come.
     come: PageSet,
 }
 
 impl<S: Source> Fetch<S> {
-    pub(super) fn new(id: Move, rank: Rank, from: Process, source: S, slot: RestoringSlot) -> Self {
+    /// Fetches a rank from this process into a slot; with somewhere for its pages to come later, it brings only what the rank needs to run.
+    pub(super) fn new(
+        (id, rank, from): (Move, Rank, Process),
+        source: S,
+        (incoming, slot): (Option<Incoming>, RestoringSlot),
+        stop: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             id,
             rank,
             from,
             source,
+            incoming,
             slot,
+            stop,
             come: PageSet::new(),
         }
     }
@@ -92,14 +110,22 @@ impl<S: Source> Fetch<S> {
     /// Does it, in a thread of the library, and tells when it is done.
     pub(super) fn run(self, tell: &Tell, control: &Control) {
         let id = self.id;
-        Came::tell(id, self.fetch(), tell, control);
+        match self.fetch() {
+            Ok((fetched, behind)) => {
+                Came::tell(id, Ok(fetched), tell, control);
+                if let Some(behind) = behind {
+                    behind.bring(tell, control);
+                }
+            }
+            Err(reason) => Came::tell(id, Err(reason), tell, control),
+        }
     }
 
-    /// Does what the source says until the rank is here.
+    /// Does what the source says until the rank is here, maybe but for pages that follow.
     ///
     /// # Errors
     /// It does not come, or not as it is there.
-    pub(super) fn fetch(mut self) -> Result<Fetched, String> {
+    pub(super) fn fetch(mut self) -> Result<(Fetched, Option<Behind<S>>), String> {
         let from = self.from;
         let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
         loop {
@@ -107,7 +133,10 @@ impl<S: Source> Fetch<S> {
             match word {
                 Word::Room => self.slot.make_room(&decode_pages(&about)?),
                 Word::Round => self = self.fill(&decode_pages(&about)?)?,
-                Word::Rest => {
+                Word::Rest | Word::Ahead if self.incoming.is_some() != (word == Word::Ahead) => {
+                    return Err("it is sent in another way than it was asked for".to_owned());
+                }
+                Word::Rest | Word::Ahead => {
                     let parcel = Parcel::decode(&about, self.rank)?;
                     return self.fetch_rest(parcel);
                 }
@@ -132,29 +161,48 @@ impl<S: Source> Fetch<S> {
     }
 
     /// The rank is frozen.
-    fn fetch_rest(mut self, mut parcel: Parcel) -> Result<Fetched, String> {
+    fn fetch_rest(mut self, mut parcel: Parcel) -> Result<(Fetched, Option<Behind<S>>), String> {
         parcel.frozen_us = self.source.frozen_us(parcel.frozen_us);
         let pages: PageSet = parcel.pages.iter().cloned().collect();
         let rest: PageSet = parcel.rest.iter().cloned().collect();
-        let missing = pages.difference(&self.come).difference(&rest);
-        if !missing.is_empty() {
-            return Err(format!("{} of its pages were never sent", missing.pages()));
+        let mut behind = None;
+        if let Some(mut incoming) = self.incoming.take() {
+            let begun = incoming.expect(&parcel.pages);
+            let begun = begun.and_then(|()| self.source.fill_first(&mut incoming));
+            begun.map_err(|error| error.to_string())?;
+            behind = Some(incoming);
+        } else {
+            let missing = pages.difference(&self.come).difference(&rest);
+            if !missing.is_empty() {
+                return Err(format!("{} of its pages were never sent", missing.pages()));
+            }
+            // What lived when it was copied and does not any more is zeros, as in every image.
+            let cleared = self.slot.clear(self.come.difference(&pages).ranges());
+            cleared.map_err(|error| error.to_string())?;
+            self = self.fill(&parcel.rest)?;
         }
-        // What lived when it was copied and does not any more is zeros, as in every image.
-        let cleared = self.slot.clear(self.come.difference(&pages).ranges());
-        cleared.map_err(|error| error.to_string())?;
-        self = self.fill(&parcel.rest)?;
         self.slot.check().map_err(|error| error.to_string())?;
         let none = Files::Offered(fs::Offer::default());
         let files = std::mem::replace(&mut parcel.files, none);
         let files = self.source.files(self.rank, files)?;
         let output = parcel.output.map(|output| self.source.output(output));
-        Ok(Fetched {
+        let output = output.transpose()?;
+        let fetched = Fetched {
+            is_behind: behind.is_some(),
             slot: self.slot,
             parcel,
             files,
-            output: output.transpose()?,
+            output,
             image_bytes: pages.pages() * PAGE_BYTES as u64,
-        })
+        };
+        let behind = behind.map(|incoming| Behind {
+            id: self.id,
+            rank: self.rank,
+            from: self.from,
+            incoming,
+            source: self.source,
+            stop: self.stop,
+        });
+        Ok((fetched, behind))
     }
 }

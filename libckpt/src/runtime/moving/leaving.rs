@@ -47,6 +47,13 @@ pub(super) struct Frozen {
     output: Option<(OwnedFd, OwnedFd)>,
 }
 
+/// Memory of a rank that has left, as long as it may be read.
+pub(super) struct Left {
+    /// Where the rank went ahead of it.
+    _line: Option<Line>,
+    _slot: Slot,
+}
+
 impl Scheduler {
     /// Looks whether anything pins a rank, and answers.
     pub(super) fn examine(&mut self, id: Move, rank: Rank, to: Process, mode: MoveMode) {
@@ -79,10 +86,12 @@ impl Scheduler {
         let moving = self.moving.as_ref().ok_or("there is no coordinator")?;
         let tell = moving.tell.clone();
         let ear: Ear = Arc::new(move |heard| {
-            tell.tell(match heard {
-                Heard::Answer(Answer::Done) => News::Done(id),
-                Heard::Broken(reason) => News::NotGiven(id, reason),
-            });
+            match heard {
+                Heard::Answer(Answer::Done) => tell.tell(News::Done(id)),
+                Heard::Broken(reason) => tell.tell(News::NotGiven(id, reason)),
+                // The line's own affair.
+                Heard::Answer(Answer::Want { .. } | Answer::Taken { .. }) => {}
+            }
         });
         if in_engine(|engine| engine.transport.other(to)).is_some() {
             let line = ToTarget::new(ear)
@@ -111,7 +120,7 @@ impl Scheduler {
     }
 
     fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
-        if matches!(mode, MoveMode::Postcopy | MoveMode::Checkpoint) {
+        if mode == MoveMode::Checkpoint {
             return Err(format!("the mode `{mode}` is not there yet"));
         }
         let (index, moving) = self.index_of(rank)?;
@@ -166,7 +175,8 @@ impl Scheduler {
         match mode {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
-            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Postcopy | MoveMode::Checkpoint => {
+            MoveMode::Postcopy => self.freeze(id, rank, None),
+            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Checkpoint => {
                 self.ask_for_room(id, rank)
             }
         }
@@ -236,7 +246,10 @@ impl Scheduler {
                 false => Vec::new(),
             };
             let said = leaving.line.say(Saying {
-                word: Word::Rest,
+                word: match leaving.mode {
+                    MoveMode::Postcopy => Word::Ahead,
+                    _ => Word::Rest,
+                },
                 about,
                 pages: parcel.rest,
                 frozen_us: Some(frozen_us),
@@ -328,11 +341,16 @@ impl Scheduler {
             return Ok(());
         };
         let leaving = moving.leaving.remove(&id);
-        let is_given = leaving.is_some_and(|leaving| leaving.line.is_connection());
+        let is_given = (leaving.as_ref()).is_some_and(|leaving| leaving.line.is_connection());
+        let ahead = leaving.filter(|leaving| leaving.mode == MoveMode::Postcopy);
         let Some(frozen) = moving.frozen.remove(&rank) else {
             return Err(Fatal::new(format!("{rank} has left and was not frozen")));
         };
-        moving.left.insert(rank, frozen.slot);
+        let left = Left {
+            _line: ahead.map(|leaving| leaving.line),
+            _slot: frozen.slot,
+        };
+        moving.left.insert(rank, left);
         match is_given {
             true => fs::release(rank),
             false => fs::let_go(rank),

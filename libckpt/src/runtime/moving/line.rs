@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use libckpt_rank::incoming::{Incoming, IncomingError};
 use libckpt_rank::restore::RestoringSlot;
 use protocol::dirty::PageSet;
 use protocol::frame::{self, Decoder};
@@ -34,9 +35,16 @@ pub(super) enum Word {
     Round,
     /// The rank is frozen: a [`super::parcel::Parcel`], and the pages that it calls the rest. The last word.
     Rest,
+    /// The rank is frozen, and goes ahead of its memory: a parcel. Its pages follow in any order. The last word.
+    Ahead,
 }
 
 impl Word {
+    /// Whether it is the last, which is not answered.
+    pub(super) fn is_last(self) -> bool {
+        matches!(self, Self::Rest | Self::Ahead)
+    }
+
     /// Whether the contents of pages go with it.
     pub(super) fn has_pages(self) -> bool {
         matches!(self, Self::Round | Self::Rest)
@@ -48,6 +56,18 @@ impl Word {
 pub(super) enum Answer {
     /// To each word but the last: it is done.
     Done,
+    /// Of a rank that went ahead: these pages are needed before others.
+    Want {
+        /// The first of them.
+        first: u64,
+        /// How many.
+        pages: u32,
+    },
+    /// Of a rank that went ahead: so many pages that were sent are taken.
+    Taken {
+        /// How many since that was told last.
+        pages: u32,
+    },
 }
 
 /// A word with what it is about.
@@ -162,6 +182,18 @@ pub(super) trait Source: Send {
         slot: RestoringSlot,
         pages: &[Range<u64>],
     ) -> Result<(RestoringSlot, PageSet), String>;
+
+    /// Of a rank that went ahead of its memory: fills the pages that it needs to run ([`Incoming::first`]), after the last word.
+    ///
+    /// # Errors
+    /// They do not come.
+    fn fill_first(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError>;
+
+    /// Fills the rest, those first that somebody waits for. False where it is given up.
+    ///
+    /// # Errors
+    /// They do not come.
+    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError>;
 
     /// Opens the rank's files here.
     ///

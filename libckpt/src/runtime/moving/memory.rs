@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use libckpt_rank::incoming::{Incoming, IncomingError};
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, library_thread};
 use libckpt_transport::OtherProcess;
@@ -86,7 +87,7 @@ impl ToTarget {
 
     /// See [`super::line::Line::say`].
     pub(super) fn say(&mut self, saying: Saying) -> Result<(), String> {
-        if saying.word != Word::Rest && self.listener.is_none() {
+        if !saying.word.is_last() && self.listener.is_none() {
             let stream = self.stream.try_clone();
             let ear = self.ear.clone();
             let listener = stream.and_then(|stream| {
@@ -166,6 +167,13 @@ impl Memory {
         self.words.stream.try_clone()
     }
 
+    /// Reads pages of the rank.
+    fn read_pages(&self, first: u64, into: &mut [u8]) -> Result<(), String> {
+        let address = self.address + first * PAGE_BYTES as u64;
+        let read = self.source.read(address, into);
+        read.map_err(|error| error.to_string())
+    }
+
     /// Reads what a word is about.
     fn read(&self, place: Place) -> Result<Vec<u8>, String> {
         let bytes = (place.bytes <= PARCEL_BYTES_MAX).then_some(place.bytes);
@@ -233,6 +241,28 @@ impl Source for Memory {
             Some(reason) => Err(reason),
             None => Ok((copying.slot, PageSet::new())),
         }
+    }
+
+    fn fill_first(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError> {
+        for pages in incoming.first() {
+            incoming.fill_pages(&pages, &mut |first, into| self.read_pages(first, into))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is to be done at the source: the rank's old memory stays as it is until the move is over.
+    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError> {
+        let read = &mut |first, into: &mut [u8]| self.read_pages(first, into);
+        let mut next = 0;
+        while let Some(page) = incoming.next_missing(next) {
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            // Who has waited for a page will mostly come to those behind it.
+            let page = incoming.next_fault()?.unwrap_or(page);
+            next = incoming.fill_around(page, read)?;
+        }
+        Ok(true)
     }
 
     fn files(&mut self, rank: Rank, files: Files) -> Result<CameFiles, String> {

@@ -19,12 +19,14 @@
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
 //! - [`fetch`]: the thread that brings a rank here.
+//! - [`behind`]: what it does when the rank runs here already.
 //! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`memory`]: the line where that thread can read the source's memory.
 //! - [`stream`]: the line where it can't: a connection.
 //! - [`parcel`]: what the source tells about pages and ranks.
 
 mod arriving;
+mod behind;
 mod fetch;
 mod leaving;
 mod line;
@@ -46,8 +48,9 @@ use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
+use self::behind::Bringing;
 use self::fetch::Came;
-use self::leaving::{Frozen, Leaving};
+use self::leaving::{Frozen, Leaving, Left};
 use super::control::Control;
 use super::processors::Processors;
 use super::schedule::Scheduler;
@@ -71,10 +74,12 @@ pub(crate) struct Moving {
     /// Ranks that stand still here until it is known who runs them.
     frozen: BTreeMap<Rank, Frozen>,
     /// Memory of ranks that have left, as long as it may be read.
-    left: BTreeMap<Rank, Slot>,
+    left: BTreeMap<Rank, Left>,
     arriving: BTreeMap<Move, Arriving>,
     /// Ranks that are here as a whole, until it is known who runs them.
     arrived: BTreeMap<Rank, Arrived>,
+    /// Ranks that run here while their pages come.
+    bringing: BTreeMap<Move, Bringing>,
     news: Receiver<News>,
     tell: Tell,
 }
@@ -85,6 +90,8 @@ enum News {
     Reached(Move, Result<(), String>),
     /// Target: a rank has come, or can't come.
     Came(Came),
+    /// Target: the last page of a rank has come.
+    Complete(Move),
     /// Source: the target has done what it was told on the line.
     Done(Move),
     /// Source: the line is broken.
@@ -97,7 +104,11 @@ impl News {
     fn id(&self) -> Move {
         match self {
             Self::Came(came) => came.id,
-            Self::Reached(id, _) | Self::NotGiven(id, _) | Self::Done(id) | Self::Time(id) => *id,
+            Self::Reached(id, _)
+            | Self::NotGiven(id, _)
+            | Self::Complete(id)
+            | Self::Done(id)
+            | Self::Time(id) => *id,
         }
     }
 }
@@ -142,6 +153,7 @@ impl Moving {
             left: BTreeMap::new(),
             arriving: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            bringing: BTreeMap::new(),
             news,
             tell: in_engine(|engine| Tell {
                 news: told,
@@ -178,6 +190,7 @@ impl Scheduler {
             match news {
                 News::Reached(id, outcome) => self.reached(id, outcome),
                 News::Came(came) => self.take_in(came)?,
+                News::Complete(id) => self.complete(id),
                 News::NotGiven(id, reason) => {
                     in_engine(|engine| engine.core.mover.failed(id, reason));
                 }
@@ -221,16 +234,16 @@ impl Scheduler {
         };
         match output {
             // The thread that has received it has said so.
-            MoverOutput::Report(MoveReport::Received { .. }) => {}
+            MoverOutput::Report(MoveReport::Received { .. } | MoveReport::Complete { .. }) => {}
             MoverOutput::Report(report) => moving.control.report(Report::Move(report)),
             MoverOutput::Examine { id, rank, to, mode } => self.examine(id, rank, to, mode),
             MoverOutput::Prepare {
                 id,
                 rank,
                 from,
+                mode,
                 needs,
-                ..
-            } => moving.prepare(id, rank, from, &needs),
+            } => moving.prepare(id, rank, from, mode, &needs),
             MoverOutput::Transfer { id, rank, mode, .. } => self.transfer(id, rank, mode)?,
             MoverOutput::Resume { id, rank } => self.thaw(id, rank)?,
             MoverOutput::Discard { id, rank } => moving.discard(id, rank),

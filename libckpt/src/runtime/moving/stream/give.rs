@@ -17,7 +17,7 @@ use wire::{Address, Listener, Stream};
 use super::patience::{Expect as _, LOOK_EVERY, Patient};
 use super::send::Sending;
 use super::{Greeting, STALLED_AFTER, VERSION, Welcome};
-use crate::runtime::moving::line::{Ear, Frames, Heard, Saying};
+use crate::runtime::moving::line::{Answer, Ear, Frames, Heard, Saying, Word};
 
 /// How long a caller has to say who it is.
 const GREETING_WITHIN: Duration = Duration::from_secs(2);
@@ -70,6 +70,7 @@ impl Giver {
                 drop(listener);
                 let told = |error: io::Error| format!("nobody can hear its target: {error}");
                 let mut answers = Frames::on(target.again().map_err(told)?);
+                let (ask, asked) = channel();
                 let memory = OtherProcess::this(me);
                 let mut sending = Sending::to(target, |page, into: &mut [u8]| {
                     let address = slot.wrapping_add(page.wrapping_mul(PAGE_BYTES as u64));
@@ -79,12 +80,15 @@ impl Giver {
                 if probes {
                     found.store(sending.probe(&mut answers)?.max(1), Ordering::SeqCst);
                 }
-                hear(answers, ear.clone(), stopped.clone()).map_err(told)?;
+                hear(answers, ear.clone(), ask, stopped.clone()).map_err(told)?;
                 let mut said = Ok(());
                 while said.is_ok()
                     && let Some(saying) = await_saying(&waiting, &stopped)
                 {
                     said = sending.say(&saying);
+                    if saying.word == Word::Ahead && said.is_ok() {
+                        said = sending.follow(&saying.pages, &asked, &stopped);
+                    }
                 }
                 sending.into_inner().end();
                 said
@@ -132,11 +136,18 @@ impl Drop for Giver {
 }
 
 /// Starts the thread that hears what the target answers, until the connection ends or breaks.
-fn hear(mut answers: Frames<Patient>, ear: Ear, stop: Arc<AtomicBool>) -> io::Result<()> {
+fn hear(
+    mut answers: Frames<Patient>,
+    ear: Ear,
+    ask: Sender<Answer>,
+    stop: Arc<AtomicBool>,
+) -> io::Result<()> {
     let hear = move || {
         loop {
             match answers.hear() {
-                Ok(Some(answer)) => ear(Heard::Answer(answer)),
+                Ok(Some(Answer::Done)) => ear(Heard::Answer(Answer::Done)),
+                // Of no use any more to a thread that has ended.
+                Ok(Some(asked)) => drop(ask.send(asked)),
                 Ok(None) => return,
                 Err(reason) if !stop.load(Ordering::SeqCst) => {
                     let reason = format!("the connection to the target broke: {reason}");

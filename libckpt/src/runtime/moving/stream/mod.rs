@@ -10,6 +10,9 @@
 //!             Round, pages, their contents, an end ─────▶ straight into the slot
 //!   │◀───────────────────────────────────── Done ────────
 //!   freezes;  Rest, the parcel, contents, an end ───────▶
+//!   or        Ahead, the parcel; contents in any order ─▶ while the rank runs there
+//!   │◀────────────── Want, pages; Taken, how many ───────
+//!             an end ───────────────────────────────────▶
 //! ```
 //!
 //! A [`Piece`] heads everything that the source sends after the welcome: words with what they are about, and pages. Of pages of zeros
@@ -23,11 +26,13 @@
 //! - [`give`]: the side of the source, from listening to the connection.
 //! - [`send`]: a word and its pages.
 //! - [`take`]: the side of the target.
+//! - [`follow`]: both sides of pages that follow a rank.
 //! - [`economy`]: whether to compress.
 //! - [`probe`]: how fast the connection is, where that has to be known.
 //! - [`patience`]: reading and writing that can be given up.
 
 mod economy;
+mod follow;
 pub(super) mod give;
 mod patience;
 mod probe;
@@ -46,7 +51,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::line::Word;
 
 /// Version of what goes over the connection. Both ends run the same program; a check against strangers.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// How long one end waits for the other to take or send the next bytes.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
@@ -121,10 +126,11 @@ fn digest(first: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Word(Word::Room),
         Self::Word(Word::Round),
         Self::Word(Word::Rest),
+        Self::Word(Word::Ahead),
         Self::Pages,
         Self::Packed,
         Self::Zeros,
@@ -142,6 +148,7 @@ impl Kind {
             Self::Word(Word::Room) => 16,
             Self::Word(Word::Round) => 17,
             Self::Word(Word::Rest) => 18,
+            Self::Word(Word::Ahead) => 20,
         }
     }
 

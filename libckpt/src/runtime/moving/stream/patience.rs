@@ -1,10 +1,13 @@
 //! Reading and writing on a connection, with an end: when the other side does nothing for long, or when nobody needs it any more.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wire::Stream;
 
 use super::STALLED_AFTER;
@@ -16,6 +19,12 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(in super::super) trait Expect {
     /// From now on nothing may happen for so long; none: until it is given up.
     fn expect_within(&mut self, longest: Option<Duration>);
+
+    /// Waits until something can be read here or there, or for the time of a look. Whether it can be read here.
+    ///
+    /// # Errors
+    /// Those of the system; it is given up; or nothing has been there for too long, of which it is told how long that is by now.
+    fn wait_beside(&self, there: BorrowedFd<'_>, idle: Duration) -> io::Result<bool>;
 }
 
 /// See the module.
@@ -81,10 +90,7 @@ impl Patient {
                         .longest
                         .is_some_and(|longest| begun.elapsed() >= longest)
                     {
-                        return Err(io::Error::new(
-                            io::ErrorKind::TimedOut,
-                            format!("nothing has moved for {} s", begun.elapsed().as_secs()),
-                        ));
+                        return Err(stalled(begun.elapsed()));
                     }
                 }
                 _ => return Err(error),
@@ -97,6 +103,33 @@ impl Expect for Patient {
     fn expect_within(&mut self, longest: Option<Duration>) {
         self.longest = longest;
     }
+
+    fn wait_beside(&self, there: BorrowedFd<'_>, idle: Duration) -> io::Result<bool> {
+        if self.stop.load(Ordering::SeqCst) {
+            return Err(io::Error::other("it was given up"));
+        }
+        if self.longest.is_some_and(|longest| idle >= longest) {
+            return Err(stalled(idle));
+        }
+        let mut both = [
+            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
+            PollFd::new(there, PollFlags::POLLIN),
+        ];
+        match poll(
+            &mut both,
+            PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO),
+        ) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Whatever there is: reading tells.
+        Ok(both[0].any().unwrap_or(false))
+    }
+}
+
+fn stalled(idle: Duration) -> io::Error {
+    let told = format!("nothing has moved for {} s", idle.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, told)
 }
 
 impl Read for Patient {

@@ -24,13 +24,13 @@ const GATHERED_BYTES: usize = 128 << 10;
 pub(super) struct Sending<W, R> {
     to: W,
     read: R,
-    economy: Economy,
+    pub(super) economy: Economy,
     compressor: Option<Compressor<'static>>,
     packed: Vec<u8>,
     /// Short parts that were not sent yet.
     gathered: Vec<u8>,
     /// Since the last word.
-    pieces: u64,
+    pub(super) pieces: u64,
 }
 
 fn broke(error: io::Error) -> String {
@@ -68,12 +68,10 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         let kind = Kind::Word(saying.word);
         let head = Piece::new(kind, stood_us, 0, about.len(), digest(0, about));
         self.write(&head, about)?;
+        self.pieces = 0;
         if saying.word.has_pages() {
-            self.pieces = 0;
             self.send_pages(&saying.pages)?;
-            let pieces = self.pieces;
-            let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
-            self.write(&end, &[])?;
+            self.send_end()?;
         }
         self.flush()
     }
@@ -118,7 +116,14 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         Ok(())
     }
 
-    fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {
+    /// All pages have been sent.
+    pub(super) fn send_end(&mut self) -> Result<(), String> {
+        let pieces = self.pieces;
+        let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
+        self.write(&end, &[])
+    }
+
+    pub(super) fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {
         let mut raw = vec![0; PIECE_PAGES * PAGE_BYTES];
         for range in pages {
             let mut next = range.start;

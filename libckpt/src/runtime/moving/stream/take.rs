@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
+use libckpt_rank::incoming::{Incoming, IncomingError};
 use libckpt_rank::restore::RestoringSlot;
 use protocol::dirty::PageSet;
 use protocol::ids::{Incarnation, Move, Process, Rank};
@@ -32,11 +33,14 @@ const AHEAD_BYTES: usize = 32 << 10;
 
 /// A connection to the source of a move.
 pub(in super::super) struct Taker<S = Patient> {
-    source: BufReader<S>,
+    pub(super) source: BufReader<S>,
     /// For how long the rank had stood still when the last word came, and when that was, in microseconds.
     stood: (u64, u64),
     decompressor: Option<Decompressor<'static>>,
     packed: Vec<u8>,
+    /// Of a rank that went ahead: pieces that have come, and pages of which the source was not told.
+    pub(super) pieces: u64,
+    pub(super) untold: u32,
 }
 
 impl Taker {
@@ -148,6 +152,14 @@ impl<S: Read + Write + Expect + Send> Source for Taker<S> {
         Ok((slot, zeros.into_iter().collect()))
     }
 
+    fn fill_first(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError> {
+        self.take_first(incoming)
+    }
+
+    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError> {
+        self.take_all(incoming).map(|()| true)
+    }
+
     fn files(&mut self, rank: Rank, files: Files) -> Result<CameFiles, String> {
         let Files::Recorded(files) = files else {
             return Err("its files are told in another way than they were asked for".to_owned());
@@ -246,10 +258,12 @@ impl<S: Read> Taker<S> {
             stood: (0, 0),
             decompressor: None,
             packed: Vec::new(),
+            pieces: 0,
+            untold: 0,
         }
     }
 
-    fn next(&mut self) -> Result<Checked, String> {
+    pub(super) fn next(&mut self) -> Result<Checked, String> {
         let mut piece = Piece::new_zeroed();
         let read = self.source.read_exact(piece.as_mut_bytes());
         read.map_err(|error| broke(&error))?;
@@ -259,7 +273,11 @@ impl<S: Read> Taker<S> {
     /// Puts pages where they belong. The slot looks whether they may be there.
     fn place(&mut self, slot: &RestoringSlot, piece: &Checked) -> Result<(), String> {
         let into = slot.window(piece.first, piece.pages);
-        let into = into.map_err(|error| error.to_string())?;
+        self.read_into(piece, into.map_err(|error| error.to_string())?)
+    }
+
+    /// Reads the pages of a piece, which are as many as that says.
+    pub(super) fn read_into(&mut self, piece: &Checked, into: &mut [u8]) -> Result<(), String> {
         if piece.kind == Kind::Pages {
             let read = self.source.read_exact(into);
             read.map_err(|error| broke(&error))?;

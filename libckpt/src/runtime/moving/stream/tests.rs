@@ -6,10 +6,12 @@ use std::io::{self, Cursor, Read, Write};
 use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
+use libckpt_rank::incoming::{Incoming, IncomingError};
 use libckpt_rank::restore::RestoringSlot;
 use protocol::dirty::PageSet;
 use protocol::ids::Rank;
@@ -130,6 +132,10 @@ impl Write for Recorded {
 
 impl Expect for Recorded {
     fn expect_within(&mut self, _: Option<Duration>) {}
+
+    fn wait_beside(&self, _: BorrowedFd<'_>, _: Duration) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 fn taker(bytes: &[u8]) -> Taker<Recorded> {
@@ -300,7 +306,12 @@ fn a_page_that_has_become_zeros_is_cleared_at_the_target() {
     let mut sending = Sending::to(Vec::new(), zeros);
     sending.say(&round(again.ranges().to_vec())).unwrap();
     bytes.extend(sending.into_inner());
-    let mut fetch = Fetch::new(ID, rank, Process(1), taker(&bytes), room(rank));
+    let mut fetch = Fetch::new(
+        (ID, rank, Process(1)),
+        taker(&bytes),
+        (None, room(rank)),
+        Arc::default(),
+    );
     for _ in 0..2 {
         let (_, about) = fetch.source.hear().unwrap();
         fetch = fetch.fill(&decode_pages(&about).unwrap()).unwrap();
@@ -403,7 +414,12 @@ fn pages_that_are_written_while_they_are_read_come_as_they_were_read() {
         })
     };
     let taker = connect(&giver, &Arc::default());
-    let mut fetch = Fetch::new(ID, rank, Process(1), taker, room(rank));
+    let mut fetch = Fetch::new(
+        (ID, rank, Process(1)),
+        taker,
+        (None, room(rank)),
+        Arc::default(),
+    );
     let rounds = |fetch: Fetch<Taker>, count: usize| {
         (0..count).fold(fetch, |mut fetch, _| {
             giver.say(round(once(HEAP..HEAP + 64))).unwrap();
@@ -424,6 +440,130 @@ fn pages_that_are_written_while_they_are_read_come_as_they_were_read() {
     }
 }
 
+/// A rank that goes ahead of its memory, of which some pages are zeros and some are noise; page 0 is its header.
+fn ahead(rank: Rank, pages: &[Range<u64>]) -> Saying {
+    Saying {
+        word: Word::Ahead,
+        ..rest(rank, pages.iter().cloned())
+    }
+}
+
+/// First page of the heap in the slots of these tests.
+const HEAP_FIRST: u64 = 1024;
+
+/// Where pages come to a slot; none where this user may not have it.
+fn incoming(slot: &RestoringSlot) -> Option<Incoming> {
+    match Incoming::new(slot) {
+        Ok(incoming) => Some(incoming),
+        Err(error @ IncomingError::Unavailable { .. }) => {
+            assert!(!nix::unistd::geteuid().is_root(), "{error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn pages_follow_a_rank_in_the_order_in_which_they_are_needed() {
+    let rank = Rank(48);
+    let mut slot = room(rank);
+    let Some(mut incoming) = incoming(&slot) else {
+        return;
+    };
+    let end = HEAP_FIRST + 3000;
+    let pages = vec![0..2, HEAP_FIRST..HEAP_FIRST + 700, HEAP_FIRST + 900..end];
+    let image: Vec<u8> = (0..end).flat_map(page).collect();
+    let (giver, heard) = giver(slot_around(image.as_ptr(), 0));
+    let mut taker = connect(&giver, &Arc::default());
+    giver.say(ahead(rank, &pages)).unwrap();
+    let (word, about) = taker.hear().unwrap();
+    assert_eq!(word, Word::Ahead);
+    let parcel = Parcel::decode(&about, rank).unwrap();
+    incoming.expect(&parcel.pages).unwrap();
+    taker.fill_first(&mut incoming).unwrap();
+    assert!(!incoming.is_missing(&(0..2)) && incoming.missing() > 2000);
+    let follows = std::thread::spawn(move || taker.follow(&mut incoming).unwrap());
+    // Whoever reads a page waits until it is here.
+    for step in 0..500_u64 {
+        let number = HEAP_FIRST + step * 7919 % 3010;
+        let expected = match pages.iter().any(|range| range.contains(&number)) {
+            true => page(number),
+            false => vec![0; PAGE_BYTES],
+        };
+        assert!(held(&mut slot, number) == expected, "page {number}");
+    }
+    assert!(follows.join().unwrap(), "all have come");
+    for number in pages.into_iter().flatten() {
+        assert!(held(&mut slot, number) == page(number), "page {number}");
+    }
+    drop(giver);
+    assert!(heard.recv().is_err(), "nothing has failed");
+}
+
+#[test]
+fn a_source_that_goes_away_before_the_last_page_is_noticed() {
+    let rank = Rank(49);
+    let slot = room(rank);
+    let Some(mut incoming) = incoming(&slot) else {
+        return;
+    };
+    // More than is sent unasked before the target takes any.
+    let end = HEAP_FIRST + 1000;
+    let image: Vec<u8> = (0..end).flat_map(page).collect();
+    let (giver, _heard) = giver(slot_around(image.as_ptr(), 0));
+    let mut taker = connect(&giver, &Arc::default());
+    giver.say(ahead(rank, &[0..1, HEAP_FIRST..end])).unwrap();
+    let (_, about) = taker.hear().unwrap();
+    let parcel = Parcel::decode(&about, rank).unwrap();
+    incoming.expect(&parcel.pages).unwrap();
+    taker.fill_first(&mut incoming).unwrap();
+    drop(giver);
+    let error = taker.follow(&mut incoming).unwrap_err().to_string();
+    let told = ["broke", "nobody is there"];
+    assert!(told.iter().any(|it| error.contains(it)), "{error}");
+    assert!(incoming.missing() > 0);
+}
+
+#[test]
+fn an_end_before_the_last_page_is_no_end() {
+    let rank = Rank(50);
+    let slot = room(rank);
+    let Some(mut incoming) = incoming(&slot) else {
+        return;
+    };
+    let (_told, asked) = channel();
+    let mut sending = Sending::to(Vec::new(), memory);
+    let sent = [0..1, HEAP_FIRST..HEAP_FIRST + 100];
+    sending
+        .follow(&sent, &asked, &AtomicBool::new(false))
+        .unwrap();
+    let bytes = sending.into_inner();
+    incoming
+        .expect(&[0..1, HEAP_FIRST..HEAP_FIRST + 101])
+        .unwrap();
+    let mut wrong = |bytes: &[u8]| {
+        let error = taker(bytes).follow(&mut incoming).unwrap_err();
+        error.to_string()
+    };
+    let error = wrong(&bytes);
+    assert!(error.contains("1 pages have not come"), "{error}");
+    for kept in [bytes.len() - 1, bytes.len() - size_of::<Piece>(), 40] {
+        let error = wrong(&bytes[..kept]);
+        assert!(error.contains("broke"), "{kept}: {error}");
+    }
+    for at in heads(&bytes).into_iter().take(8) {
+        for field in [0, 4, 8, 16, 24] {
+            let mut damaged = bytes.clone();
+            damaged[at + field] ^= 1;
+            let error = wrong(&damaged);
+            assert!(
+                !error.contains("1 pages have not come"),
+                "byte {at} + {field}: {error}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
     let (giver, heard) = giver(0);
@@ -437,7 +577,12 @@ fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
 
     let (giver, _heard) = self::giver(0);
     let taker = connect(&giver, &stop);
-    let fetch = Fetch::new(ID, Rank(44), Process(1), taker, room(Rank(44)));
+    let fetch = Fetch::new(
+        (ID, Rank(44), Process(1)),
+        taker,
+        (None, room(Rank(44))),
+        Arc::default(),
+    );
     let waiting = std::thread::spawn(move || fetch.fetch().map(drop));
     stop.store(true, Ordering::SeqCst);
     let error = waiting.join().unwrap().unwrap_err();

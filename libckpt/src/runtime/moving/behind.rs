@@ -1,0 +1,107 @@
+//! The target's side of a postcopy: the rank runs here while its pages still come, asked for by whoever touches one, and all others
+//! one after the other ([`libckpt_rank::incoming`]).
+//!
+//! The thread that has brought the rank does it, and nothing but it fills the slot. It takes no lock that a rank might hold while it
+//! waits for a page: it allocates as the library does, and writes to no stream of the standard library. When the last page is
+//! here it says [`MoveReport::Complete`] by itself, as it has said `Received`: the ranks may compute for long before they
+//! call the library.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libckpt_rank::PAGE_BYTES;
+use libckpt_rank::incoming::{Incoming, IncomingError};
+use protocol::control::{Report, exit};
+use protocol::ids::{Move, Process, Rank};
+use protocol::migration::MoveReport;
+
+use super::line::Source;
+use super::{News, Tell};
+use crate::runtime::control::{Control, ENDING};
+
+/// How long a process whose rank can't have its pages waits for the word that the job ends anyway, or for its own end: the coordinator
+/// sees the end of the source as well.
+const HEAR_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The thread that brings the pages. Dropped, it ends, whatever has come.
+pub(super) struct Bringing {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Bringing {
+    /// This thread does, until it sees the sign to stop.
+    pub(super) fn new(thread: JoinHandle<()>, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            thread: Some(thread),
+            stop,
+        }
+    }
+}
+
+impl Drop for Bringing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is still to come of a rank that is given to the ranks' thread.
+pub(super) struct Behind<S> {
+    pub(super) id: Move,
+    pub(super) rank: Rank,
+    pub(super) from: Process,
+    pub(super) incoming: Incoming,
+    pub(super) source: S,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl<S: Source> Behind<S> {
+    /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
+    pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
+        let id = self.id;
+        match self.source.follow(&mut self.incoming) {
+            Ok(true) => {
+                drop(self.incoming);
+                // In this order: whatever comes of the second finds the first.
+                tell.tell(News::Complete(id));
+                control.report(Report::Move(MoveReport::Complete { id }));
+            }
+            // It does not come here after all.
+            Ok(false) => {}
+            Err(error) => {
+                // The source may be gone because the job ends, and this process has not heard yet.
+                let failed = Instant::now();
+                while failed.elapsed() < HEAR_WITHIN {
+                    if self.stop.load(Ordering::SeqCst) || ENDING.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                self.die(&error, control);
+            }
+        }
+    }
+
+    /// A rank waits for a page that never comes.
+    fn die(&self, error: &IncomingError, control: &Control) -> ! {
+        let (rank, from) = (self.rank, self.from);
+        let mib = self.incoming.missing() * PAGE_BYTES as u64 >> 20;
+        let text = format!(
+            "{rank} can't go on, nor can its process: {mib} MiB of its memory had not come from {from} when that could not be had any more: {error}; \
+             the job goes on from its newest checkpoint"
+        );
+        ENDING.store(true, Ordering::SeqCst);
+        // Past the standard library's lock, which a rank may hold.
+        let line = format!("libckpt: {text}\n");
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+        control.report(Report::Warning { text });
+        control.flush();
+        libckpt_rank::process::end_now(exit::LIBRARY)
+    }
+}
