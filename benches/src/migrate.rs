@@ -3,7 +3,8 @@
 //! The job is one of two processes. Rank 1 has all the memory, calls the library every fifth of a millisecond and writes to a share of
 //! its pages every second; rank 0 waits for a message. Rank 1 moves back and forth. It stands still from the moment at which the
 //! source freezes it until the target lets it run. The longest pause is by its own clock: the longest time from its asking to sleep until
-//! it has called the library and written, less the sleep, from the begin of the move until after its end.
+//! it has called the library and written, less the sleep, from the begin of the move until after its end. Before a move out of a
+//! checkpoint one is taken.
 //!
 //! - On shared memory: by the library's clock, which both processes read alike. The reference in turn with each move is one thread that
 //!   copies as many bytes, to memory that was touched before, while the job is stopped.
@@ -29,7 +30,7 @@ use crate::record::Record;
 use crate::tcp::Link;
 use crate::{Effort, jobs};
 
-const MODES: [&str; 4] = ["stop", "precopy", "postcopy", "auto"];
+const MODES: [&str; 5] = ["stop", "precopy", "postcopy", "checkpoint", "auto"];
 
 /// After a move it is waited so long for what its rank tells.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
@@ -98,8 +99,7 @@ impl Case {
     /// milliseconds.
     fn measure(
         &self,
-        bed: &Bed,
-        job: &Job<'_>,
+        (bed, job): (&Bed, &Job<'_>),
         (metric, reference): (&str, impl Fn() -> Result<f64>),
         effort: &Effort,
     ) -> Result<Vec<Record>> {
@@ -109,6 +109,9 @@ impl Case {
         for mode in MODES {
             let [mut stood, mut pause, mut took, mut rounds, mut other] = [const { Vec::new() }; 5];
             for sample in 0..=samples {
+                if mode == "checkpoint" {
+                    bed.json("checkpoint", &[])?;
+                }
                 let told = job.stdout().len();
                 let words = ["1", "--to", &to.to_string(), "--mode", mode];
                 let moved = bed.json("migrate", &words)?;
@@ -163,7 +166,7 @@ fn memory(effort: &Effort) -> Result<Vec<Record>> {
         let copies = Copies::new(1, case.mib << 20);
         let _ = copies.run_ms();
         let reference = || while_stopped(&job, || copies.run_ms());
-        records.extend(case.measure(&bed, &job, ("memcpy_ms", reference), effort)?);
+        records.extend(case.measure((&bed, &job), ("memcpy_ms", reference), effort)?);
         std::fs::write(&end, "")?;
         job.wait(PATIENCE)?.expect_code(0)?;
     }
@@ -220,7 +223,7 @@ fn between_nodes(mpi: Mpi, effort: &Effort) -> Result<Vec<Record>> {
             signal(Signal::SIGCONT)?;
             copied
         };
-        records.extend(case.measure(&cluster, &job, ("tcp_ms", reference), effort)?);
+        records.extend(case.measure((&cluster, &job), ("tcp_ms", reference), effort)?);
         std::fs::write(&end, "")?;
         job.wait(PATIENCE)?.expect_code(0)?;
     }

@@ -208,7 +208,7 @@ pub enum Event {
         stood_us: u64,
         /// From the begin of the move until nothing of it was left.
         took_us: u64,
-        /// How it was moved: `stop`, `precopy`, `safepoint`.
+        /// How it was moved: `stop`, `precopy`, `checkpoint`, `safepoint`.
         mode: String,
         /// How many rounds were copied while it ran.
         rounds: u32,

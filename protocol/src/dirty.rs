@@ -175,6 +175,16 @@ impl<F: Faults> Dirty<F> {
         self.between.unite(written);
     }
 
+    /// All that the scans so far have found written since the cut of the parent, whatever became of the cuts that found it.
+    #[must_use]
+    pub fn found(&self) -> PageSet {
+        let mut pages = self.between.clone();
+        for (_, found) in &self.cuts {
+            pages.unite(found);
+        }
+        pages
+    }
+
     /// The rank was cut for `epoch`, and `written` was found written since the cut before (or the start),
     /// whatever became of that one. Tells what this snapshot has to hold. What scans between the two have found
     /// ([`Dirty::found_between`]) counts as found by this cut.
@@ -187,13 +197,9 @@ impl<F: Faults> Dirty<F> {
         let last = self.cuts.last().map(|cut| cut.0).max(self.parent);
         assert!(last < Some(epoch), "{epoch} was cut after {last:?}");
         self.cuts.push((epoch, written));
-        let mut pages = PageSet::new();
-        for (_, found) in &self.cuts {
-            pages.unite(found);
-        }
         Since {
             parent: self.parent,
-            pages,
+            pages: self.found(),
         }
     }
 
@@ -386,8 +392,12 @@ mod tests {
                 for write in &writes[..seen] {
                     dirty.found_between(&set(&[*write]));
                 }
+                // What was not found yet is in none of the sets; with it, they are what the cut finds.
+                let mut found = dirty.found();
+                found.unite(&set(&writes[seen..]));
                 let written = set(&writes[seen..]);
                 let since = dirty.cut(epoch, written);
+                proptest::prop_assert_eq!(&since.pages, &found);
                 proptest::prop_assert_eq!(since.parent, base);
                 if let Some(base) = base {
                     let mut restored: [u64; 12] = copies[&base];

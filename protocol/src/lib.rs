@@ -17,6 +17,7 @@ pub mod ids;
 pub mod interval;
 pub mod migration;
 pub mod nodes;
+pub mod page;
 pub mod participant;
 pub mod placement;
 pub mod recovery;

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::bed::{Bed, PATIENCE, undisturbed};
+use tests::events::Event;
 use tests::job::{Job, Outcome};
+use tests::nodes::cluster::{Cluster, with_each_mpi};
+use tests::nodes::mpi::Mpi;
 use tests::phase::Target;
-use tests::process;
+use tests::process::{self, now_us};
 use tests::solver::Solver;
 
 /// 8 ranks on 3 processes, for some seconds.
@@ -103,6 +106,58 @@ fn a_drained_process_leaves_the_job_and_nothing_restarts() -> Result<()> {
         assert_eq!(outcome.result()?, expected, "{}", outcome.story());
     }
     Ok(())
+}
+
+/// What MPI's launcher has running on a node, whose end tells it something: Open MPI's stays until the job ends.
+fn wait_until_left(cluster: &Cluster, node: usize, mpi: Mpi) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let left = cluster.nodes().node(node).processes();
+        let stays = mpi == Mpi::OpenMpi && !cluster.nodes().node(node).running("orted").is_empty();
+        if left.is_empty() || stays {
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < PATIENCE, "on node{node}: {left:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_drained_node_is_killed_and_nothing_restarts() -> Result<()> {
+    let storm = Solver::storm(8, 14_000, 37).pausing(Duration::from_millis(60));
+    let expected = undisturbed(&storm)?;
+    with_each_mpi("a drained node that is killed", 3, |cluster, mpi| {
+        let mut job = cluster.start_on(&[1, 2, 3], 3, &storm, "--every 200ms")?;
+        wait_for_go(&mut job, 1)?;
+        let there = cluster.nodes().node(2);
+        ensure!(
+            there.running("storm").len() == 3,
+            "not three ranks on node2"
+        );
+        let drained = cluster.json("drain", &["node2", "--wait"])?;
+        ensure!(drained["done"] == true, "{drained}");
+        ensure!(drained["processes"] == json!([3, 4, 5]), "{drained}");
+        let left = there.running("storm");
+        ensure!(left.is_empty(), "on the node that is drained: {left:?}");
+        wait_until_left(cluster, 2, mpi)?;
+        let killed_us = now_us();
+        cluster.nodes().kill(2)?;
+        // The job goes on without it.
+        for _ in 0..3 {
+            let taken = cluster.json("checkpoint", &[])?;
+            ensure!(taken["epoch"].as_u64() > Some(0), "{taken}");
+        }
+        let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+        let after = |event: &&Event| event.t_us > killed_us;
+        let went_on = outcome.events.iter().filter(after);
+        let committed = went_on.filter(|event| event.is("committed")).count();
+        ensure!(committed >= 3, "{}", outcome.story());
+        assert_eq!(outcome.count("start"), 1, "{}", outcome.story());
+        assert_eq!(outcome.count("lost"), 0, "{}", outcome.story());
+        assert_eq!(outcome.count("released"), 3, "{}", outcome.story());
+        assert_eq!(outcome.result()?, expected, "{}", outcome.story());
+        Ok(())
+    })
 }
 
 #[test]

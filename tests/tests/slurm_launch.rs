@@ -115,6 +115,44 @@ fn srun_starts_the_processes_and_again_after_kills_and_after_scancel() -> Result
 }
 
 #[test]
+fn a_drained_node_of_srun_is_killed_and_nothing_restarts() -> Result<()> {
+    let test = "a drained node of srun";
+    if let Some(why) = slurm::missing().or_else(|| Mpi::OpenMpi.missing()) {
+        skip(test, &why);
+        return Ok(());
+    }
+    let cluster = Cluster::up(3)?.with_mpi(Mpi::OpenMpi)?;
+    let slurm = Slurm::up(&cluster)?;
+    let solver = Solver::storm(6, 14_000, 62).pausing(Duration::from_millis(60));
+    let text = script(&cluster, &solver, "--launch srun --every 200ms");
+    let job = slurm.submit("--nodes=3 --ntasks-per-node=2 --no-kill", &text)?;
+    slurm.wait_events("the start", |events| {
+        events.iter().any(|event| event.is("go"))
+    })?;
+    let drained = cluster.json("drain", &["node3", "--wait"])?;
+    ensure!(drained["done"] == true, "{drained}");
+    let left = cluster.nodes().node(3).running("storm");
+    ensure!(left.is_empty(), "on the node that is drained: {left:?}");
+    let killed_us = process::now_us();
+    cluster.nodes().kill(3)?;
+    job.wait_state("COMPLETED")?;
+    slurm.wait_events("the end", |events| {
+        let after = events.iter().filter(|event| event.t_us > killed_us);
+        let committed = after.filter(|event| event.is("committed")).count();
+        let starts = events.iter().filter(|event| event.is("start")).count();
+        let ended = events.iter().any(|event| event.is("end"));
+        ended && committed >= 3 && starts == 1
+    })?;
+    let expected = format!("result: {}", undisturbed(&solver)?);
+    ensure!(
+        job.output().lines().any(|line| line == expected),
+        "no `{expected}`:\n{}",
+        job.output()
+    );
+    Ok(())
+}
+
+#[test]
 fn two_jobs_share_an_allocation() -> Result<()> {
     let Some(cluster) = up("two jobs in an allocation")? else {
         return Ok(());

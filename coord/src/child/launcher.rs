@@ -37,6 +37,8 @@ pub struct Launcher {
     last: Arc<Mutex<VecDeque<String>>>,
     copying: Option<JoinHandle<()>>,
     name: &'static str,
+    /// Somebody wants it to end: what it says about that explains nothing.
+    ending: bool,
     /// What it has started on this machine, as far as was seen.
     brood: Brood,
     /// The file that it reads the hosts from, removed at the end.
@@ -60,6 +62,7 @@ impl Launcher {
             last: Arc::default(),
             copying: None,
             name,
+            ending: false,
             brood: Brood::default(),
             hostfile,
         };
@@ -100,6 +103,7 @@ impl Launcher {
 
     /// Asks it, and what it started on this machine, to end.
     pub fn terminate(&mut self) {
+        self.ending = true;
         self.look();
         if self.pidfd().is_some()
             && let Ok(group) = i32::try_from(self.pid())
@@ -111,6 +115,7 @@ impl Launcher {
 
     /// Kills it, with what it started on this machine.
     pub fn kill(&mut self) {
+        self.ending = true;
         self.look();
         self.children.kill_all();
         self.brood.kill();
@@ -124,7 +129,9 @@ impl Launcher {
         let Some(exit) = self.children.reap(Process(0))? else {
             return Ok(None);
         };
-        self.wait_for_last_lines();
+        if !self.ending {
+            self.wait_for_last_lines();
+        }
         let how = match exit {
             Exit::Code(code) => format!("{} exited with code {code}", self.name),
             Exit::Signal(signal) => format!("{} was ended by signal {signal}", self.name),

@@ -37,6 +37,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether a process may leave the job while the others go on: the launcher neither ends these, nor notices when what it has on
+    /// the process's node goes as well. With one of which that is not known, processes stay until the job ends.
+    #[must_use]
+    pub fn lets_processes_leave(&self) -> bool {
+        match self {
+            Self::OpenMpi { major, .. } => *major == 4,
+            Self::Hydra { .. } | Self::Srun { .. } => true,
+            Self::Custom { .. } => false,
+        }
+    }
+
     /// What it is called in messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -202,10 +213,15 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// A parameter of Open MPI's; the user's arguments and environment come before it.
-    fn parameter(&mut self, name: &str, value: &str) {
+    /// Whether a parameter of Open MPI's is in the user's arguments or environment.
+    fn is_set(&self, name: &str) -> bool {
         let set = std::env::var_os(format!("OMPI_MCA_{name}")).is_some();
-        if !set && !self.given.iter().any(|given| given == name) {
+        set || self.given.iter().any(|given| given == name)
+    }
+
+    /// A parameter of Open MPI's; what the user sets comes before it.
+    fn parameter(&mut self, name: &str, value: &str) {
+        if !self.is_set(name) {
             self.words.extend(["--mca", name, value].map(Into::into));
         }
     }
@@ -218,7 +234,20 @@ impl<'a> Words<'a> {
     }
 }
 
+/// The remote shell for Open MPI's mpirun, which takes it for the failure to start a daemon, and ends the job, when this ends badly
+/// before the daemon's own connection does. Both end when a node does, in any order; so the remote shell waits a little. Words are
+/// separated by spaces for mpirun, by tabs for the shell. By its path: mpirun searches its own folder first.
+fn patient(ssh: &Path) -> Option<String> {
+    let ssh = ssh
+        .to_str()
+        .filter(|path| !path.contains(char::is_whitespace))?;
+    Some(format!(
+        "sh -c \"$0\"\t\"$@\"||{{\tcode=$?;sleep\t2;exit\t$code;}} {ssh} -x"
+    ))
+}
+
 fn open_mpi(program: &Path, major: u32, start: &Start<'_>) -> Order {
+    let mut environment = Vec::new();
     let mut words = Words::new(start.arguments);
     words.option(
         &["--hostfile", "-hostfile", "--machinefile"],
@@ -241,6 +270,16 @@ fn open_mpi(program: &Path, major: u32, start: &Start<'_>) -> Order {
         words.parameter("oob_tcp_keepalive_time", "5");
         words.parameter("oob_tcp_keepalive_intvl", "2");
         words.parameter("oob_tcp_keepalive_probes", "2");
+        // What happens to processes that have left the job, and to their nodes, is to change nothing for the others; who is
+        // lost is found out without mpirun. A process that leaves ends MPI in order, and waits for nobody.
+        words.parameter("orte_enable_recovery", "1");
+        words.parameter("async_mpi_finalize", "1");
+        // In the environment: what is on its command line mpirun repeats on those of its daemons, where a shell takes it apart.
+        if let Some(agent) = find_on_path("ssh").and_then(|ssh| patient(&ssh))
+            && !words.is_set("plm_rsh_agent")
+        {
+            environment.push(("OMPI_MCA_plm_rsh_agent", agent));
+        }
     }
     let passed = PASSED_ON
         .into_iter()
@@ -255,7 +294,7 @@ fn open_mpi(program: &Path, major: u32, start: &Start<'_>) -> Order {
         program: program.to_owned(),
         hostfile: lines.collect(),
         arguments: words.finish(start.program),
-        environment: Vec::new(),
+        environment,
     }
 }
 
@@ -270,6 +309,8 @@ fn hydra(program: &Path, start: &Start<'_>) -> Order {
         &["-wdir", "--wdir"],
         &[&start.program.directory.to_string_lossy()],
     );
+    // A process that leaves the job can't end MPI in order, for that waits for the others. It is to change nothing for them.
+    words.option(&["-disable-auto-cleanup", "--disable-auto-cleanup"], &[]);
     let lines = start
         .shares()
         .map(|(name, count)| format!("{name}:{count}\n"));
@@ -298,17 +339,23 @@ fn srun(program: &Path, start: &Start<'_>) -> Order {
     );
     words.option(&["--export"], &["ALL"]);
     words.option(&["--kill-on-bad-exit", "-K"], &[]);
+    // A node whose processes have left the job may go; who is lost otherwise is found out without srun.
+    words.option(&["--no-kill", "-k"], &[]);
     // Several jobs may share an allocation, and a step that was lost may hold its processors for a while.
     words.option(&["--overlap"], &[]);
     let lines = start.hosts().into_iter().map(|name| format!("{name}\n"));
+    let mut environment = vec![(
+        "SLURM_HOSTFILE",
+        start.hostfile.to_string_lossy().into_owned(),
+    )];
+    if !words.is_set("async_mpi_finalize") {
+        environment.push(("OMPI_MCA_async_mpi_finalize", "1".to_owned()));
+    }
     Order {
         program: program.to_owned(),
         hostfile: lines.collect(),
         arguments: words.finish(start.program),
-        environment: vec![(
-            "SLURM_HOSTFILE",
-            start.hostfile.to_string_lossy().into_owned(),
-        )],
+        environment,
     }
 }
 
@@ -427,6 +474,8 @@ mod tests {
                 "--hostfile /tmp/hosts -np 3",
                 "--mca odls_base_sigkill_timeout 0",
                 "--mca oob_tcp_keepalive_time 5",
+                "--mca orte_enable_recovery 1",
+                "--mca async_mpi_finalize 1",
                 "-x CKPT_CONTROL -x CKPT_TOKEN -x CKPT_TRANSPORT",
             ] {
                 assert!(line.contains(part), "{line}");

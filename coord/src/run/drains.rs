@@ -34,14 +34,14 @@ struct UnderWay {
     moves: BTreeMap<RequestId, (usize, u32)>,
     /// What could not be moved, and why.
     failed: Vec<String>,
-    /// Processes that are not released.
-    unreleased: Vec<Process>,
+    /// Processes that are not released, or have not left since.
+    staying: Vec<Process>,
 }
 
 impl UnderWay {
     fn progress(&self) -> Response {
         let all = self.drained.ranks.len() + self.drained.processes.len();
-        let left = self.moves.len() + self.unreleased.len();
+        let left = self.moves.len() + self.staying.len();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Response::Draining {
             done: count(all.saturating_sub(left)),
@@ -158,7 +158,7 @@ impl Job<'_> {
         };
         let under_way = |process: &Process| {
             let mut drains = self.drains.under_way.iter();
-            drains.any(|drain| drain.unreleased.contains(process) && !drain.moves.is_empty())
+            drains.any(|drain| drain.staying.contains(process) && !drain.moves.is_empty())
         };
         if named.processes.iter().any(under_way) {
             return Err("that is being done already".to_owned());
@@ -194,8 +194,8 @@ impl Job<'_> {
             }
         }
         let moves_of = self.moving.as_ref().map(|moving| &moving.moves);
-        let mut unreleased = named.processes;
-        unreleased.retain(|process| {
+        let mut staying = named.processes;
+        staying.retain(|process| {
             moves_of.is_some_and(|moves| moves.standing(*process) != Standing::Released)
         });
         Ok(UnderWay {
@@ -204,7 +204,7 @@ impl Job<'_> {
             drained,
             moves,
             failed: Vec::new(),
-            unreleased,
+            staying,
         })
     }
 
@@ -257,7 +257,7 @@ impl Job<'_> {
         for drain in &mut self.drains.under_way {
             let stays =
                 |process: &Process| out.contains(process) || !named.processes.contains(process);
-            drain.unreleased.retain(stays);
+            drain.staying.retain(stays);
         }
         self.teller.tell(&Event::Undrained {
             node: named.node.map(|(_, name)| name),
@@ -316,18 +316,26 @@ impl Job<'_> {
     pub(super) fn release(&mut self, process: Process) {
         self.recovery.handle_released(process);
         self.peers.set_released(process);
-        // Where MPI connects processes, none can end alone: it stays, does nothing, and is told of the end like the others.
-        if self.cluster.is_none() {
+        let launch = self.plan.launch.as_ref();
+        let leaves = launch.is_none_or(|launch| launch.kind.lets_processes_leave());
+        if leaves {
             self.peers.tell(process, &Directive::Leave, &self.poller);
         }
         self.teller.tell(&Event::Released {
             process: process.0,
             pid: self.start.pid(process),
         });
+        if !leaves {
+            self.handle_left(process);
+        }
+    }
+
+    /// A process has ended, or there is nothing more that it will do: whoever waits for its leaving has waited for this.
+    pub(super) fn handle_left(&mut self, process: Process) {
         for at in 0..self.drains.under_way.len() {
             let drain = &mut self.drains.under_way[at];
-            if drain.unreleased.contains(&process) {
-                drain.unreleased.retain(|other| *other != process);
+            if drain.staying.contains(&process) {
+                drain.staying.retain(|other| *other != process);
                 self.tell_progress(at);
             }
         }
@@ -337,7 +345,7 @@ impl Job<'_> {
     /// Answers for what is drained, or can't be.
     fn end_drains(&mut self) {
         let ended = |drain: &mut UnderWay| {
-            drain.moves.is_empty() && (drain.unreleased.is_empty() || !drain.failed.is_empty())
+            drain.moves.is_empty() && (drain.staying.is_empty() || !drain.failed.is_empty())
         };
         let ended: Vec<UnderWay> = self.drains.under_way.extract_if(.., ended).collect();
         for mut drain in ended {

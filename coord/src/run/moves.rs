@@ -137,22 +137,12 @@ impl Job<'_> {
 
     /// Somebody wants a rank moved.
     pub(super) fn handle_migrate(&mut self, request: RequestId, ask: Ask) {
-        let refusal = if ask.mode == MoveMode::Checkpoint {
-            Some("the mode `checkpoint` is not there yet")
-        } else if self.moving.is_none() {
-            Some(
-                "its ranks do not run at the moment: it is starting, restoring or ending; ask again when they do",
-            )
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
+        let Some(moving) = &mut self.moving else {
+            let reason = "its ranks do not run at the moment: it is starting, restoring or ending; ask again when they do";
             let reason = reason.to_owned();
             return self.answer_move(request, Response::Failed { reason });
-        }
-        if let Some(moving) = &mut self.moving {
-            moving.ask(request, ask);
-        }
+        };
+        moving.ask(request, ask);
     }
 
     pub(super) fn handle_move_report(&mut self, process: Process, report: MoveReport) {

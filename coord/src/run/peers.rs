@@ -163,6 +163,11 @@ impl Peers {
         }
     }
 
+    /// Whether a process of the present start is out of the job.
+    pub(super) fn is_released(&self, process: Process) -> bool {
+        self.released.contains(&process)
+    }
+
     /// A process is out of the job: it is told no more of snapshots and moves.
     pub(super) fn set_released(&mut self, process: Process) {
         self.released.insert(process);

@@ -112,6 +112,9 @@ impl Job<'_> {
                 }
                 _ => self.recovery.handle_disconnected(clock::now(), process),
             }
+            if self.peers.is_released(process) {
+                self.handle_left(process);
+            }
         }
     }
 

@@ -14,11 +14,6 @@ use crate::output::Report;
 use crate::report::MovedReport;
 
 pub fn migrate(args: &MigrateArgs, show: Show) -> Result<Report, Failure> {
-    if args.mode == MoveMode::Checkpoint {
-        return Err(Failure::usage(
-            "this mode is not there yet; there are stop, precopy, postcopy, safepoint and auto",
-        ));
-    }
     let store = JobStore::open(&args.store)?;
     let rank = Rank(args.rank);
     let not_running = || {
@@ -131,6 +126,7 @@ fn in_words(step: Step, mode: MoveMode) -> &'static str {
         Step::Preparing => "making room",
         Step::Transferring => match mode {
             MoveMode::Precopy | MoveMode::Auto => "it is copied",
+            MoveMode::Checkpoint => "its checkpoint is read there",
             MoveMode::Safepoint => "waiting for a safepoint",
             _ => "it stands still and is copied",
         },

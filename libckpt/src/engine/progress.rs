@@ -98,7 +98,10 @@ impl Engine {
                     let event = self.core.markers_in(epoch, links);
                     self.snapshot_events.extend(event);
                 }
-                Output::Parted { peer } => self.core.part(peer),
+                Output::Parted { peer } => {
+                    self.core.part(peer);
+                    self.transport.part(peer);
+                }
                 Output::Discard { epoch } => {
                     self.snapshot_events
                         .push(super::SnapshotEvent::Discard { epoch });

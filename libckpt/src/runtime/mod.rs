@@ -14,6 +14,7 @@
 mod control;
 mod ending;
 mod figures;
+mod fill;
 mod links;
 mod moving;
 mod output;

@@ -1,31 +1,24 @@
 //! Restoring the ranks of this process out of a checkpoint.
 //!
-//! Each rank's file is checked and its chunks are decompressed straight into the slot, by as many library
+//! Each rank's file is checked and its chunks are decompressed straight into the slot ([`super::fill`]), by as many library
 //! threads as there are processors to the process. Then the message tables and the channel state go back
 //! into the engine.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use libckpt_rank::Slot;
 use libckpt_rank::restore::RestoringSlot;
-use libckpt_rank::{Slot, library_thread};
 use protocol::control::{Assignment, Restore};
 use protocol::ids::Rank;
 use protocol::slots::SlotLayout;
-use store::{DiskStorage, FileKey, RankImage, Scratch, SectionKind};
+use store::{DiskStorage, FileKey, RankImage, SectionKind};
 
-use super::pipeline::{Base, Digest};
+use super::fill::{Filling, THREADS_PER_PROCESSOR, fill};
+use super::pipeline::Base;
 use super::processors::Processors;
 use crate::engine::in_engine;
 use crate::fs::OpenFiles;
-
-/// One waits for the disk while the other decompresses.
-const THREADS_PER_PROCESSOR: usize = 2;
-
-/// Chunks that a thread takes at once; it reads them together where they follow each other.
-const CHUNKS_AT_ONCE: usize = 8;
 
 /// Why a rank can't be restored.
 #[derive(Debug)]
@@ -122,30 +115,7 @@ fn restore_rank(
     let file =
         RankImage::open(&storage, stored, key, &restore.needs).map_err(|error| said(&error))?;
     let slot = RestoringSlot::create(layout, rank).map_err(|error| said(&error))?;
-    let image = Arc::new(Image {
-        file,
-        slot,
-        next: AtomicUsize::new(0),
-        digests: digests.then(Mutex::default),
-    });
-
-    let helpers = (1..threads)
-        .map(|_| {
-            let image = image.clone();
-            library_thread("ckpt-restore", move || image.place_chunks())
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| said(&error))?;
-    let mut placed = image.place_chunks();
-    for helper in helpers {
-        let by_helper = helper
-            .join()
-            .unwrap_or_else(|_| Err("a thread that restored panicked".to_owned()));
-        placed = placed.and(by_helper);
-    }
-    placed?;
-
-    let image = Arc::into_inner(image).ok_or("a thread still restores")?;
+    let image = fill(Filling::new(file, slot, digests), threads, "ckpt-restore")?;
     let tables = image
         .file
         .section(SectionKind::Tables)
@@ -161,82 +131,11 @@ fn restore_rank(
     Ok(RestoredRank {
         base: Base {
             map: image.file.map(),
-            digests: image.digests.map_or_else(Vec::new, |digests| {
-                digests.into_inner().unwrap_or_else(PoisonError::into_inner)
-            }),
+            digests: image.digests,
         },
         slot: image.slot.finish(as_stored).map_err(|error| said(&error))?,
         tables,
         channel,
         files,
     })
-}
-
-/// A rank's file and the slot that it is put into, by any number of threads.
-struct Image {
-    file: RankImage,
-    slot: RestoringSlot,
-    /// The chunk that nobody has taken.
-    next: AtomicUsize,
-    digests: Option<Mutex<Vec<(u64, Digest)>>>,
-}
-
-impl Image {
-    /// Takes chunks and puts them into place until there are none.
-    fn place_chunks(&self) -> Result<(), String> {
-        let mut scratch = Scratch::default();
-        loop {
-            let first = self.next.fetch_add(CHUNKS_AT_ONCE, Ordering::Relaxed);
-            let end = (first + CHUNKS_AT_ONCE).min(self.file.part_count());
-            if first >= end {
-                return Ok(());
-            }
-            let mut next = first;
-            while next < end {
-                let together = self.file.read_together(next..end, &mut scratch).max(1);
-                for chunk in next..next + together {
-                    self.place(chunk, &mut scratch)?;
-                }
-                next += together;
-            }
-        }
-    }
-
-    fn place(&self, chunk: usize, scratch: &mut Scratch) -> Result<(), String> {
-        if let Some(digests) = &self.digests {
-            return self.place_with_digests(chunk, scratch, digests);
-        }
-        let mut refused = None;
-        let read = self.file.read_part_into(chunk, scratch, |first, count| {
-            self.slot
-                .window(first, count)
-                .map_err(|error| refused = Some(error))
-                .ok()
-        });
-        read.map_err(|error| error.to_string())?;
-        refused.map_or(Ok(()), |error| Err(error.to_string()))
-    }
-
-    /// Puts a chunk into place page by page, and takes the digest of each.
-    fn place_with_digests(
-        &self,
-        chunk: usize,
-        scratch: &mut Scratch,
-        digests: &Mutex<Vec<(u64, Digest)>>,
-    ) -> Result<(), String> {
-        let mut found = Vec::new();
-        let mut placed = Ok(());
-        let read = self.file.read_part(chunk, scratch, |page, bytes| {
-            found.push((page, Digest::of(bytes)));
-            if placed.is_ok() {
-                placed = self.slot.place(page, bytes);
-            }
-        });
-        read.map_err(|error| error.to_string())?;
-        placed.map_err(|error| error.to_string())?;
-        // A list is whole at any moment.
-        let mut all = digests.lock().unwrap_or_else(PoisonError::into_inner);
-        all.append(&mut found);
-        Ok(())
-    }
 }

@@ -26,6 +26,12 @@ const MAKE_ROOM_EVERY: Duration = Duration::from_millis(250);
 /// How long the processes of a job wait for each other to end their links, once all ranks have ended well.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a process that leaves the job waits until what it has sent has gone out.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long ending the links may take, whatever happens.
+const END_WITHIN: Duration = Duration::from_secs(15);
+
 /// How often a process without a coordinator whose ranks have ended looks whether all have.
 const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_millis(1);
 
@@ -152,9 +158,12 @@ impl Scheduler {
         };
         for directive in directives {
             match directive {
+                // A released process that was not told to leave has no links, either.
+                Directive::End if in_engine(|engine| engine.core.participant.is_released()) => {
+                    leave()
+                }
                 Directive::End => end_well(),
-                // All others of the job go on: there is nobody to end links with in order.
-                Directive::Leave => end_now(0),
+                Directive::Leave => leave(),
                 _ => {}
             }
             if let Directive::Move(directive) = directive {
@@ -287,10 +296,31 @@ fn say_why(rank: Rank, message: &str) {
 
 /// Ends a process whose ranks have ended well, as all others of the job have, with all output written.
 fn end_well() -> ! {
+    end_links(|engine| {
+        // All have heard of the same releases by now, though not all may have come to their end.
+        for peer in engine.core.participant.released_peers() {
+            engine.transport.part(peer);
+        }
+        engine.transport.close(CLOSE_WITHIN)
+    })
+}
+
+/// Ends a process that is released, while the others go on.
+fn leave() -> ! {
+    end_links(|engine| engine.transport.leave(LEAVE_WITHIN))
+}
+
+/// Ends a process with all output written, after its links.
+fn end_links(end: impl FnOnce(&mut Engine) -> bool) -> ! {
     ENDING.store(true, Ordering::SeqCst);
     let _ = std::io::stdout().flush();
-    if !in_engine(|engine| engine.transport.close(CLOSE_WITHIN)) {
-        // Others are gone already, for whatever reason: an exit in order might wait for them.
+    // Nobody can be certain that a communication library does not wait for others.
+    let _ = std::thread::Builder::new().spawn(|| {
+        std::thread::sleep(END_WITHIN);
+        end_now(0);
+    });
+    if !in_engine(end) {
+        // Others are gone already, for whatever reason, or go on: an exit in order might wait for them.
         end_now(0);
     }
     std::process::exit(0)

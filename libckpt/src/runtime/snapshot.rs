@@ -8,15 +8,16 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use crossbeam_channel::Receiver;
 use libckpt_rank::Slot;
-use libckpt_rank::capture::{Capturer, FollowError, Look, Options};
+use libckpt_rank::capture::{Capturer, FollowError, Look, Options, Since};
 use libckpt_rank::inspect::{Baseline, PointerScan};
 use protocol::control::{Assignment, LinkCount, Report};
 use protocol::ids::{Epoch, Rank};
 use store::PAGE_BYTES;
 
 use super::control::Control;
-use super::pipeline::{Base, CapturedRank, Outside, Pipeline, RankPlan, pool_bytes};
+use super::pipeline::{Base, CapturedRank, Outside, Pipeline, RankPlan, Stored, pool_bytes};
 use super::processors::Processors;
 use crate::engine::{Fatal, in_engine};
 use crate::error::StartError;
@@ -162,9 +163,7 @@ impl Snapshots {
             )));
         }
         self.fit_budget(slots);
-        for (region, differing) in self.pipeline.caught_up() {
-            self.capturer.caught_up(&region, differing);
-        }
+        self.catch_up();
         // A rank whose files could not be opened elsewhere could not be gone on with.
         let mut files = Vec::with_capacity(slots.len());
         for slot in slots {
@@ -247,6 +246,37 @@ impl Snapshots {
     /// Looks what a rank has written since the look before, for a move ([`Capturer::look`]). The ranks are suspended.
     pub(crate) fn look(&mut self, slot: &Slot) -> Result<Look, FollowError> {
         self.capturer.look(slot)
+    }
+
+    /// The checkpoint that a rank's next one builds on, where what was written since can be told.
+    ///
+    /// # Errors
+    /// There is none, or it can't.
+    pub(crate) fn checkpoint_of(&self, rank: Rank) -> Result<Epoch, FollowError> {
+        if !self.capturer.tracks() {
+            return Err(FollowError::Untracked);
+        }
+        let parent = self.capturer.parent(rank);
+        parent.ok_or(FollowError::NoCheckpoint { rank })
+    }
+
+    /// Looks what a rank has written since its last checkpoint, and begins to follow it for a move. The rank's image in that
+    /// checkpoint comes by the channel.
+    pub(crate) fn look_since_checkpoint(
+        &mut self,
+        slot: &Slot,
+    ) -> Result<(Since, Receiver<Stored>), FollowError> {
+        self.catch_up();
+        let since = self.capturer.look_since_checkpoint(slot)?;
+        let stored = self.pipeline.stored(since.checkpoint, slot.rank());
+        Ok((since, stored))
+    }
+
+    /// Takes over what comparing has found.
+    fn catch_up(&mut self) {
+        for (region, differing) in self.pipeline.caught_up() {
+            self.capturer.caught_up(&region, differing);
+        }
     }
 
     /// A rank stays, and moves look at it no more.

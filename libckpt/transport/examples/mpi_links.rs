@@ -8,9 +8,9 @@ mod talking;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use libckpt_transport::mpi::{World, launch};
+use libckpt_transport::mpi::{MpiTransport, World, launch, library_version};
 use libckpt_transport::{BulkDone, BulkFrom, BulkInto, Transport, TransportError, Wakeup};
 use protocol::ids::Process;
 use rand::seq::SliceRandom;
@@ -39,6 +39,7 @@ fn main() {
         "ring" => pass_around(&mut transport, seed),
         "waker" => wake_from_a_thread(&mut transport),
         "refused" => ask_the_impossible(&mut transport),
+        "leave" => one_leaves(&mut transport, seed),
         "silent" => {}
         other => panic!("no scene {other}"),
     }
@@ -46,6 +47,47 @@ fn main() {
         transport.idle(Duration::from_millis(1));
     }
     assert!(transport.close(CLOSE_WITHIN), "the links did not end well");
+}
+
+/// One process leaves, and the others go on talking and end without it. As MPI may not end in order then, none returns.
+fn one_leaves(transport: &mut MpiTransport, seed: u64) -> ! {
+    talk_to_all(transport, seed);
+    while !transport.all_done() {
+        transport.idle(Duration::from_millis(1));
+    }
+    let leaver = Process(1);
+    let mut others = peers(transport);
+    others.retain(|&peer| peer != leaver);
+    let begin = Instant::now();
+    let in_order = if transport.me() == leaver {
+        for &peer in &others {
+            send(transport, peer, b"farewell");
+        }
+        transport.leave(CLOSE_WITHIN)
+    } else {
+        let mut early = 0;
+        while receive(transport).0 != leaver {
+            early += 1;
+        }
+        transport.part(leaver);
+        for round in 0..100_u8 {
+            for &peer in &others {
+                send(transport, peer, &[round]);
+            }
+        }
+        for _ in early..100 * others.len() {
+            let (from, _) = receive(transport);
+            assert!(others.contains(&from), "a packet of {from}");
+        }
+        transport.close(CLOSE_WITHIN)
+    };
+    assert!(begin.elapsed() < CLOSE_WITHIN, "it waited for others");
+    assert_eq!(in_order, library_version().starts_with("Open MPI"));
+    match in_order {
+        true => std::process::exit(0),
+        // SAFETY: ends the process.
+        false => unsafe { libc::_exit(0) },
+    }
 }
 
 fn random(seed: u64, stream: u64) -> ChaCha8Rng {

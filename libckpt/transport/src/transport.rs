@@ -114,9 +114,19 @@ pub trait Transport {
         true
     }
 
+    /// A process leaves the job while the others go on: nothing comes from it any more, and nothing goes to it.
+    fn part(&mut self, _peer: Process) {}
+
+    /// Ends the links of this process, which leaves the job while the others go on and [`part`](Self::part) with it. Waits
+    /// for none of them. `false` says that the process is not to end in order, as that might wait for others. Nothing may
+    /// be called afterwards.
+    fn leave(&mut self, _longest: Duration) -> bool {
+        true
+    }
+
     /// Ends the links of a job whose ranks have all ended well. Packets that still come are dropped. Every
-    /// process of the job has to call it, within about `longest`; `false` says that not all did, or that the links
-    /// could not be ended in order for another reason. Nothing may be called afterwards.
+    /// process of the job that has not left has to call it, within about `longest`; `false` says that not all did, or that the
+    /// process is not to end in order for another reason. Nothing may be called afterwards.
     fn close(&mut self, _longest: Duration) -> bool {
         true
     }

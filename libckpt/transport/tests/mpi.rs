@@ -14,6 +14,8 @@ struct Mpi {
     mpicc: &'static str,
     mpirun: &'static str,
     crowded: &'static [&'static str],
+    /// Options that let processes end while others go on.
+    leaving: &'static [&'static str],
 }
 
 const OPEN_MPI: Mpi = Mpi {
@@ -21,6 +23,7 @@ const OPEN_MPI: Mpi = Mpi {
     mpicc: "mpicc.openmpi",
     mpirun: "mpirun.openmpi",
     crowded: &["--oversubscribe"],
+    leaving: &["--mca", "async_mpi_finalize", "1"],
 };
 
 const MPICH: Mpi = Mpi {
@@ -28,6 +31,7 @@ const MPICH: Mpi = Mpi {
     mpicc: "mpicc.mpich",
     mpirun: "mpirun.mpich",
     crowded: &[],
+    leaving: &["-disable-auto-cleanup"],
 };
 
 fn is_installed(program: &str) -> bool {
@@ -86,10 +90,15 @@ impl Mpi {
     }
 
     fn play(&self, program: &Path, scene: &str, processes: u32) {
+        self.play_with(&[], program, scene, processes);
+    }
+
+    fn play_with(&self, options: &[&str], program: &Path, scene: &str, processes: u32) {
         let seed: u32 = rand::random();
         println!("{} {scene} {processes} seed {seed}", self.name);
         let output = Command::new(self.mpirun)
             .args(self.crowded)
+            .args(options)
             .args(["-np", &processes.to_string()])
             .arg(program)
             .args([scene, &seed.to_string()])
@@ -120,6 +129,7 @@ impl Mpi {
             for scene in ["full", "ring"] {
                 self.play(&program, scene, processes);
             }
+            self.play_with(self.leaving, &program, "leave", processes);
         }
     }
 }

@@ -49,6 +49,13 @@ impl<F: Faults> Participant<F> {
         self.released
     }
 
+    /// The other processes that were released, or are about to be.
+    pub fn released_peers(&self) -> impl Iterator<Item = Process> {
+        let links = (0..).map(Process).zip(&self.links);
+        let released = links.filter(|(_, link)| link.released);
+        released.map(|(peer, _)| peer)
+    }
+
     pub(super) fn part_if_due(&mut self, peer: Process) {
         let link = &mut self.links[peer.index()];
         if link.released && link.ended {

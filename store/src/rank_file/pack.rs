@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::control::Compression;
+use protocol::page::is_zero;
 use zerocopy::IntoBytes;
 
 use super::SectionKind;
@@ -330,11 +331,6 @@ fn push_page(runs: &mut Vec<PageRun>, number: u64) {
             pages: 1.into(),
         }),
     }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Most pages that are not zero show it in their first bytes.
-    page[..64].iter().all(|byte| *byte == 0) && page == [0; PAGE_BYTES]
 }
 
 #[cfg(test)]

@@ -110,12 +110,6 @@ fn one(
         On::Openmpi => Place::Nodes(Mpi::OpenMpi, options.nodes),
         On::Mpich => Place::Nodes(Mpi::Mpich, options.nodes),
     };
-    // What is taken from the newest checkpoint needs one.
-    let modes = modes
-        .iter()
-        .copied()
-        .filter(|mode| *mode != "checkpoint" || with != With::Nothing);
-    let modes: Vec<&'static str> = modes.collect();
     let time = Duration::from_secs_f64(options.seconds);
     let journey = Journey {
         kind,
@@ -127,7 +121,7 @@ fn one(
             time,
             every: Some(Duration::from_millis(options.every_ms)),
             least: 0,
-            modes: &modes,
+            modes,
             broken: BROKEN,
         },
         options: "",

@@ -211,10 +211,17 @@ impl Journey<'_> {
         job.wait_event("the start", |event| event.is("go"))?;
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let stop = AtomicBool::new(false);
+        // What is read out of a checkpoint needs one.
+        let modes = self.wandering.modes.iter().copied();
+        let modes = modes.filter(|mode| *mode != "checkpoint" || self.checkpoints.is_some());
+        let modes: Vec<&'static str> = modes.collect();
+        let wandering = Wandering {
+            modes: &modes,
+            ..self.wandering
+        };
         let moving = Instant::now();
         let (tally, kills) = std::thread::scope(|scope| -> Result<(Tally, usize)> {
-            let mover =
-                scope.spawn(|| tally_moves(bed, solver, &mut random, self.wandering, &stop));
+            let mover = scope.spawn(|| tally_moves(bed, solver, &mut random, wandering, &stop));
             let killed = self.kill(bed, &mut job, solver, &|| mover.is_finished());
             stop.store(true, Ordering::SeqCst);
             let tally = mover.join().expect("the mover does not panic");

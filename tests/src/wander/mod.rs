@@ -28,7 +28,7 @@ const AT_AN_END: &[&str] = &[
 ];
 
 /// The modes in which ranks are moved.
-pub const MODES: &[&str] = &["stop", "precopy", "postcopy", "auto"];
+pub const MODES: &[&str] = &["stop", "precopy", "postcopy", "checkpoint", "auto"];
 
 /// What is told where a mode takes a right that this user does not have.
 pub const NO_RIGHT: &str = "vm.unprivileged_userfaultfd";
@@ -41,6 +41,14 @@ pub fn may_handle_faults() -> bool {
         || std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd")
             .is_ok_and(|it| it.trim() == "1")
 }
+
+/// Why a move out of a checkpoint may be refused, where checkpoints are taken now and then.
+const WITHOUT_CHECKPOINT: &[&str] = &[
+    // Of a rank that has just come, or has just started.
+    "no checkpoint of rank",
+    // With `--track hash`.
+    "can't be told: the kernel does not track what is written",
+];
 
 /// Why a move may be refused in addition where one of its processes is killed, or the connection between them breaks.
 pub const BROKEN: &[&str] = &[
@@ -187,12 +195,13 @@ fn move_one(
         Some(0) => Ok(Some(record["result"]["from"] != record["result"]["to"])),
         Some(69) => {
             let reason = record["error"]["message"].as_str().unwrap_or_default();
-            let mut known = AT_AN_END.iter().chain(broken);
-            let no_right = mode == "postcopy" && !may_handle_faults() && reason.contains(NO_RIGHT);
-            ensure!(
-                no_right || known.any(|known| reason.contains(known)),
-                "{reason}"
-            );
+            let more: &[&str] = match mode {
+                "checkpoint" => WITHOUT_CHECKPOINT,
+                "postcopy" if !may_handle_faults() => &[NO_RIGHT],
+                _ => &[],
+            };
+            let mut known = AT_AN_END.iter().chain(broken).chain(more);
+            ensure!(known.any(|known| reason.contains(known)), "{reason}");
             Ok(None)
         }
         _ => anyhow::bail!("{}", outcome.story()),

@@ -17,21 +17,42 @@ const READ_BYTES: usize = 256 << 10;
 /// A region that is to be compared with the last checkpoint.
 #[derive(Debug)]
 pub struct CatchUp {
-    pub(super) rank: Rank,
     pub(super) region: usize,
     /// Which attempt this is.
     pub(super) ticket: u64,
-    /// First address of the slot.
-    pub(super) slot: usize,
-    /// Page numbers: what existed when tracking began.
-    pub(super) pages: Vec<Range<u64>>,
+    /// What existed when tracking began.
+    pub(super) pages: LivePages,
 }
 
 impl CatchUp {
+    /// What is to be compared.
+    #[must_use]
+    pub fn pages(&self) -> &LivePages {
+        &self.pages
+    }
+}
+
+/// Pages of a rank that runs. The kernel tracks them from a moment before they are read.
+#[derive(Debug)]
+pub struct LivePages {
+    pub(super) rank: Rank,
+    /// First address of the slot.
+    pub(super) slot: usize,
+    /// Their numbers.
+    pub(super) pages: Vec<Range<u64>>,
+}
+
+impl LivePages {
     /// Whose memory it is.
     #[must_use]
     pub fn rank(&self) -> Rank {
         self.rank
+    }
+
+    /// Their numbers.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.pages
     }
 
     /// Reads the pages as they are now, on any thread; `each` gets their numbers and bytes. A page that is written at the same

@@ -9,7 +9,7 @@ use protocol::dirty::{Dirty, PageSet};
 use protocol::ids::{Epoch, Rank};
 
 use super::aside::Aside;
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, LivePages};
 use super::follow::Followed;
 use super::geometry::{
     UNWATCHED, by_region, page_set, pages, pages_by_region, region_range, units_of,
@@ -98,12 +98,12 @@ pub(super) struct History {
     pub(super) dirty: Dirty,
     /// The heap's pages that were live at the last cut. What is live anew counts as written, for it was not
     /// part of the image.
-    live: PageSet,
+    pub(super) live: PageSet,
     pub(super) regions: BTreeMap<usize, Region>,
     /// While the rank is copied for a move.
     pub(super) followed: Option<Followed>,
     /// Regions that are catching up: the attempt, and the pages found to differ from the checkpoint once that is known.
-    catching_up: BTreeMap<usize, (u64, Option<PageSet>)>,
+    pub(super) catching_up: BTreeMap<usize, (u64, Option<PageSet>)>,
 }
 
 impl Capturer {
@@ -344,18 +344,20 @@ impl Capturer {
             self.ticket += 1;
             history.catching_up.insert(index, (self.ticket, None));
             begun.push(CatchUp {
-                rank: slot.rank(),
                 region: index,
                 ticket: self.ticket,
-                slot: slot.base(),
-                pages: existing,
+                pages: LivePages {
+                    rank: slot.rank(),
+                    slot: slot.base(),
+                    pages: existing,
+                },
             });
         }
     }
 
     /// The pages of a region that differ from the checkpoint which the next cut builds on. Ignored where it comes too late.
     pub fn caught_up(&mut self, region: &CatchUp, differing: PageSet) {
-        if let Some(history) = self.ranks.get_mut(&region.rank)
+        if let Some(history) = self.ranks.get_mut(&region.pages.rank)
             && let Some((ticket, found)) = history.catching_up.get_mut(&region.region)
             && *ticket == region.ticket
         {

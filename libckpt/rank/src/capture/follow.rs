@@ -9,10 +9,11 @@ use std::io;
 use std::ops::Range;
 
 use protocol::dirty::PageSet;
-use protocol::ids::Rank;
+use protocol::ids::{Epoch, Rank};
 
+use super::catch_up::LivePages;
 use super::cut::{Capturer, History, scan_tracked, track, untrack};
-use super::geometry::{by_region, page_set};
+use super::geometry::{by_region, page_set, pages_by_region};
 use super::guard::Guard;
 use super::regions::Watch;
 use crate::context::in_process;
@@ -30,6 +31,12 @@ pub enum FollowError {
     /// Pages of the last snapshot are still being saved.
     #[error("pages of a snapshot are still being saved")]
     Saving,
+    /// There is no checkpoint of the rank that what it has written could be counted from.
+    #[error("no checkpoint of {rank} has been taken since it came to its process")]
+    NoCheckpoint {
+        /// The rank.
+        rank: Rank,
+    },
     /// The kernel refuses.
     #[error("the kernel does not track what is written: {source}")]
     Refused {
@@ -47,6 +54,20 @@ pub struct Look {
     /// Of these, such that were written since the look before, or live anew; all that exist, in the first. Some may be told
     /// although they were not.
     pub written: PageSet,
+}
+
+/// What a first look has found in a rank's heap, as against its last checkpoint.
+#[derive(Debug)]
+pub struct Since {
+    /// The checkpoint, which the rank's next cut would build on.
+    pub checkpoint: Epoch,
+    /// The pages that exist.
+    pub existing: PageSet,
+    /// Of these, such that may differ from the checkpoint's, or are not in it.
+    pub written: PageSet,
+    /// Those of regions that were not tracked since the checkpoint's cut: only a comparison with it can tell. In neither case are
+    /// they among the written ones.
+    pub unknown: LivePages,
 }
 
 /// What the last look leaves for the next.
@@ -73,6 +94,48 @@ impl Capturer {
                 self.unfollow(slot);
             }
             looked
+        })
+    }
+
+    /// Like a first look, which tells in addition what the rank has written since its last checkpoint.
+    ///
+    /// # Errors
+    /// As those of [`Capturer::look`], or there is no checkpoint.
+    pub fn look_since_checkpoint(&mut self, slot: &Slot) -> Result<Since, FollowError> {
+        let rank = slot.rank();
+        if !self.tracks() {
+            return Err(FollowError::Untracked);
+        }
+        let Some(checkpoint) = self.parent(rank) else {
+            return Err(FollowError::NoCheckpoint { rank });
+        };
+        let Look { existing, .. } = self.look(slot)?;
+        in_process(|| {
+            let history = self.ranks.entry(rank).or_default();
+            let mut written = history.dirty.found();
+            written.unite(&page_set(slot, &slot.live_ranges().heap).difference(&history.live));
+            let mut unknown = Vec::new();
+            for (index, pages) in pages_by_region(slot, &existing) {
+                let watch = history.regions.get(&index).map(|region| region.watch);
+                match (watch, history.catching_up.get(&index)) {
+                    (Some(Watch::Tracked), _) => {}
+                    (Some(Watch::CatchingUp), Some((_, Some(differing)))) => {
+                        written.unite(differing);
+                    }
+                    _ => unknown.extend_from_slice(pages.ranges()),
+                }
+            }
+            let compared = unknown.iter().cloned().collect();
+            Ok(Since {
+                checkpoint,
+                written: written.intersection(&existing).difference(&compared),
+                existing,
+                unknown: LivePages {
+                    rank,
+                    slot: slot.base(),
+                    pages: unknown,
+                },
+            })
         })
     }
 

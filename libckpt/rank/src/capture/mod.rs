@@ -31,10 +31,10 @@ use std::sync::Arc;
 use protocol::control::Felt;
 use protocol::ids::Rank;
 
-pub use catch_up::CatchUp;
+pub use catch_up::{CatchUp, LivePages};
 pub use cut::{Capturer, Observation, Options, RankCut};
-pub use follow::{FollowError, Look};
-pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool, is_zero};
+pub use follow::{FollowError, Look, Since};
+pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;
 
 use crate::header::{SlotHeader, State};

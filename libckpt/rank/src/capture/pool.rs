@@ -7,6 +7,8 @@ use std::io;
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use protocol::page::is_zero;
+
 use crate::context::in_process;
 use crate::layout::PAGE_BYTES;
 
@@ -378,16 +380,6 @@ fn map(bytes: usize) -> io::Result<usize> {
         return Err(io::Error::last_os_error());
     }
     Ok(at as usize)
-}
-
-/// Is a page all zero? Most that are not show it in their first words.
-#[inline]
-#[must_use]
-pub fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
-    let (words, _) = page.as_chunks::<64>();
-    words
-        .iter()
-        .all(|word| word.iter().fold(0, |all, &byte| all | byte) == 0)
 }
 
 #[cfg(test)]

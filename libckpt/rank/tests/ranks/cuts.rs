@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use libckpt_rank::capture::{
-    Capturer, CatchUp, FollowError, Observation, Options, REGION_PAGES, RankCut, Saved,
+    Capturer, FollowError, LivePages, Observation, Options, REGION_PAGES, RankCut, Saved,
 };
 use libckpt_rank::restore::RestoringSlot;
 use libckpt_rank::{PAGE_BYTES, Resumed, Slot, suspend};
@@ -238,12 +238,19 @@ fn churned(arguments: &[String]) {
         if random.random_range(0..2) == 0 {
             let rank = random.random_range(0..2);
             let rounds = random.random_range(0..4);
+            let base = committed.filter(|_| random.random_range(0..2) == 0);
+            let base = base.map(|epoch| &checkpoints[&epoch][rank]);
+            if committed.is_none() && capturer.tracks() {
+                let refused = capturer.look_since_checkpoint(&slots[rank]);
+                assert!(matches!(refused, Err(FollowError::NoCheckpoint { .. })));
+            }
             moves += u32::from(follow(
                 &mut capturer,
                 &mut slots,
                 rank,
                 rounds,
                 &mut copies[rank],
+                base,
             ));
             for _ in 0..random.random_range(0..2) {
                 resume_all(&mut slots);
@@ -303,8 +310,8 @@ fn churned(arguments: &[String]) {
                 for region in regions {
                     // Some come too late.
                     if random.random_range(0..5) > 0 {
-                        let base = &checkpoints[&epoch][region.rank().index()];
-                        let differing = differing(&region, base);
+                        let base = &checkpoints[&epoch][region.pages().rank().index()];
+                        let differing = differing(region.pages(), base);
                         capturer.caught_up(&region, differing);
                     }
                 }
@@ -320,42 +327,66 @@ fn churned(arguments: &[String]) {
     }
 }
 
-/// Copies a rank while it runs, as for a move that comes to nothing. False where the kernel tracks nothing.
+/// Copies a rank while it runs, as for a move that comes to nothing, from nothing or out of its last checkpoint. False where
+/// the kernel tracks nothing.
 fn follow(
     capturer: &mut Capturer,
     slots: &mut [Slot],
     rank: usize,
     rounds: u32,
     copy: &mut FullCopy,
+    base: Option<&Image>,
 ) -> bool {
     let mut copied = Image::new();
+    if let Some(base) = base {
+        let since = match capturer.look_since_checkpoint(&slots[rank]) {
+            Ok(since) => since,
+            Err(FollowError::Untracked) => return false,
+            Err(error) => panic!("{error}"),
+        };
+        // What is written from here on is told by the next look, whatever the comparison finds.
+        resume_all(slots);
+        let differing = differing(&since.unknown, base);
+        let existing = since.existing.ranges();
+        let stored = existing
+            .iter()
+            .flat_map(|range| base.range(range.clone()))
+            .filter(|(page, _)| !since.written.contains(**page) && !differing.contains(**page));
+        copied.extend(stored.map(|(page, bytes)| (*page, bytes.clone())));
+    }
     for round in 0..=rounds {
         let look = match capturer.look(&slots[rank]) {
             Ok(look) => look,
             Err(FollowError::Untracked) => return false,
             Err(error) => panic!("{error}"),
         };
+        let is_first = round == 0 && base.is_none();
         assert!(
-            round > 0 || look.written == look.existing,
+            !is_first || look.written == look.existing,
             "all is new at first"
         );
         let image = copy.take(&slots[rank]).unwrap();
-        copied.retain(|page, _| look.existing.contains(*page));
-        for (page, bytes) in &image {
-            if look.written.contains(*page) {
+        copied.retain(|page, _| look.existing.contains(*page) && !look.written.contains(*page));
+        // Header and stack are not followed; of the heap, what was told as written is all there is to copy, but for what a
+        // checkpoint did not have.
+        let followed: Image = image
+            .into_iter()
+            .filter(|(page, _)| look.existing.contains(*page))
+            .collect();
+        for (page, bytes) in &followed {
+            let is_missing = round == 0 && base.is_some() && !copied.contains_key(page);
+            if is_missing || look.written.contains(*page) {
                 copied.insert(*page, bytes.clone());
             }
         }
-        // Header and stack are not followed; of the heap, what was told as written is all there is to copy.
-        for (page, bytes) in image {
-            if look.existing.contains(page) {
-                let found = copied.get(&page);
-                assert!(
-                    found == Some(&bytes),
-                    "page {page} of rank {rank}, round {round}"
-                );
-            }
-        }
+        assert_same(
+            &copied,
+            &followed,
+            &format!(
+                "rank {rank}, round {round}, out of a checkpoint: {}",
+                base.is_some()
+            ),
+        );
         if round < rounds {
             resume_all(slots);
         }
@@ -366,17 +397,16 @@ fn follow(
     true
 }
 
-/// The pages of a region that are not as in the base.
-fn differing(region: &CatchUp, base: &Image) -> PageSet {
+/// The pages that are not as in the base.
+fn differing(live: &LivePages, base: &Image) -> PageSet {
     let mut pages = Vec::new();
     let zeros = vec![0; PAGE_BYTES];
-    region
-        .read(|page, bytes| {
-            if base.get(&page).unwrap_or(&zeros) != bytes {
-                pages.push(page..page + 1);
-            }
-        })
-        .unwrap();
+    live.read(|page, bytes| {
+        if base.get(&page).unwrap_or(&zeros) != bytes {
+            pages.push(page..page + 1);
+        }
+    })
+    .unwrap();
     pages.into_iter().collect()
 }
 
@@ -463,7 +493,7 @@ fn sparse(arguments: &[String]) {
         let regions = capturer.catch_up(std::slice::from_ref(&slot));
         slot.resume();
         for region in regions {
-            let differing = differing(&region, parent.as_ref().unwrap());
+            let differing = differing(region.pages(), parent.as_ref().unwrap());
             capturer.caught_up(&region, differing);
         }
     }

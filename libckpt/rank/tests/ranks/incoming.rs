@@ -614,7 +614,9 @@ fn expected_wrongly(_: &[String]) {
             "{error}"
         );
     }
-    let error = incoming.expect(&[HEAP..HEAP + 2]).unwrap_err();
+    let error = incoming
+        .expect(std::slice::from_ref(&(HEAP..HEAP + 2)))
+        .unwrap_err();
     assert!(error.to_string().contains("no header"), "{error}");
     println!("no part of a rank's memory");
 }

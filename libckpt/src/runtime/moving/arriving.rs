@@ -16,6 +16,7 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::behind::Bringing;
+use super::doom::{self, Step};
 use super::fetch::{Came, CameFiles, Fetch, Fetched};
 use super::memory::{self, Memory};
 use super::parcel::now_us;
@@ -69,6 +70,7 @@ impl Moving {
     ) {
         let outcome = match self.make_room(id, rank, from, mode, needs) {
             Ok(arriving) => {
+                doom::reach(Step::Room, &self.control);
                 let is_given = arriving.line.is_none();
                 self.arriving.insert(id, arriving);
                 if is_given {
@@ -94,7 +96,7 @@ impl Moving {
                 "{rank} has {path} open, which is not found under this path here; files must be seen alike by all processes"
             ));
         }
-        let available = available_bytes();
+        let available = wire::memory::available_bytes().unwrap_or(u64::MAX);
         if needs.image_bytes.saturating_add(SPARE_BYTES) > available {
             return Err(format!(
                 "{rank} needs {} MiB while it is copied, and {} MiB of memory are available",
@@ -131,7 +133,8 @@ impl Moving {
         let stop = Arc::<AtomicBool>::default();
         let source = Memory::reach(source, line, address, self.threads, stop.clone())?;
         let line = source.again().map_err(|error| error.to_string())?;
-        let fetch = Fetch::new((id, rank, from), source, room, stop.clone());
+        let store = self.checkpoints(stop.clone());
+        let fetch = Fetch::new((id, rank, from), source, room, store);
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let thread = start(rank, move || fetch.run(&tell, &control))?;
         Ok(Arriving {
@@ -156,6 +159,7 @@ impl Moving {
         let (room, given) = channel();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, address) = (stop.clone(), address.to_owned());
+        let store = self.checkpoints(stop.clone());
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
@@ -167,7 +171,7 @@ impl Moving {
             let Ok(room) = given.recv() else {
                 return;
             };
-            Fetch::new((id, rank, from), taker, room, stopped).run(&tell, &control);
+            Fetch::new((id, rank, from), taker, room, store).run(&tell, &control);
         };
         Ok(Arriving {
             rank,
@@ -335,14 +339,4 @@ fn take_apart(
         mode: fetched.parcel.mode,
         rounds: fetched.parcel.rounds,
     })
-}
-
-/// Memory that the machine has to give (proc(5), meminfo); no bound where that can't be read.
-fn available_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
 }

@@ -17,6 +17,7 @@ use protocol::control::{Report, exit};
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
+use super::doom::{self, Step};
 use super::line::Source;
 use super::{News, Tell};
 use crate::runtime::control::{Control, ENDING};
@@ -65,6 +66,7 @@ impl<S: Source> Behind<S> {
     /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
     pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
         let id = self.id;
+        doom::reach(Step::Following, control);
         match self.source.follow(&mut self.incoming) {
             Ok(true) => {
                 drop(self.incoming);
@@ -91,7 +93,7 @@ impl<S: Source> Behind<S> {
     /// A rank waits for a page that never comes.
     fn die(&self, error: &IncomingError, control: &Control) -> ! {
         let (rank, from) = (self.rank, self.from);
-        let mib = self.incoming.missing() * PAGE_BYTES as u64 >> 20;
+        let mib = (self.incoming.missing() * PAGE_BYTES as u64) >> 20;
         let text = format!(
             "{rank} can't go on, nor can its process: {mib} MiB of its memory had not come from {from} when that could not be had any more: {error}; \
              the job goes on from its newest checkpoint"

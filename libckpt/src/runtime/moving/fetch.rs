@@ -6,8 +6,6 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::Incoming;
@@ -18,8 +16,10 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
 use super::behind::Behind;
+use super::doom::{self, Step};
 use super::line::{Answer, Source, Word};
 use super::parcel::{Files, Parcel, decode_pages};
+use super::stored::Store;
 use super::{News, Tell};
 use crate::fs;
 use crate::runtime::control::Control;
@@ -35,10 +35,14 @@ impl Came {
     fn tell(id: Move, outcome: Result<Fetched, String>, tell: &Tell, control: &Control) {
         let outcome = outcome.map(Box::new);
         let received = outcome.is_ok();
+        if received {
+            doom::reach(Step::Received, control);
+        }
         // In this order: whatever comes of the second finds the first.
         tell.tell(News::Came(Self { id, outcome }));
         if received {
             control.report(Report::Move(MoveReport::Received { id }));
+            doom::reach(Step::Told, control);
         }
     }
 }
@@ -81,8 +85,8 @@ pub(super) struct Fetch<S> {
     /// Where pages come while the rank runs. It ends before the slot does.
     incoming: Option<Incoming>,
     pub(super) slot: RestoringSlot,
-    /// Set where the rank does not come after all.
-    stop: Arc<AtomicBool>,
+    /// The job's checkpoints.
+    store: Store,
     /// Pages that have come.
     come: PageSet,
 }
@@ -93,7 +97,7 @@ impl<S: Source> Fetch<S> {
         (id, rank, from): (Move, Rank, Process),
         source: S,
         (incoming, slot): (Option<Incoming>, RestoringSlot),
-        stop: Arc<AtomicBool>,
+        store: Store,
     ) -> Self {
         Self {
             id,
@@ -102,7 +106,7 @@ impl<S: Source> Fetch<S> {
             source,
             incoming,
             slot,
-            stop,
+            store,
             come: PageSet::new(),
         }
     }
@@ -110,7 +114,8 @@ impl<S: Source> Fetch<S> {
     /// Does it, in a thread of the library, and tells when it is done.
     pub(super) fn run(self, tell: &Tell, control: &Control) {
         let id = self.id;
-        match self.fetch() {
+        doom::reach(Step::Line, control);
+        match self.fetch(|step| doom::reach(step, control)) {
             Ok((fetched, behind)) => {
                 Came::tell(id, Ok(fetched), tell, control);
                 if let Some(behind) = behind {
@@ -121,18 +126,29 @@ impl<S: Source> Fetch<S> {
         }
     }
 
-    /// Does what the source says until the rank is here, maybe but for pages that follow.
+    /// Does what the source says until the rank is here, maybe but for pages that follow. `at` is told of steps.
     ///
     /// # Errors
     /// It does not come, or not as it is there.
-    pub(super) fn fetch(mut self) -> Result<(Fetched, Option<Behind<S>>), String> {
+    pub(super) fn fetch(
+        mut self,
+        at: impl Fn(Step),
+    ) -> Result<(Fetched, Option<Behind<S>>), String> {
         let from = self.from;
         let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
         loop {
             let (word, about) = self.source.hear().map_err(gone)?;
             match word {
                 Word::Room => self.slot.make_room(&decode_pages(&about)?),
-                Word::Round => self = self.fill(&decode_pages(&about)?)?,
+                Word::Round => {
+                    self = self.fill(&decode_pages(&about)?)?;
+                    at(Step::Copying);
+                }
+                Word::Stored => {
+                    let (slot, pages) = self.store.read(self.rank, &about, self.slot)?;
+                    self.slot = slot;
+                    self.come.unite(&pages);
+                }
                 Word::Rest | Word::Ahead if self.incoming.is_some() != (word == Word::Ahead) => {
                     return Err("it is sent in another way than it was asked for".to_owned());
                 }
@@ -201,7 +217,7 @@ impl<S: Source> Fetch<S> {
             from: self.from,
             incoming,
             source: self.source,
-            stop: self.stop,
+            stop: self.store.stop,
         });
         Ok((fetched, behind))
     }

@@ -12,10 +12,12 @@ use protocol::ids::{Move, Process, Rank};
 use protocol::migration::rounds::SMALL_IMAGE_BYTES;
 use protocol::migration::{MoveMode, MoveNeeds};
 
+use super::doom::{self, Step};
 use super::line::{Answer, Ear, Heard, Line, Saying, Word};
 use super::memory::ToTarget;
 use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
+use super::stored::Reading;
 use super::stream::give::{Expected, Giver};
 use super::{Moving, News};
 use crate::engine::{Engine, Fatal, in_engine};
@@ -33,6 +35,8 @@ pub(super) struct Leaving {
     pub(super) watched: Option<Instant>,
     /// While the target makes room.
     pub(super) room: bool,
+    /// While the target reads its last checkpoint.
+    pub(super) reading: Option<Reading>,
     /// What was copied while it ran.
     pub(super) rounding: Option<Rounding>,
 }
@@ -72,6 +76,7 @@ impl Scheduler {
                 line,
                 watched: None,
                 room: false,
+                reading: None,
                 rounding: None,
             };
             let moving = self.moving.as_mut().ok_or("a move without a coordinator")?;
@@ -121,7 +126,7 @@ impl Scheduler {
 
     fn movable(&self, rank: Rank, mode: MoveMode) -> Result<MoveNeeds, String> {
         if mode == MoveMode::Checkpoint {
-            return Err(format!("the mode `{mode}` is not there yet"));
+            self.has_checkpoint(rank)?;
         }
         let (index, moving) = self.index_of(rank)?;
         let slot = &self.slots[index];
@@ -176,9 +181,8 @@ impl Scheduler {
             MoveMode::Precopy => self.begin_rounds(id, rank, None),
             MoveMode::Auto => self.watch(id, rank, image_bytes),
             MoveMode::Postcopy => self.freeze(id, rank, None),
-            MoveMode::Stop | MoveMode::Safepoint | MoveMode::Checkpoint => {
-                self.ask_for_room(id, rank)
-            }
+            MoveMode::Checkpoint => self.begin_from_stored(id, rank),
+            MoveMode::Stop | MoveMode::Safepoint => self.ask_for_room(id, rank),
         }
     }
 
@@ -262,6 +266,7 @@ impl Scheduler {
         }
         let frozen = Frozen { slot, output };
         moving.frozen.insert(rank, frozen);
+        doom::reach(Step::Frozen, &moving.control);
         in_engine(Engine::settle)
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Word {
     Room,
     /// Get these pages ([`Pages`]), while the rank runs.
     Round,
+    /// Read the rank's image out of the store ([`super::stored::Files`]), while the rank runs.
+    Stored,
     /// The rank is frozen: a [`super::parcel::Parcel`], and the pages that it calls the rest. The last word.
     Rest,
     /// The rank is frozen, and goes ahead of its memory: a parcel. Its pages follow in any order. The last word.

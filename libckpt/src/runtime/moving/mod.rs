@@ -18,21 +18,25 @@
 //! - [`leaving`]: the side of the source.
 //! - [`arriving`]: the side of the target.
 //! - [`rounds`]: the source's side of copying while the rank runs.
+//! - [`stored`]: both sides where the target reads the rank's last checkpoint first.
 //! - [`fetch`]: the thread that brings a rank here.
 //! - [`behind`]: what it does when the rank runs here already.
 //! - [`line`](mod@line): what source and that thread tell each other.
 //! - [`memory`]: the line where that thread can read the source's memory.
 //! - [`stream`]: the line where it can't: a connection.
 //! - [`parcel`]: what the source tells about pages and ranks.
+//! - [`doom`]: where tests have a process end.
 
 mod arriving;
 mod behind;
+mod doom;
 mod fetch;
 mod leaving;
 mod line;
 mod memory;
 mod parcel;
 mod rounds;
+mod stored;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -43,14 +47,16 @@ use libckpt_rank::Slot;
 use libckpt_rank::inspect::descriptors::Descriptors;
 use libckpt_transport::Waker;
 use protocol::control::{Assignment, Report};
-use protocol::ids::{Incarnation, Move, Process, Rank};
+use protocol::ids::{Incarnation, JobId, Move, Process, Rank};
 use protocol::migration::{MoveDirective, MoveReport, MoverOutput};
 use protocol::slots::SlotLayout;
 
 use self::arriving::{Arrived, Arriving};
 use self::behind::Bringing;
+use self::doom::Step;
 use self::fetch::Came;
 use self::leaving::{Frozen, Leaving, Left};
+use self::stored::Told;
 use super::control::Control;
 use super::processors::Processors;
 use super::schedule::Scheduler;
@@ -62,6 +68,7 @@ pub(crate) struct Moving {
     control: Control,
     me: Process,
     incarnation: Incarnation,
+    job: JobId,
     layout: SlotLayout,
     /// Threads that copy a rank beside each other.
     threads: usize,
@@ -98,6 +105,8 @@ enum News {
     NotGiven(Move, String),
     /// Source: it is time to see how much a rank writes.
     Time(Move),
+    /// Source: what is known about a rank's last checkpoint.
+    Stored(Move, Told),
 }
 
 impl News {
@@ -108,7 +117,8 @@ impl News {
             | Self::NotGiven(id, _)
             | Self::Complete(id)
             | Self::Done(id)
-            | Self::Time(id) => *id,
+            | Self::Time(id)
+            | Self::Stored(id, _) => *id,
         }
     }
 }
@@ -142,6 +152,7 @@ impl Moving {
             control,
             me: in_engine(|engine| engine.core.me),
             incarnation: assignment.incarnation,
+            job: assignment.job,
             layout,
             threads: Processors::of(assignment).share(),
             store: std::fs::canonicalize(&assignment.store)
@@ -169,8 +180,29 @@ impl Scheduler {
     pub(super) fn migrate(&mut self, directive: MoveDirective) -> Result<(), Fatal> {
         // What threads have told comes first: a word of the coordinator may be its answer to them.
         self.take_news()?;
+        let (before, after) = self.dooms(&directive);
+        self.reach(before);
         in_engine(|engine| engine.handle_move(directive))?;
-        self.obey_mover()
+        self.obey_mover()?;
+        self.reach(after);
+        Ok(())
+    }
+
+    /// Where a test may end this process, before and after a directive is handled.
+    fn dooms(&self, directive: &MoveDirective) -> (Option<Step>, Option<Step>) {
+        let Some(moving) = &self.moving else {
+            return (None, None);
+        };
+        let leaves = directive
+            .id()
+            .is_some_and(|id| moving.leaving.contains_key(&id));
+        doom::of(directive, moving.me, leaves)
+    }
+
+    fn reach(&self, step: Option<Step>) {
+        if let (Some(step), Some(moving)) = (step, &self.moving) {
+            doom::reach(step, &moving.control);
+        }
     }
 
     /// Does what packets and threads have left to do.
@@ -196,6 +228,7 @@ impl Scheduler {
                 }
                 News::Done(id) => self.go_on(id)?,
                 News::Time(id) => self.choose(id)?,
+                News::Stored(id, told) => self.stored(id, told)?,
             }
             self.obey_mover()?;
         }

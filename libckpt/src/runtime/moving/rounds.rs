@@ -11,9 +11,10 @@ use protocol::ids::{Move, Rank};
 use protocol::migration::MoveMode;
 use protocol::migration::rounds::{Next, Rounds, SMALL_IMAGE_BYTES, choose};
 
+use super::doom::Step;
 use super::leaving::Leaving;
 use super::line::{Saying, Word};
-use super::parcel::encode_pages;
+use super::parcel::{Pages, encode_pages};
 use super::{News, Tell};
 use crate::engine::{Fatal, in_engine};
 use crate::runtime::schedule::Scheduler;
@@ -24,11 +25,15 @@ const WATCH: Duration = Duration::from_millis(20);
 /// Pages that are copied while the rank runs.
 pub(super) struct Rounding {
     rounds: Rounds,
-    /// All that were sent so far.
+    /// All that were sent so far, or that the target has out of the store.
     sent: PageSet,
 }
 
 impl Rounding {
+    pub(super) fn new(rounds: Rounds, sent: PageSet) -> Self {
+        Self { rounds, sent }
+    }
+
     pub(super) fn count(&self) -> u32 {
         self.rounds.count()
     }
@@ -110,10 +115,7 @@ impl Scheduler {
         let rounds = Rounds::begin(look.existing.pages());
         self.say_pages(id, rank, Word::Round, &look.existing);
         if let Some((_, leaving)) = self.leaving(id) {
-            leaving.rounding = Some(Rounding {
-                rounds,
-                sent: look.existing,
-            });
+            leaving.rounding = Some(Rounding::new(rounds, look.existing));
         }
         Ok(())
     }
@@ -127,9 +129,14 @@ impl Scheduler {
         if std::mem::take(&mut leaving.room) {
             return self.have_room(id, rank);
         }
+        if let Some(reading) = &mut leaving.reading {
+            reading.is_read();
+            return self.go_on_from_stored(id, rank);
+        }
         let Some(mut rounds) = leaving.rounding.as_ref().map(|it| it.rounds) else {
             return Ok(());
         };
+        self.reach(Some(Step::Round));
         let Some(look) = self.look_at_writes(id, rank) else {
             return self.freeze(id, rank, None);
         };
@@ -152,17 +159,30 @@ impl Scheduler {
 
     /// Says something about pages on the line. The answer is [`super::News::Done`].
     pub(super) fn say_pages(&mut self, id: Move, rank: Rank, word: Word, pages: &PageSet) {
+        let with = match word.has_pages() {
+            true => pages.ranges().to_vec(),
+            false => Vec::new(),
+        };
+        self.say_about(id, rank, word, encode_pages(pages), with);
+    }
+
+    /// Says something on the line, with the contents of these pages. The answer is [`super::News::Done`].
+    pub(super) fn say_about(
+        &mut self,
+        id: Move,
+        rank: Rank,
+        word: Word,
+        about: Result<Box<[u8]>, String>,
+        pages: Pages,
+    ) {
         let Some((_, leaving)) = self.leaving(id) else {
             return;
         };
-        let said = encode_pages(pages).and_then(|about| {
+        let said = about.and_then(|about| {
             leaving.line.say(Saying {
                 word,
                 about,
-                pages: match word.has_pages() {
-                    true => pages.ranges().to_vec(),
-                    false => Vec::new(),
-                },
+                pages,
                 frozen_us: None,
                 unsynced: Vec::new(),
             })
@@ -174,7 +194,7 @@ impl Scheduler {
     }
 
     /// Looks what a rank has written. Where that can't be told, the user is, and the rank is to be stopped for all of its pages.
-    fn look_at_writes(&mut self, id: Move, rank: Rank) -> Option<Look> {
+    pub(super) fn look_at_writes(&mut self, id: Move, rank: Rank) -> Option<Look> {
         let slot = self.slots.iter().find(|slot| slot.rank() == rank);
         let looked = match (slot, &mut self.snapshots) {
             (Some(slot), Some(snapshots)) => snapshots.look(slot),
@@ -198,7 +218,7 @@ impl Scheduler {
     }
 
     /// A rank that is to leave, if it was not given up, and how its threads tell news.
-    fn leaving(&mut self, id: Move) -> Option<(Tell, &mut Leaving)> {
+    pub(super) fn leaving(&mut self, id: Move) -> Option<(Tell, &mut Leaving)> {
         let moving = self.moving.as_mut()?;
         let leaving = moving.leaving.get_mut(&id)?;
         Some((moving.tell.clone(), leaving))

@@ -26,8 +26,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
-use libckpt_rank::capture::{CatchUp, Observation, Pool, RankCut, Saved, Sink};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use libckpt_rank::capture::{CatchUp, LivePages, Observation, Pool, RankCut, Saved, Sink};
 use libckpt_rank::inspect::{Changes, PointerScan};
 use libckpt_rank::library_thread;
 use protocol::control::{Assignment, LinkCount};
@@ -110,6 +110,8 @@ enum Job {
     Committed(Epoch),
     /// Regions are to be compared with this checkpoint.
     CatchUp(Epoch, Vec<CatchUp>),
+    /// Somebody wants to know what a rank's image is in this checkpoint.
+    Stored(Epoch, Rank, Sender<Stored>),
     /// Nothing that was written can be built on.
     Rebase,
     /// The ranks were restored from this checkpoint.
@@ -183,6 +185,27 @@ pub(super) struct Base {
     pub(super) map: Arc<ImageMap>,
     /// Digests of them, where they were taken.
     pub(super) digests: Vec<(u64, Digest)>,
+}
+
+/// A rank's image in the checkpoint that its next one builds on, as it is known here.
+pub(crate) struct Stored {
+    map: Arc<ImageMap>,
+    digests: Arc<Digests>,
+}
+
+impl Stored {
+    /// Where its pages are.
+    pub(crate) fn map(&self) -> &ImageMap {
+        &self.map
+    }
+
+    /// Those pages that are not as in the image. Reads memory of a rank that runs, on any thread.
+    ///
+    /// # Errors
+    /// A page can't be read, because its slot is gone.
+    pub(crate) fn differing(&self, live: &LivePages) -> std::io::Result<PageSet> {
+        packer::differing(live, &self.map, &self.digests)
+    }
 }
 
 /// What packers found out about the pages of one rank.
@@ -321,6 +344,14 @@ impl Pipeline {
     /// The regions that were compared since this was asked, and the pages that differ.
     pub(super) fn caught_up(&self) -> Vec<(CatchUp, PageSet)> {
         std::mem::take(&mut *lock(&self.shared.caught_up))
+    }
+
+    /// Asks for a rank's image in this checkpoint, which is the newest that is known to be one. It comes when the writer has the time,
+    /// if it has it.
+    pub(super) fn stored(&self, epoch: Epoch, rank: Rank) -> Receiver<Stored> {
+        let (give, take) = bounded(1);
+        self.tell(Job::Stored(epoch, rank, give));
+        take
     }
 
     /// Nothing that was written can be built on.

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
-use libckpt_rank::capture::{Block, CatchUp, Pool, REGION_PAGES, Saved};
+use libckpt_rank::capture::{Block, CatchUp, LivePages, Pool, REGION_PAGES, Saved};
 use libckpt_rank::threads::{Urgency, set_urgency};
 use protocol::dirty::PageSet;
+use protocol::page::is_zero;
 use store::rank_file::PageSource;
 use store::{ImageMap, PAGE_BYTES, Packer};
 
@@ -58,7 +59,7 @@ pub(super) fn run(
                 // Once the next cut has begun it is too late. Where a region can't be read it is not tracked, this
                 // once.
                 if shared.busy.load(Ordering::SeqCst) == 0
-                    && let Ok(differing) = differing(&region, &base, &digests)
+                    && let Ok(differing) = differing(region.pages(), &base, &digests)
                 {
                     lock(&shared.caught_up).push((region, differing));
                 }
@@ -184,14 +185,18 @@ fn leave_out_unchanged(
     block.retain(|index, _| !unchanged[index]);
 }
 
-/// The pages of a region that are not as in the base.
-fn differing(region: &CatchUp, base: &ImageMap, digests: &Digests) -> io::Result<PageSet> {
+/// Those pages that are not as in the base.
+pub(super) fn differing(
+    live: &LivePages,
+    base: &ImageMap,
+    digests: &Digests,
+) -> io::Result<PageSet> {
     let mut pages = Vec::new();
-    region.read(|page, bytes| {
+    live.read(|page, bytes| {
         let mut is_same = false;
         if is_stored(base, page) {
             digests.compare(&[page], &[Digest::of(bytes)], |_, same| is_same = same);
-        } else if bytes.iter().all(|byte| *byte == 0) {
+        } else if is_zero(bytes) {
             is_same = true;
         }
         if !is_same {

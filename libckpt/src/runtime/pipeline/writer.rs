@@ -17,7 +17,7 @@ use store::{Effort, FileKey, ImageMap, Packer, RankFileWriter, SectionKind, Shar
 use super::digests::{Digest, Digests};
 use super::effort::Efforts;
 use super::packer::{Task, ranges};
-use super::{CapturedRank, Job, Outside, Packed, RankRound, Round, Shared, lock};
+use super::{CapturedRank, Job, Outside, Packed, RankRound, Round, Shared, Stored, lock};
 use crate::fs::Unsynced;
 use crate::runtime::control::Control;
 
@@ -146,6 +146,12 @@ impl Writer {
                 }
             }
             Job::CatchUp(epoch, regions) => self.catch_up(epoch, regions),
+            Job::Stored(epoch, rank, asked) => {
+                // Else whoever waits sees that nothing comes.
+                if let Some(stored) = self.stored(epoch, rank) {
+                    let _ = asked.send(stored);
+                }
+            }
             // What is written already may still be committed.
             Job::Rebase => self.ranks.clear(),
             Job::Restored(epoch, bases) => {
@@ -263,7 +269,7 @@ impl Writer {
         }
         self.build_on(epoch);
         for region in regions {
-            let lineage = self.ranks.entry(region.rank()).or_default();
+            let lineage = self.ranks.entry(region.pages().rank()).or_default();
             if let Some((base_epoch, base)) = &lineage.base
                 && *base_epoch == epoch
             {
@@ -275,6 +281,20 @@ impl Writer {
                 });
             }
         }
+    }
+
+    /// A rank's image in the checkpoint that is built on next.
+    fn stored(&mut self, epoch: Epoch, rank: Rank) -> Option<Stored> {
+        if self.open.is_some() {
+            return None;
+        }
+        self.build_on(epoch);
+        let lineage = self.ranks.get(&rank)?;
+        let (_, map) = lineage.base.as_ref().filter(|base| base.0 == epoch)?;
+        Some(Stored {
+            map: map.clone(),
+            digests: lineage.digests.clone(),
+        })
     }
 
     /// Takes over what checkpoints up to this one showed. Only between two rounds: a round compares with one

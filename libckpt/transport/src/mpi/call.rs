@@ -199,6 +199,18 @@ pub(super) fn cancel(request: &mut MPI_Request) -> Outcome {
     }
 }
 
+/// `MPI_Irecv` of a message without content.
+pub(super) fn receive_nothing(from: c_int, tag: c_int, comm: MPI_Comm) -> Outcome<MPI_Request> {
+    // SAFETY: an empty message writes nothing.
+    unsafe { receive(std::ptr::null_mut(), 0, from, tag, comm) }
+}
+
+/// `MPI_Isend` of a message without content.
+pub(super) fn send_nothing(to: c_int, tag: c_int, comm: MPI_Comm) -> Outcome<MPI_Request> {
+    // SAFETY: an empty message is read nowhere.
+    unsafe { send(&[], to, tag, comm) }
+}
+
 /// `MPI_Ibarrier`.
 pub(super) fn barrier(comm: MPI_Comm) -> Outcome<MPI_Request> {
     let mut request = no_request();

@@ -3,7 +3,7 @@
 //! A process waits for packets of those peers that have said hello: an empty message on a communicator of its own,
 //! which a peer sends once, before its first packet. So what a link costs is paid only for links that are used.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::c_int;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub struct MpiTransport {
     failure: Option<Failed>,
     /// Of the barrier that tells when the ranks of all processes have ended, once it has begun.
     all_done: Option<MPI_Request>,
+    /// Processes that have left the job.
+    gone: BTreeSet<usize>,
     closed: bool,
 }
 
@@ -95,6 +97,7 @@ impl MpiTransport {
             patience,
             failure: None,
             all_done: None,
+            gone: BTreeSet::new(),
             closed: false,
             world,
         };
@@ -105,16 +108,8 @@ impl MpiTransport {
     /// Posts the receive of the next hello, if there is a peer that has not said it.
     fn await_hello(&mut self) -> Outcome {
         if self.incoming.len() + 1 < self.outgoing.len() {
-            // SAFETY: an empty message writes nothing.
-            self.hello = unsafe {
-                call::receive(
-                    std::ptr::null_mut(),
-                    0,
-                    call::any_source(),
-                    call::any_tag(),
-                    self.world.hello,
-                )?
-            };
+            let (source, tag) = (call::any_source(), call::any_tag());
+            self.hello = call::receive_nothing(source, tag, self.world.hello)?;
         }
         Ok(())
     }
@@ -265,8 +260,7 @@ impl MpiTransport {
     /// Tells a peer that packets of ours will come.
     #[cold]
     fn say_hello(&mut self, peer: Process) -> Outcome {
-        // SAFETY: an empty message.
-        let request = unsafe { call::send(&[], to_rank(peer), 0, self.world.hello)? };
+        let request = call::send_nothing(to_rank(peer), 0, self.world.hello)?;
         self.hellos.push(request);
         self.outgoing[peer.index()].said_hello = true;
         Ok(())
@@ -331,34 +325,111 @@ impl MpiTransport {
         Ok(call::is_no_request(*request) || call::test(request)?.is_some())
     }
 
-    /// Ends the links: all that was sent is sent, everybody else is as far, and nothing waits for messages any more.
-    fn end_links(&mut self, end: Instant) -> Outcome<bool> {
-        let sent = self.drain(end, |transport| {
+    /// Waits until MPI is done with all that was sent.
+    fn finish_sending(&mut self, end: Instant) -> Outcome<bool> {
+        self.drain(end, |transport| {
             let mut done = !transport.bulk.is_busy();
-            for outgoing in &mut transport.outgoing {
-                done &= outgoing.is_done(&mut transport.buffers)?;
+            for (peer, outgoing) in transport.outgoing.iter_mut().enumerate() {
+                // Whoever is gone had taken all by then.
+                done &=
+                    transport.gone.contains(&peer) || outgoing.is_done(&mut transport.buffers)?;
             }
             for hello in &mut transport.hellos {
                 done &= call::is_no_request(*hello) || call::test(hello)?.is_some();
             }
             Ok(done)
-        })?;
-        if !sent {
-            return Ok(false);
-        }
-        // Twice: when the first is over, nobody sends any more, and what was sent is on its way.
-        for _ in 0..2 {
+        })
+    }
+
+    /// Waits until all others that are left are as far. For processes that end; `turn` is another number each time.
+    fn meet(&mut self, turn: c_int, end: Instant) -> Outcome<bool> {
+        if self.gone.is_empty() {
             let mut barrier = call::barrier(self.world.hello)?;
-            if !self.drain(end, |_| Ok(call::test(&mut barrier)?.is_some()))? {
+            return self.drain(end, |_| Ok(call::test(&mut barrier)?.is_some()));
+        }
+        // MPI knows no barrier of some of a communicator's processes that all the others need not have agreed on before. In
+        // round after round each sends to, and hears from, those at 1, 2, 4 and so on places from it: then it has heard from all.
+        let left: Vec<usize> = (0..self.outgoing.len())
+            .filter(|peer| !self.gone.contains(peer))
+            .collect();
+        let me = self.world.me().index();
+        let Some(place) = left.iter().position(|&peer| peer == me) else {
+            return Ok(false);
+        };
+        let (mut distance, mut round) = (1, 0);
+        while distance < left.len() {
+            let number = |at: usize| c_int::try_from(left[at % left.len()]).unwrap_or(c_int::MAX);
+            let (to, from) = (
+                number(place + distance),
+                number(place + left.len() - distance),
+            );
+            let tag = turn * c_int::BITS.cast_signed() + round;
+            let mut sent = call::send_nothing(to, tag, self.world.meeting)?;
+            let mut heard = call::receive_nothing(from, tag, self.world.meeting)?;
+            let met = self.drain(end, |_| {
+                let sent = call::is_no_request(sent) || call::test(&mut sent)?.is_some();
+                let heard = call::is_no_request(heard) || call::test(&mut heard)?.is_some();
+                Ok(sent && heard)
+            })?;
+            if !met {
                 return Ok(false);
             }
+            (distance, round) = (distance * 2, round + 1);
         }
+        Ok(true)
+    }
+
+    /// Ends the receives that wait for messages.
+    fn end_receives(&mut self) -> Outcome {
         call::cancel(&mut self.hello)?;
         for (incoming, head) in self.incoming.iter_mut().zip(&mut self.heads) {
             call::cancel(head)?;
             incoming.cancel()?;
         }
+        Ok(())
+    }
+
+    /// Ends the links: all that was sent is sent, everybody else is as far, and nothing waits for messages any more.
+    fn end_links(&mut self, end: Instant) -> Outcome<bool> {
+        if !self.finish_sending(end)? {
+            return Ok(false);
+        }
+        // Twice: when the first is over, nobody sends any more, and what was sent is on its way.
+        for turn in 0..2 {
+            if !self.meet(turn, end)? {
+                return Ok(false);
+            }
+        }
+        self.end_receives()?;
         Ok(true)
+    }
+
+    /// Ends the links to others that go on.
+    fn leave_links(&mut self, end: Instant) -> Outcome<bool> {
+        if !self.finish_sending(end)? {
+            return Ok(false);
+        }
+        self.end_receives()?;
+        Ok(self.world.finalises_alone())
+    }
+
+    /// Ends the receives that wait for messages of a process that has left.
+    fn end_receives_from(&mut self, peer: Process) -> Outcome {
+        let from = to_rank(peer);
+        let Some(index) = self.incoming.iter().position(|it| it.from == from) else {
+            return Ok(());
+        };
+        let last = self.incoming.len() - 1;
+        let mut incoming = self.incoming.swap_remove(index);
+        let mut head = self.heads.swap_remove(index);
+        self.ready.retain(|(ready, _)| *ready != index);
+        for (ready, _) in &mut self.ready {
+            if *ready == last {
+                *ready = index;
+            }
+        }
+        call::cancel(&mut head)?;
+        incoming.cancel()
     }
 }
 
@@ -468,11 +539,33 @@ impl Transport for MpiTransport {
         })
     }
 
+    fn part(&mut self, peer: Process) {
+        self.gone.insert(peer.index());
+        self.blocked.retain(|blocked| *blocked != peer.index());
+        if let Err(failed) = self.end_receives_from(peer) {
+            self.failure = Some(failed);
+        }
+    }
+
+    fn leave(&mut self, longest: Duration) -> bool {
+        if std::mem::replace(&mut self.closed, true) {
+            return true;
+        }
+        let end = Instant::now() + longest;
+        matches!(self.leave_links(end), Ok(true)) && self.world.finalise_alone().is_ok()
+    }
+
     fn close(&mut self, longest: Duration) -> bool {
         if std::mem::replace(&mut self.closed, true) {
             return true;
         }
         let end = Instant::now() + longest;
-        matches!(self.end_links(end), Ok(true)) && self.world.finalise().is_ok()
+        if !matches!(self.end_links(end), Ok(true)) {
+            return false;
+        }
+        match self.gone.is_empty() {
+            true => self.world.finalise().is_ok(),
+            false => self.world.finalises_alone() && self.world.finalise_alone().is_ok(),
+        }
     }
 }

@@ -64,6 +64,8 @@ pub struct World {
     pub(super) packets: MPI_Comm,
     pub(super) hello: MPI_Comm,
     pub(super) bulk: MPI_Comm,
+    /// `MPI_COMM_WORLD`, on which nothing else is sent.
+    pub(super) meeting: MPI_Comm,
     pub(super) tag_max: c_int,
     me: Process,
     processes: u32,
@@ -117,6 +119,7 @@ impl World {
             packets: duplicate(world)?,
             hello: duplicate(world)?,
             bulk: duplicate(world)?,
+            meeting: world,
             tag_max: tag_max(world)?,
             me: Process(me),
             processes,
@@ -149,6 +152,21 @@ impl World {
     /// MPI fails.
     pub fn into_transport(self) -> Result<MpiTransport, MpiError> {
         Ok(MpiTransport::new(self)?)
+    }
+
+    /// Whether `MPI_Finalize` waits for no other process. MPI allows it to wait (MPI 4.1, 11.2.2), and MPICH always does; Open MPI does
+    /// not where its parameter `async_mpi_finalize` is set, as `ckpt run` sees to.
+    pub(super) fn finalises_alone(&self) -> bool {
+        let set = std::env::var("OMPI_MCA_async_mpi_finalize");
+        let is_set =
+            set.is_ok_and(|value| matches!(value.as_str(), "1" | "true" | "yes" | "enabled"));
+        is_set && library_version().starts_with("Open MPI")
+    }
+
+    /// `MPI_Finalize` where that [waits for nobody](Self::finalises_alone). Communicators are freed by it: `MPI_Comm_free` is collective.
+    pub(super) fn finalise_alone(&mut self) -> Outcome {
+        // SAFETY: MPI was initialised by this thread.
+        check(unsafe { ffi::MPI_Finalize() }, "MPI_Finalize")
     }
 
     /// `MPI_Finalize`. Collective: it may wait for other processes. Nothing may be under way.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use protocol::dirty::Dirty;
 use protocol::faults::Broken;
 use protocol::ids::{Epoch, Move, Process, Rank};
-use protocol::migration::{MoveMode, MoveNeeds, MoverOutput as Output};
+use protocol::migration::{MoveMode, MoveNeeds, MoveReport, MoverOutput as Output};
 use rand::RngExt;
 
 use super::Checked;
@@ -30,7 +30,16 @@ pub enum Errand {
     },
     /// The frozen rank has come.
     Come(Box<Parcel>),
-    /// The last page has come.
+    /// The last page has come. The rank may not run yet.
+    Complete(Move),
+    /// The ranks' thread has the time to hear what others of its process have told the coordinator.
+    News,
+}
+
+/// What a thread of the target has told the coordinator by itself, and the machine does not know.
+#[derive(Clone, Debug)]
+pub enum News {
+    Come(Box<Parcel>),
     Complete(Move),
 }
 
@@ -82,13 +91,62 @@ impl Hosted {
                 let id = parcel.id;
                 if fails {
                     self.mover.failed(id, "a checksum differs");
-                } else if self.mover.received(id) {
+                } else {
+                    // The rest of the pages may be there before the rank runs.
+                    if parcel.mode == MoveMode::Postcopy {
+                        context.errands.push((self.me, Errand::Complete(id)));
+                    }
+                    let report = MoveReport::Received { id };
+                    if context.rng.random_bool(0.5) {
+                        self.told.insert(id);
+                        self.tell_first(report, News::Come(parcel), context);
+                    } else {
+                        self.hear_of(News::Come(parcel));
+                    }
+                }
+            }
+            Errand::Complete(id) => {
+                let news = News::Complete(id);
+                match self.told.contains(&id) {
+                    true => self.tell_first(MoveReport::Complete { id }, news, context),
+                    false => self.hear_of(news),
+                }
+            }
+            Errand::News => self.take_news(),
+        }
+        self.settle(context)
+    }
+
+    /// A thread of the target tells the coordinator by itself, and the machine hears of it later.
+    fn tell_first(&mut self, report: MoveReport, news: News, context: &mut Context) {
+        context.told_first += 1;
+        context
+            .reports
+            .push(protocol::control::Report::Move(report));
+        self.news.push_back(news);
+        context.errands.push((self.me, Errand::News));
+    }
+
+    /// Tells the machine what has been told to the coordinator.
+    pub(super) fn take_news(&mut self) {
+        while let Some(news) = self.news.pop_front() {
+            self.hear_of(news);
+        }
+    }
+
+    fn hear_of(&mut self, news: News) {
+        match news {
+            News::Come(parcel) => {
+                let id = parcel.id;
+                if self.mover.received(id) {
                     self.arrived.insert(id, *parcel);
                 }
             }
-            Errand::Complete(id) => self.mover.complete(id),
+            News::Complete(id) if self.arrived.contains_key(&id) => {
+                self.complete_before.insert(id);
+            }
+            News::Complete(id) => self.mover.complete(id),
         }
-        self.settle(context)
     }
 
     /// Takes what there is of a rank: from here on nothing of it changes here.
@@ -123,6 +181,8 @@ impl Hosted {
     /// Does what the machine says.
     pub(super) fn migrate(&mut self, output: Output, context: &mut Context) -> Checked {
         match output {
+            Output::Report(MoveReport::Received { id } | MoveReport::Complete { id })
+                if self.told.contains(&id) => {}
             Output::Report(report) => {
                 let report = protocol::control::Report::Move(report);
                 context.reports.push(report);
@@ -140,6 +200,7 @@ impl Hosted {
             Output::Resume { rank, .. } => self.resume(rank)?,
             Output::Discard { id, .. } => {
                 self.arrived.remove(&id);
+                self.complete_before.remove(&id);
             }
             Output::Run { id, rank } => self.run_moved(id, rank, context)?,
             Output::Left { rank, to, .. } => {
@@ -211,8 +272,9 @@ impl Hosted {
         for queued in self.held.remove(&rank).unwrap_or_default() {
             self.deliver(queued)?;
         }
-        if parcel.mode == MoveMode::Postcopy {
-            context.errands.push((self.me, Errand::Complete(id)));
+        if self.complete_before.remove(&id) {
+            context.complete_before += 1;
+            self.mover.complete(id);
         }
         self.route(rank)
     }

@@ -1,6 +1,6 @@
 //! A process: hosts ranks, drives the participant, keeps what is not yet on a link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use protocol::control::{Assignment, Directive, LinkCount, Report};
@@ -12,7 +12,7 @@ use protocol::participant::{Arrival, Gate, LinkControl, Output, Participant};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::moving::{Errand, Parcel};
+use super::moving::{Errand, News, Parcel};
 use super::rank::{Address, Packet, Progress, RankState, Tables};
 use super::ring::{OnLink, Ring};
 use super::script::{Memory, PAGES, Script};
@@ -40,6 +40,10 @@ pub struct Context<'a> {
     pub errands: Vec<(Process, Errand)>,
     /// Packets that were forwarded.
     pub forwarded: u64,
+    /// What threads of targets told the coordinator before the machine knew it.
+    pub told_first: u64,
+    /// Postcopies of which the last page had come before the rank ran.
+    pub complete_before: u64,
 }
 
 /// A control packet that waits for a link.
@@ -102,6 +106,12 @@ pub struct Hosted {
     pub(super) ghosts: BTreeMap<Rank, RankState>,
     /// Ranks that have come and are not this process's yet.
     pub(super) arrived: BTreeMap<Move, Parcel>,
+    /// Moves of which a thread tells the coordinator, and not the machine, what has come.
+    pub(super) told: BTreeSet<Move>,
+    /// What it has told and the machine does not know.
+    pub(super) news: VecDeque<News>,
+    /// Ranks that have come to the last page and do not run yet.
+    pub(super) complete_before: BTreeSet<Move>,
     /// What a frozen rank had queued.
     pub(super) taken_out: BTreeMap<Rank, VecDeque<Packet>>,
     pub(super) draining: Vec<(Move, Rank)>,
@@ -131,6 +141,9 @@ impl Hosted {
             held: BTreeMap::new(),
             ghosts: BTreeMap::new(),
             arrived: BTreeMap::new(),
+            told: BTreeSet::new(),
+            news: VecDeque::new(),
+            complete_before: BTreeSet::new(),
             taken_out: BTreeMap::new(),
             draining: Vec::new(),
             reported: Vec::new(),
@@ -208,6 +221,12 @@ impl Hosted {
     /// is handed in, and at the latest at the end of the turn; what else happens before it is chance.
     pub fn enter(&mut self, context: &mut Context) -> Checked {
         while let Some(directive) = self.mailbox.pop_front() {
+            // It may be the answer to what a thread has told.
+            let hasty = context.options.slip == Some(Slip::NewsTakenLate);
+            if matches!(directive, Directive::Move(_)) && !hasty {
+                self.take_news();
+                self.settle(context)?;
+            }
             self.obey(directive)?;
             self.settle(context)?;
         }

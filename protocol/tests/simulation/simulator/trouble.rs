@@ -45,6 +45,8 @@ pub enum Slip {
     NotDrained,
     /// The packets that a moving rank has queued stay behind.
     QueuedStayBehind,
+    /// A thread of the target has told the coordinator that a rank has come, and the machine hears the answer before it hears that.
+    NewsTakenLate,
 }
 
 impl Mistake {
@@ -63,6 +65,7 @@ impl Mistake {
             Slip::NotAnnouncedAgain,
             Slip::NotDrained,
             Slip::QueuedStayBehind,
+            Slip::NewsTakenLate,
         ];
         let machines = Fault::ALL.into_iter().map(Self::Machine);
         machines.chain(slips.into_iter().map(Self::Around))

@@ -62,6 +62,7 @@ impl World {
             MoveMode::Postcopy,
             MoveMode::Checkpoint,
             MoveMode::Safepoint,
+            MoveMode::Auto,
         ];
         let now = self.now;
         if self.moves_left == 0 {

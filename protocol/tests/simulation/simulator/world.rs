@@ -58,6 +58,10 @@ pub struct Report {
     pub moves_beside_others: u64,
     /// Moves that were not begun, given up, or forgotten with a restart.
     pub moves_given_up: u64,
+    /// What threads of targets told the coordinator before the machine knew it.
+    pub told_first: u64,
+    /// Postcopies of which the last page had come before the rank ran.
+    pub complete_before: u64,
     /// Of these, given up because a snapshot waited.
     pub moves_for_snapshots: u64,
     /// Packets that the old place of a rank sent on to the new one.
@@ -100,6 +104,8 @@ impl Report {
         self.moves += other.moves;
         self.moves_beside_others += other.moves_beside_others;
         self.moves_given_up += other.moves_given_up;
+        self.told_first += other.told_first;
+        self.complete_before += other.complete_before;
         self.moves_for_snapshots += other.moves_for_snapshots;
         self.forwarded += other.forwarded;
         for (sum, kills) in self.move_kills.iter_mut().zip(other.move_kills) {
@@ -442,6 +448,8 @@ impl World {
             to_store: Vec::new(),
             errands: Vec::new(),
             forwarded: 0,
+            told_first: 0,
+            complete_before: 0,
         };
         let outcome = match hosted.hung {
             false => act(&mut hosted, &mut context),
@@ -449,6 +457,8 @@ impl World {
         };
         let (words, to_store, errands) = (context.reports, context.to_store, context.errands);
         self.report.forwarded += context.forwarded;
+        self.report.told_first += context.told_first;
+        self.report.complete_before += context.complete_before;
         self.hosted.insert((incarnation, process), hosted);
         outcome?;
         for word in words {

@@ -84,7 +84,9 @@ impl<W: Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
             // What was asked for may be under way already.
             let runs: Vec<_> = left.runs_in(piece.clone()).collect();
             self.send_pages(&runs)?;
+            let begun = Instant::now();
             self.flush()?;
+            self.economy.sent(0, begun.elapsed());
             left.remove(&piece);
             let sent: u64 = runs.iter().map(|run| run.end - run.start).sum();
             ahead = ahead.saturating_add(u32::try_from(sent).unwrap_or(u32::MAX));
@@ -129,12 +131,10 @@ impl<S: Read + Write + Expect + Send> Taker<S> {
                 let pages = WANTED_PAGES;
                 self.answer(Answer::Want { first, pages }).map_err(told)?;
             }
-            let has_come = !self.source.buffer().is_empty() || {
-                let source = self.source.get_mut();
-                let waited = source.wait_beside(incoming.as_fd(), came.elapsed());
-                waited.map_err(|error| told(error.to_string()))?
-            };
-            if has_come {
+            let is_ahead = !self.source.buffer().is_empty();
+            let source = self.source.get_ref();
+            let wait = || source.wait_beside(incoming.as_fd(), came.elapsed());
+            if is_ahead || wait().map_err(|error| told(error.to_string()))? {
                 if self.take_piece(incoming)? {
                     break;
                 }

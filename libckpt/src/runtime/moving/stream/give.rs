@@ -70,7 +70,6 @@ impl Giver {
                 drop(listener);
                 let told = |error: io::Error| format!("nobody can hear its target: {error}");
                 let mut answers = Frames::on(target.again().map_err(told)?);
-                let (ask, asked) = channel();
                 let memory = OtherProcess::this(me);
                 let mut sending = Sending::to(target, |page, into: &mut [u8]| {
                     let address = slot.wrapping_add(page.wrapping_mul(PAGE_BYTES as u64));
@@ -80,6 +79,7 @@ impl Giver {
                 if probes {
                     found.store(sending.probe(&mut answers)?.max(1), Ordering::SeqCst);
                 }
+                let (ask, asked) = channel();
                 hear(answers, ear.clone(), ask, stopped.clone()).map_err(told)?;
                 let mut said = Ok(());
                 while said.is_ok()

@@ -126,10 +126,11 @@ fn digest(first: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Word(Word::Room),
         Self::Word(Word::Round),
         Self::Word(Word::Rest),
+        Self::Word(Word::Stored),
         Self::Word(Word::Ahead),
         Self::Pages,
         Self::Packed,
@@ -148,6 +149,7 @@ impl Kind {
             Self::Word(Word::Room) => 16,
             Self::Word(Word::Round) => 17,
             Self::Word(Word::Rest) => 18,
+            Self::Word(Word::Stored) => 24,
             Self::Word(Word::Ahead) => 20,
         }
     }

@@ -52,7 +52,7 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         let broke = |error: String| format!("the connection to the target broke: {error}");
         match answers.hear().map_err(broke)? {
             Some(Answer::Done) => Ok(begun.elapsed()),
-            Some(other) => Err(format!("the target answers {other:?} to bytes of no use")),
+            Some(answer) => Err(broke(format!("it answers {answer:?}"))),
             None => Err(broke("it has ended".to_owned())),
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use libckpt_rank::PAGE_BYTES;
-use libckpt_rank::capture::is_zero;
+use protocol::page::is_zero;
 use zerocopy::IntoBytes as _;
 use zstd::bulk::Compressor;
 
@@ -99,6 +99,13 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         self.to.flush().map_err(broke)
     }
 
+    /// All pages have been sent.
+    pub(super) fn send_end(&mut self) -> Result<(), String> {
+        let pieces = self.pieces;
+        let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
+        self.write(&end, &[])
+    }
+
     fn write_all(&mut self, head: &[u8], bytes: &[u8]) -> Result<(), String> {
         let mut parts = [&self.gathered, head, bytes].map(IoSlice::new);
         let mut parts = &mut parts[..];
@@ -114,13 +121,6 @@ impl<W: io::Write, R: Fn(u64, &mut [u8]) -> Result<(), String>> Sending<W, R> {
         }
         self.gathered.clear();
         Ok(())
-    }
-
-    /// All pages have been sent.
-    pub(super) fn send_end(&mut self) -> Result<(), String> {
-        let pieces = self.pieces;
-        let end = Piece::new(Kind::End, pieces, 0, 0, digest(pieces, &[]));
-        self.write(&end, &[])
     }
 
     pub(super) fn send_pages(&mut self, pages: &[Range<u64>]) -> Result<(), String> {

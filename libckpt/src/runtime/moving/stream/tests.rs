@@ -30,6 +30,7 @@ use crate::runtime::moving::line::{Answer, Ear, Frames, Heard, Saying, Source, s
 use crate::runtime::moving::parcel::{
     Files, PARCEL_BYTES_MAX, Parcel, decode_pages, encode_pages, now_us,
 };
+use crate::runtime::moving::stored::Store;
 
 const TOKEN: [u8; 32] = [3; 32];
 const ID: Move = Move(9);
@@ -310,7 +311,7 @@ fn a_page_that_has_become_zeros_is_cleared_at_the_target() {
         (ID, rank, Process(1)),
         taker(&bytes),
         (None, room(rank)),
-        Arc::default(),
+        Store::none(),
     );
     for _ in 0..2 {
         let (_, about) = fetch.source.hear().unwrap();
@@ -418,7 +419,7 @@ fn pages_that_are_written_while_they_are_read_come_as_they_were_read() {
         (ID, rank, Process(1)),
         taker,
         (None, room(rank)),
-        Arc::default(),
+        Store::none(),
     );
     let rounds = |fetch: Fetch<Taker>, count: usize| {
         (0..count).fold(fetch, |mut fetch, _| {
@@ -581,9 +582,9 @@ fn a_target_that_goes_away_is_told_and_one_that_gives_up_stops_waiting() {
         (ID, Rank(44), Process(1)),
         taker,
         (None, room(Rank(44))),
-        Arc::default(),
+        Store::none(),
     );
-    let waiting = std::thread::spawn(move || fetch.fetch().map(drop));
+    let waiting = std::thread::spawn(move || fetch.fetch(|_| ()).map(drop));
     stop.store(true, Ordering::SeqCst);
     let error = waiting.join().unwrap().unwrap_err();
     assert!(error.contains("given up"), "{error}");
