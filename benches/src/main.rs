@@ -209,7 +209,14 @@ const BENCHMARKS: &[Benchmark] = &[
         name: "migrate",
         about: "how long a rank stands still when it moves, how long that takes, by each way of moving",
         measure: migrate::measure,
-        columns: &["stood_ms", "pause_ms", "took_ms", "rounds", "memcpy_ms", "tcp_ms"],
+        columns: &[
+            "stood_ms",
+            "pause_ms",
+            "took_ms",
+            "rounds",
+            "memcpy_ms",
+            "tcp_ms",
+        ],
     },
     Benchmark {
         name: "restore",
