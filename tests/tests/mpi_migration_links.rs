@@ -10,7 +10,10 @@ use tests::bed::{PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::solver::Solver;
-use tests::wander::{BROKEN, MODES, migrate};
+use tests::wander::{BROKEN, migrate};
+
+/// The modes in which a move that breaks is given up, and no more.
+const MODES: [&str; 3] = ["stop", "precopy", "auto"];
 
 /// The last rank has 64 MiB, so that what happens shortly after the begin of its move hits the move.
 fn solver(steps: usize) -> Solver {
