@@ -8,6 +8,7 @@ mod alloc;
 mod checkpoint;
 mod incremental;
 mod jobs;
+mod latency;
 mod migrate;
 mod overhead;
 mod p2p;
@@ -203,6 +204,18 @@ const BENCHMARKS: &[Benchmark] = &[
             "wall_s",
             "overhead_percent",
             "checkpoints",
+        ],
+    },
+    Benchmark {
+        name: "latency",
+        about: "half a round trip of a message before and after ten moves of each of two ranks",
+        measure: latency::measure,
+        columns: &[
+            "before_us",
+            "home_us",
+            "home_ratio",
+            "elsewhere_us",
+            "elsewhere_ratio",
         ],
     },
     Benchmark {

@@ -115,6 +115,8 @@ impl Case {
                 if mode == "checkpoint" {
                     bed.json("checkpoint", &[])?;
                 }
+                // What it tells of having been stopped for the copy before is none of this move's.
+                std::thread::sleep(LOOK_AFTER);
                 let told = job.stdout().len();
                 let words = ["1", "--to", &to.to_string(), "--mode", mode];
                 let moved = bed.json("migrate", &words)?;

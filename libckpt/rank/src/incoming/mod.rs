@@ -22,7 +22,7 @@ mod staging;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -236,6 +236,23 @@ impl Incoming {
     pub fn next_missing(&self, from: u64) -> Option<u64> {
         let after = self.missing.first_in(&(from..self.end));
         after.or_else(|| self.missing.first_in(&(0..from)))
+    }
+
+    /// Waits until somebody waits for a page, or for a millisecond.
+    pub fn wait(&self) {
+        let mut poll = libc::pollfd {
+            fd: self.as_fd().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one entry, which lives through the call.
+        unsafe { libc::poll(&raw mut poll, 1, 1) };
+    }
+
+    /// Whether somebody waits for a page that was told and has not come.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        !self.told.is_empty()
     }
 
     /// A page that somebody waits for and that has not come, told once. Whoever waits for another page gets zeros. `None` when nobody

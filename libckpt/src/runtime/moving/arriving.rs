@@ -244,8 +244,12 @@ impl Scheduler {
             rank, thread, stop, ..
         } = arriving;
         let bringing = match &came.outcome {
-            Ok(fetched) if fetched.is_behind => Some(Bringing::new(thread, stop)),
-            _ => {
+            Ok(fetched) => fetched.runs.clone(),
+            Err(_) => None,
+        };
+        let bringing = match bringing {
+            Some(runs) => Some(Bringing::new(thread, stop, runs)),
+            None => {
                 let _ = thread.join();
                 None
             }
@@ -290,6 +294,7 @@ impl Scheduler {
             self.output.add(rank, output);
         }
         if let (Some(bringing), Some(moving)) = (arrived.bringing, &mut self.moving) {
+            bringing.go();
             moving.bringing.insert(id, bringing);
         } else if arrived.mode == MoveMode::Postcopy {
             in_engine(|engine| engine.core.mover.complete(id));

@@ -31,15 +31,26 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 pub(super) struct Bringing {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    runs: Arc<AtomicBool>,
 }
 
 impl Bringing {
-    /// This thread does, until it sees the sign to stop.
-    pub(super) fn new(thread: JoinHandle<()>, stop: Arc<AtomicBool>) -> Self {
+    /// This thread does, until it sees the sign to stop; before the sign that the rank runs only those that somebody waits for.
+    pub(super) fn new(
+        thread: JoinHandle<()>,
+        stop: Arc<AtomicBool>,
+        runs: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             thread: Some(thread),
             stop,
+            runs,
         }
+    }
+
+    /// The rank runs.
+    pub(super) fn go(&self) {
+        self.runs.store(true, Ordering::SeqCst);
     }
 }
 
@@ -60,6 +71,8 @@ pub(super) struct Behind<S> {
     pub(super) incoming: Incoming,
     pub(super) source: S,
     pub(super) stop: Arc<AtomicBool>,
+    /// Set when the rank runs. Until then the processor is better used by those who let it.
+    pub(super) runs: Arc<AtomicBool>,
 }
 
 impl<S: Source> Behind<S> {
@@ -67,7 +80,7 @@ impl<S: Source> Behind<S> {
     pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
         let id = self.id;
         doom::reach(Step::Following, control);
-        match self.source.follow(&mut self.incoming) {
+        match self.source.follow(&mut self.incoming, &self.runs) {
             Ok(true) => {
                 drop(self.incoming);
                 // In this order: whatever comes of the second finds the first.

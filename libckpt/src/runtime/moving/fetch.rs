@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::Incoming;
@@ -49,8 +51,8 @@ impl Came {
 
 /// All that there is of a frozen rank, in this process.
 pub(super) struct Fetched {
-    /// The thread that has brought it brings the rest of its pages while it runs.
-    pub(super) is_behind: bool,
+    /// Where the thread that has brought it brings the rest of its pages while it runs: what is to be set when it does.
+    pub(super) runs: Option<Arc<AtomicBool>>,
     pub(super) slot: RestoringSlot,
     pub(super) parcel: Parcel,
     pub(super) files: CameFiles,
@@ -182,6 +184,7 @@ impl<S: Source> Fetch<S> {
         let pages: PageSet = parcel.pages.iter().cloned().collect();
         let rest: PageSet = parcel.rest.iter().cloned().collect();
         let mut behind = None;
+        let runs = Arc::<AtomicBool>::default();
         if let Some(mut incoming) = self.incoming.take() {
             let begun = incoming.expect(&parcel.pages);
             let begun = begun.and_then(|()| self.source.fill_first(&mut incoming));
@@ -204,7 +207,7 @@ impl<S: Source> Fetch<S> {
         let output = parcel.output.map(|output| self.source.output(output));
         let output = output.transpose()?;
         let fetched = Fetched {
-            is_behind: behind.is_some(),
+            runs: behind.is_some().then(|| runs.clone()),
             slot: self.slot,
             parcel,
             files,
@@ -212,6 +215,7 @@ impl<S: Source> Fetch<S> {
             image_bytes: pages.pages() * PAGE_BYTES as u64,
         };
         let behind = behind.map(|incoming| Behind {
+            runs,
             id: self.id,
             rank: self.rank,
             from: self.from,

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use libckpt_rank::incoming::{Incoming, IncomingError};
 use libckpt_rank::restore::RestoringSlot;
@@ -191,11 +192,12 @@ pub(super) trait Source: Send {
     /// They do not come.
     fn fill_first(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError>;
 
-    /// Fills the rest, those first that somebody waits for. False where it is given up.
+    /// Fills the rest, those first that somebody waits for, and none but those before it `runs`. False where it is given up.
     ///
     /// # Errors
     /// They do not come.
-    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError>;
+    fn follow(&mut self, incoming: &mut Incoming, runs: &AtomicBool)
+    -> Result<bool, IncomingError>;
 
     /// Opens the rank's files here.
     ///

@@ -251,15 +251,26 @@ impl Source for Memory {
     }
 
     /// Nothing is to be done at the source: the rank's old memory stays as it is until the move is over.
-    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError> {
+    fn follow(
+        &mut self,
+        incoming: &mut Incoming,
+        runs: &AtomicBool,
+    ) -> Result<bool, IncomingError> {
         let read = &mut |first, into: &mut [u8]| self.read_pages(first, into);
         let mut next = 0;
         while let Some(page) = incoming.next_missing(next) {
             if self.stop.load(Ordering::SeqCst) {
                 return Ok(false);
             }
-            // Who has waited for a page will mostly come to those behind it.
-            let page = incoming.next_fault()?.unwrap_or(page);
+            let page = match incoming.next_fault()? {
+                // Who has waited for a page will mostly come to those behind it.
+                Some(page) => page,
+                None if runs.load(Ordering::SeqCst) => page,
+                None => {
+                    incoming.wait();
+                    continue;
+                }
+            };
             next = incoming.fill_around(page, read)?;
         }
         Ok(true)

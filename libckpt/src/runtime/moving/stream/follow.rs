@@ -124,12 +124,22 @@ impl<S: Read + Write + Expect + Send> Taker<S> {
     }
 
     /// Takes the rest, and asks for what somebody waits for.
-    pub(super) fn take_all(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError> {
+    pub(super) fn take_all(
+        &mut self,
+        incoming: &mut Incoming,
+        runs: &AtomicBool,
+    ) -> Result<(), IncomingError> {
         let mut came = Instant::now();
         loop {
             while let Some(first) = incoming.next_fault()? {
                 let pages = WANTED_PAGES;
                 self.answer(Answer::Want { first, pages }).map_err(told)?;
+            }
+            // The source stops by itself when nothing is taken.
+            if !runs.load(Ordering::SeqCst) && !incoming.is_waited_for() {
+                incoming.wait();
+                came = Instant::now();
+                continue;
             }
             let is_ahead = !self.source.buffer().is_empty();
             let source = self.source.get_ref();

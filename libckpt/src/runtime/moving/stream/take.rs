@@ -156,8 +156,12 @@ impl<S: Read + Write + Expect + Send> Source for Taker<S> {
         self.take_first(incoming)
     }
 
-    fn follow(&mut self, incoming: &mut Incoming) -> Result<bool, IncomingError> {
-        self.take_all(incoming).map(|()| true)
+    fn follow(
+        &mut self,
+        incoming: &mut Incoming,
+        runs: &AtomicBool,
+    ) -> Result<bool, IncomingError> {
+        self.take_all(incoming, runs).map(|()| true)
     }
 
     fn files(&mut self, rank: Rank, files: Files) -> Result<CameFiles, String> {

@@ -483,7 +483,8 @@ fn pages_follow_a_rank_in_the_order_in_which_they_are_needed() {
     incoming.expect(&parcel.pages).unwrap();
     taker.fill_first(&mut incoming).unwrap();
     assert!(!incoming.is_missing(&(0..2)) && incoming.missing() > 2000);
-    let follows = std::thread::spawn(move || taker.follow(&mut incoming).unwrap());
+    let follows =
+        std::thread::spawn(move || taker.follow(&mut incoming, &AtomicBool::new(true)).unwrap());
     // Whoever reads a page waits until it is here.
     for step in 0..500_u64 {
         let number = HEAP_FIRST + step * 7919 % 3010;
@@ -519,7 +520,10 @@ fn a_source_that_goes_away_before_the_last_page_is_noticed() {
     incoming.expect(&parcel.pages).unwrap();
     taker.fill_first(&mut incoming).unwrap();
     drop(giver);
-    let error = taker.follow(&mut incoming).unwrap_err().to_string();
+    let error = taker
+        .follow(&mut incoming, &AtomicBool::new(true))
+        .unwrap_err()
+        .to_string();
     let told = ["broke", "nobody is there"];
     assert!(told.iter().any(|it| error.contains(it)), "{error}");
     assert!(incoming.missing() > 0);
@@ -543,7 +547,9 @@ fn an_end_before_the_last_page_is_no_end() {
         .expect(&[0..1, HEAP_FIRST..HEAP_FIRST + 101])
         .unwrap();
     let mut wrong = |bytes: &[u8]| {
-        let error = taker(bytes).follow(&mut incoming).unwrap_err();
+        let error = taker(bytes)
+            .follow(&mut incoming, &AtomicBool::new(true))
+            .unwrap_err();
         error.to_string()
     };
     let error = wrong(&bytes);
