@@ -7,7 +7,7 @@
 //! - A page of the image is filled once, unless its memory was given back before, and then never: whoever gives memory back waits until this thread
 //!   has heard of it, and the kernel fills nothing meanwhile (`EAGAIN`).
 //! - Any other page is zeros.
-//! - Pages that are moved elsewhere in the slot (`mremap`) are waited for first ([`before_move`]); memory that is mapped anew is none of the
+//! - Pages that are moved elsewhere in the slot (`mremap`) are waited for first (`before_move`); memory that is mapped anew is none of the
 //!   userfaultfd's, and is not filled (`ENOENT`).
 //!
 //! Where the slot asks for huge pages, 2 MiB are filled at once: read into a huge page aside, which then goes there as a whole
