@@ -14,7 +14,7 @@ use protocol::migration::{MoveMode, MoveNeeds};
 
 use super::doom::{self, Step};
 use super::line::{Answer, Ear, Heard, Line, Saying, Word};
-use super::memory::ToTarget;
+use super::memory::{self, ToTarget};
 use super::parcel::{Files, Parcel, now_us};
 use super::rounds::Rounding;
 use super::stored::Reading;
@@ -136,8 +136,9 @@ impl Scheduler {
         let mut own = fs::descriptors();
         own.extend(self.output.descriptors());
         let opened = moving.opened.opened(&own);
-        let by_program = opened.into_iter().filter(|it| !it.contains(&moving.store));
-        let by_program: Vec<String> = by_program.collect();
+        // Lines of other moves may be open.
+        let is_own = |it: &String| it.contains(&moving.store) || memory::is_line(it);
+        let by_program: Vec<String> = opened.into_iter().filter(|it| !is_own(it)).collect();
         if !by_program.is_empty() {
             return Err(format!(
                 "{rank} can't be moved: its program has opened files or sockets by itself, which would stay behind: {}; open \

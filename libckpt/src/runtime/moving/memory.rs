@@ -4,11 +4,12 @@
 //! A pair of sockets (socketpair(2)), of which the target takes its end out of the source by number (pidfd_getfd(2)). When one side is
 //! gone, or gives the move up, the other sees the end of the line.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,32 @@ use super::parcel::{Files, PARCEL_BYTES_MAX};
 const PIECE_PAGES: u64 = 1024;
 
 const SCHEME: &str = "fd:";
+
+/// As many lines are remembered, newest last. Of a move before, one may be open as long as the rank's memory stays.
+const LINES_MOST: usize = 256;
+
+/// The sockets of lines, as `/proc/self/fd` has them (proc(5)).
+static LINES: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// Remembers a socket as one of a line.
+fn remember(socket: &impl AsRawFd) {
+    let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+    let Ok(name) = std::fs::read_link(path) else {
+        return;
+    };
+    let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    if lines.len() == LINES_MOST {
+        lines.pop_front();
+    }
+    lines.push_back(name.to_string_lossy().into_owned());
+}
+
+/// Whether a descriptor, as `number (target)`, is one of a line and nothing that the program has opened.
+pub(super) fn is_line(descriptor: &str) -> bool {
+    let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lines = lines.iter();
+    lines.any(|line| descriptor.ends_with(&format!("({line})")))
+}
 
 /// Where something lies in the source's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +92,8 @@ impl ToTarget {
     /// Those of the system.
     pub(super) fn new(ear: Ear) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
+        remember(&ours);
+        remember(&theirs);
         Ok(Self {
             stream: ours,
             theirs: Some(theirs.into()),
@@ -150,6 +179,7 @@ impl Memory {
         let descriptor = source.descriptor(number);
         let descriptor =
             descriptor.map_err(|error| format!("the source can't be reached: {error}"))?;
+        remember(&descriptor);
         Ok(Self {
             words: Frames::on(descriptor.into()),
             source,
@@ -388,5 +418,21 @@ mod tests {
         drop(ours);
         assert!(theirs.hear().unwrap_err().contains("ended"));
         assert!(theirs.answer(Answer::Done).is_err());
+    }
+
+    #[test]
+    fn a_line_is_nothing_that_a_program_has_opened_and_a_socket_of_its_own_is() {
+        let before = libckpt_rank::inspect::descriptors::Descriptors::record();
+        let line = ToTarget::new(Arc::new(|_| ())).unwrap();
+        let (own, _other) = UnixStream::pair().unwrap();
+        let number = own.as_raw_fd();
+        let mut opened = before.opened(&[]);
+        let is_of = |number: RawFd| move |it: &String| it.starts_with(&format!("{number} ("));
+        assert!(opened.iter().any(is_of(line.stream.as_raw_fd())));
+        opened.retain(|it| !is_line(it));
+        assert!(!opened.iter().any(is_of(line.stream.as_raw_fd())));
+        let theirs = line.theirs.as_ref().unwrap().as_raw_fd();
+        assert!(!opened.iter().any(is_of(theirs)));
+        assert!(opened.iter().any(is_of(number)), "{opened:?}");
     }
 }
