@@ -85,6 +85,14 @@ impl<'a> Job<'a> {
         events::read_all(&self.bed.events())
     }
 
+    /// How many events have this name so far.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn count(&self, name: &str) -> Result<usize> {
+        Ok(self.events()?.iter().filter(|event| event.is(name)).count())
+    }
+
     /// What the job printed so far.
     #[must_use]
     pub fn stdout(&self) -> Vec<Line> {

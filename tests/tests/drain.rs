@@ -242,7 +242,7 @@ fn kills_while_processes_are_drained_and_taken_back_cost_restarts_and_no_bits() 
                 {
                     starts += 1;
                     wait_for_go(&mut job, starts)?;
-                    starts = job.events()?.iter().filter(|event| event.is("go")).count();
+                    starts = job.count("go")?;
                 }
             }
             if random.random_bool(0.7) {

@@ -96,11 +96,8 @@ fn killed_at(
     mode: &str,
     to: usize,
 ) -> Result<bool> {
-    let count = |job: &Job<'_>, name: &str| -> Result<usize> {
-        Ok(job.events()?.iter().filter(|event| event.is(name)).count())
-    };
-    let goes = count(job, "go")?;
-    let lost = count(job, "lost")?;
+    let goes = job.count("go")?;
+    let lost = job.count("lost")?;
     // From the checkpoint that the next start begins with on, something is to be done again.
     bed.json("checkpoint", &[])?;
     fs::write(doom, step)?;

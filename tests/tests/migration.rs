@@ -13,7 +13,7 @@ use tests::phase::Target;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
-use tests::wander::{self, BROKEN, MODES, NO_RIGHT, Wandering, may_handle_faults, move_about};
+use tests::wander::{self, NO_RIGHT, Wandering, may_handle_faults, move_about};
 
 /// Ranks that have to move in a test, at least.
 const MOVES_LEAST: usize = 10;
@@ -28,17 +28,6 @@ fn migrate(bed: &Bed, rank: usize, to: usize) -> Result<Outcome> {
     wander::migrate(bed, rank, &to.to_string(), "stop")
 }
 
-/// Ranks move for so long, and so often at least, in all the ways that go wherever memory is shared.
-fn wandering(time: Duration, least: usize) -> Wandering<'static> {
-    Wandering {
-        time,
-        every: None,
-        least,
-        modes: MODES,
-        broken: BROKEN,
-    }
-}
-
 /// A job whose ranks move without pause for four seconds.
 fn journey(kind: Kind, seed: u64) -> Journey<'static> {
     Journey {
@@ -46,7 +35,7 @@ fn journey(kind: Kind, seed: u64) -> Journey<'static> {
         place: Place::Shared,
         size: None,
         work: Duration::from_secs(3),
-        wandering: wandering(Duration::from_secs(4), MOVES_LEAST),
+        wandering: Wandering::without_pause(Duration::from_secs(4), MOVES_LEAST),
         checkpoints: None,
         options: "",
         kills: None,
@@ -89,11 +78,6 @@ fn many_ranks_move_between_few_processes() -> Result<()> {
         checkpoints: Some(Duration::from_millis(100)),
         ..journey(Kind::Storm, 5)
     })
-}
-
-/// How many events of a kind there were so far.
-fn count(job: &Job<'_>, name: &str) -> Result<usize> {
-    Ok(job.events()?.iter().filter(|event| event.is(name)).count())
 }
 
 /// Checkpoints and moves without pause, and a process killed again and again.
@@ -153,9 +137,9 @@ fn killed_during_moves(mode: &str) -> Result<()> {
             victim
         };
         let delay = Duration::from_millis(random.random_range(0..10));
-        let commits = count(&job, "committed")?;
+        let commits = job.count("committed")?;
         job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
-        let begun = count(&job, "moving")?;
+        let begun = job.count("moving")?;
         let outcome = std::thread::scope(|scope| -> Result<Outcome> {
             let mover = scope.spawn(|| wander::migrate(&bed, 2, &to.to_string(), mode));
             // It takes tens of milliseconds, so that the kill comes in the middle of it.
@@ -581,7 +565,7 @@ fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
         let mut job = bed.start(&solver, "--every 50ms")?;
         wait_for_go(&mut job)?;
         let never = AtomicBool::new(false);
-        let wandering = wandering(Duration::from_millis(1200), 4);
+        let wandering = Wandering::without_pause(Duration::from_millis(1200), 4);
         let mut moved = move_about(&bed, &solver, &mut random, wandering, &never)?;
         if kills {
             job.kill(Target::Process(random.random_range(0..3)))?;

@@ -9,25 +9,14 @@ use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE, undisturbed};
-use tests::job::{Job, Outcome};
+use tests::job::Outcome;
 use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::nodes::mpi::Mpi;
 use tests::process;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
-use tests::wander::{BROKEN, MODES, Wandering, migrate, move_about};
-
-/// Ranks move for so long, and so often at least.
-fn wandering(time: Duration, least: usize) -> Wandering<'static> {
-    Wandering {
-        time,
-        every: None,
-        least,
-        modes: MODES,
-        broken: BROKEN,
-    }
-}
+use tests::wander::{Wandering, migrate, move_about};
 
 /// Makes a journey with each MPI, on this node or on so many. One in fifty messages of a storm is longer than 32 KiB, up to 3 MiB.
 fn travel(kind: Kind, nodes: usize, seed: u64, more: impl Fn(&mut Journey<'_>)) -> Result<()> {
@@ -37,7 +26,7 @@ fn travel(kind: Kind, nodes: usize, seed: u64, more: impl Fn(&mut Journey<'_>)) 
             place: Place::Nodes(mpi, nodes),
             size: None,
             work: Duration::from_secs(3),
-            wandering: wandering(Duration::from_secs(4), 10),
+            wandering: Wandering::without_pause(Duration::from_secs(4), 10),
             checkpoints: None,
             options: "",
             kills: None,
@@ -140,14 +129,11 @@ fn a_source_and_a_target_that_are_killed_during_a_move_cost_a_restart_and_no_bit
         job.wait_event("the start", |event| event.is("go"))?;
         let mut broken = 0;
         for (starts, is_source) in (2..).zip([true, false, true, false]) {
-            let count = |job: &Job<'_>, name: &str| -> Result<usize> {
-                Ok(job.events()?.iter().filter(|event| event.is(name)).count())
-            };
-            let commits = count(&job, "committed")?;
+            let commits = job.count("committed")?;
             job.wait_events("a checkpoint", commits + 1, |event| event.is("committed"))?;
             let from = placement(cluster)?[2];
             let to = (from + random.random_range(1..3)) % 3;
-            let begun = count(&job, "moving")?;
+            let begun = job.count("moving")?;
             let delay = Duration::from_millis(random.random_range(0..60));
             let outcome = std::thread::scope(|scope| -> Result<Outcome> {
                 let mover = scope.spawn(|| migrate(cluster, 2, &format!("node{}", to + 1), "stop"));
@@ -234,7 +220,7 @@ fn files_go_with_their_ranks_between_nodes_and_each_line_is_written_once() -> Re
         let mut job = cluster.start_on(&[1, 2, 3], 1, &solver, options)?;
         job.wait_event("the start", |event| event.is("go"))?;
         let never = AtomicBool::new(false);
-        let wandering = wandering(Duration::from_millis(1200), 4);
+        let wandering = Wandering::without_pause(Duration::from_millis(1200), 4);
         let mut moved = move_about(cluster, &solver, &mut random, wandering, &never)?;
         let alive = cluster.solvers(&solver);
         process::send(alive[random.random_range(0..alive.len())], Signal::SIGKILL)?;

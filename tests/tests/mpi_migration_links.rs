@@ -45,11 +45,7 @@ fn cut_during_a_move(
     delay: Duration,
     then: impl FnOnce(&mut Job<'_>) -> Result<()>,
 ) -> Result<Outcome> {
-    let begun = job
-        .events()?
-        .iter()
-        .filter(|event| event.is("moving"))
-        .count();
+    let begun = job.count("moving")?;
     thread::scope(|scope| {
         let mover = scope.spawn(|| migrate(cluster, 2, &format!("node{to}"), mode));
         job.wait_events("the move", begun + 1, |event| event.is("moving"))?;

@@ -82,6 +82,20 @@ pub struct Wandering<'a> {
     pub broken: &'a [&'static str],
 }
 
+impl Wandering<'static> {
+    /// Without pause for so long, and so often at least, in any mode.
+    #[must_use]
+    pub fn without_pause(time: Duration, least: usize) -> Self {
+        Self {
+            time,
+            every: None,
+            least,
+            modes: MODES,
+            broken: BROKEN,
+        }
+    }
+}
+
 /// What became of the moves that were asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

@@ -163,7 +163,7 @@ impl Moving {
         let (tell, control) = (self.tell.clone(), self.control.clone());
         let me = (self.incarnation, id, self.me);
         let take = move || {
-            let taker = match Taker::connect(&address, control.token, me, stopped.clone()) {
+            let taker = match Taker::connect(&address, control.token, me, stopped) {
                 Ok(taker) => taker,
                 Err(reason) => return tell.tell(News::Reached(id, Err(reason))),
             };
