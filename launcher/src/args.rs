@@ -209,8 +209,8 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "PROCESS|NODE")]
     pub to: String,
     /// How its memory gets there: stop (it stands still while it is copied), precopy (it is copied while it runs, and stands
-    /// still for the rest), checkpoint (the target reads its last checkpoint, and it stands still for what has changed since), safepoint (as
-    /// stop, where the solver says so), auto (stop or precopy)
+    /// still for the rest), postcopy (it runs there at once, and its memory follows), checkpoint (the target reads its last checkpoint, and it
+    /// stands still for what has changed since), safepoint (as stop, where the solver says so), auto (stop or precopy)
     #[arg(long, value_name = "MODE", default_value = "stop", value_parser = units::parse_move_mode)]
     pub mode: MoveMode,
     /// Give up when it does not run there after this time, e.g. 10s [default: 60s]
