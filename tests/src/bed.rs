@@ -20,6 +20,9 @@ use crate::solver::Solver;
 /// How long anything may take before the test bed kills it all and reports.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The most processes of a job that a test has on one node.
+const PROCESSES_PER_NODE_MAX: u64 = 8;
+
 const NOBODY: u32 = 65534;
 
 /// What a solver ends with over shared memory when nobody disturbs it.
@@ -296,8 +299,14 @@ impl Bed {
     /// # Errors
     /// When something is left after a moment; names it.
     pub fn check_clean(&self) -> Result<()> {
-        // The last process of a job may take a moment to be unmapped and reaped.
-        process::wait_until_gone(&self.mark, Duration::from_secs(2))?;
+        // The last process of a job may take a moment to be unmapped and reaped. Open MPI's daemon on a node ends after
+        // mpirun, a second for each of the node's processes (odls_base_sigkill_timeout).
+        let daemons = if self.is_entering() {
+            PROCESSES_PER_NODE_MAX
+        } else {
+            0
+        };
+        process::wait_until_gone(&self.mark, Duration::from_secs(2 + daemons))?;
         let left = process::left_in_shared_memory();
         if !left.is_empty() {
             bail!("left in /dev/shm: {}", left.join(", "));

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use protocol::ids::Process;
@@ -119,6 +121,25 @@ impl Launcher {
         self.look();
         self.children.kill_all();
         self.brood.kill();
+    }
+
+    /// Waits for it to end, so long at most. Returns whether it has; it is still to be reaped.
+    #[must_use]
+    pub fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while let Some(pidfd) = self.pidfd() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: the last millisecond is not to be spent with asking.
+            let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
+                Ok(0) if left.is_zero() => return false,
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return true,
+                // What can't be watched is not waited for.
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// If it has ended: how, and what it said last, as a sentence.
@@ -270,10 +291,14 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         launcher.terminate();
+        assert!(launcher.wait(Duration::from_secs(60)));
         assert!(end(&mut launcher).contains("exited with code 7"));
+        assert!(launcher.wait(Duration::ZERO));
 
         let mut launcher = shell("exec sleep 600", PathBuf::new());
+        assert!(!launcher.wait(Duration::from_millis(5)));
         launcher.kill();
+        assert!(launcher.wait(Duration::from_secs(60)));
         assert!(end(&mut launcher).contains("ended by signal 9"));
     }
 }

@@ -374,6 +374,7 @@ impl Job<'_> {
                 self.store.abort(epoch);
             }
         }
+        self.start.see_launcher_out(outcome.end == End::Complete);
         self.teller.tell(&Event::End {
             outcome: outcome.name().to_owned(),
             message: outcome.message(),

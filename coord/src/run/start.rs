@@ -16,6 +16,7 @@ use crate::child::label::{Pipes, Pump};
 use crate::child::launcher::{self, Launcher};
 use crate::child::spawn::{self, OpenFiles, ProgramError};
 use crate::child::table::Children;
+use crate::clock;
 use crate::launch::{Launch, kind};
 use crate::memory;
 use crate::plan::Plan;
@@ -348,6 +349,22 @@ impl Start {
         if let Some(launcher) = &mut self.launcher {
             launcher.terminate();
             self.kill_at = self.kill_at.or(Some(now + launcher::TERM_GRACE));
+        }
+    }
+
+    /// Waits for the launcher to end: what it has on other nodes ends in order while it lives, and a while after it if it is
+    /// killed. If all is well, that happens by itself; if not, it is asked to end, and has as long for it as always.
+    pub(super) fn see_launcher_out(&mut self, all_is_well: bool) {
+        if all_is_well
+            && let Some(launcher) = &self.launcher
+            && launcher.wait(launcher::TERM_GRACE)
+        {
+            return;
+        }
+        self.end_launcher(clock::now());
+        if let (Some(launcher), Some(kill_at)) = (&self.launcher, self.kill_at) {
+            // One that does not end is killed with this start.
+            let _ = launcher.wait(kill_at.saturating_sub(clock::now()));
         }
     }
 
