@@ -126,6 +126,8 @@ fn solve(world: &World, options: &Options) -> Result<(), Failure> {
         let solution = solver.solve(world, number, limits, &mut history, || {
             steps += 1;
             options.pause.take();
+            // Between two iterations this rank may as well be moved; nothing happens if nobody wants it.
+            libckpt::safepoint();
             if options.progress && speaks {
                 println!("step {steps}");
             }

@@ -58,6 +58,7 @@ impl Pause {
             if zero.is_self() {
                 std::thread::sleep(LOOK);
             }
+            libckpt::safepoint();
         }
     }
 }

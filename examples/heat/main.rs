@@ -163,6 +163,8 @@ fn compute(world: &World, options: &Options, times: &mut Times) -> libckpt::Resu
         block.step(world, &mut history, times)?;
         options.pause.take();
         times.step();
+        // Between two steps this rank may as well be moved; nothing happens if nobody wants it.
+        libckpt::safepoint();
         if options.progress && speaks {
             println!("step {step}");
         }

@@ -92,6 +92,7 @@ fn relay(world: &World, options: &Options) -> Result<(), String> {
         history.fold(word);
         lines.write(step, word).map_err(of_output)?;
         options.pause.take();
+        libckpt::safepoint();
         if options.progress && rank == 0 {
             println!("step {step}");
         }

@@ -168,6 +168,8 @@ fn storm(world: &World, options: &Options) -> Result<(), String> {
             println!("step {}", round + 1);
         }
         options.pause.take();
+        // Between two rounds this rank may as well be moved; nothing happens if nobody wants it.
+        libckpt::safepoint();
     }
 
     // Nothing may be left over.

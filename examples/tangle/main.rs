@@ -137,6 +137,7 @@ fn tangle(world: &World, options: &Options) -> libckpt::Result<()> {
         // Another strand comes first in each round.
         strands.rotate_left(1);
         options.pause.take();
+        libckpt::safepoint();
         if options.progress && speaks {
             println!("step {round}");
         }

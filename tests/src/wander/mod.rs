@@ -27,8 +27,15 @@ const AT_AN_END: &[&str] = &[
     "the source can't be reached",
 ];
 
-/// The modes in which ranks are moved.
-pub const MODES: &[&str] = &["stop", "precopy", "postcopy", "checkpoint", "auto"];
+/// The modes in which ranks are moved, of a solver that names safepoints, as all of the examples do.
+pub const MODES: &[&str] = &[
+    "stop",
+    "precopy",
+    "postcopy",
+    "checkpoint",
+    "safepoint",
+    "auto",
+];
 
 /// What is told where a mode takes a right that this user does not have.
 pub const NO_RIGHT: &str = "vm.unprivileged_userfaultfd";
