@@ -30,7 +30,14 @@ use crate::record::Record;
 use crate::tcp::Link;
 use crate::{Effort, jobs};
 
-const MODES: [&str; 5] = ["stop", "precopy", "postcopy", "checkpoint", "auto"];
+const MODES: [&str; 6] = [
+    "stop",
+    "precopy",
+    "postcopy",
+    "checkpoint",
+    "safepoint",
+    "auto",
+];
 
 /// After a move it is waited so long for what its rank tells.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
@@ -56,10 +63,12 @@ struct Case {
     name: String,
     mib: usize,
     rate: u32,
+    /// In these modes.
+    modes: Vec<&'static str>,
 }
 
 impl Case {
-    /// Those that are wanted. `place` is the last part of their names.
+    /// Those that are wanted. `place` is the last part of their names; a mode may be wanted alone, too.
     fn wanted(place: Option<&str>, effort: &Effort) -> Vec<Self> {
         let sizes: &[usize] = if effort.quick {
             &[64]
@@ -74,21 +83,29 @@ impl Case {
                 100 => format!("{mib} MiB, all pages/s{place}"),
                 _ => format!("{mib} MiB, {rate}% of pages/s{place}"),
             };
-            Self { name, mib, rate }
-        });
-        let is_wanted = |case: &Self| {
-            let is_named = |words: &String| {
-                let has = |word: &str| case.name.split([' ', ',']).any(|it| it == word);
-                let mut words = words.split_whitespace().peekable();
-                let names_place = place.is_none_or(|place| {
-                    let mut words = words.clone();
-                    words.any(|word| place.split(' ').any(|it| it == word))
-                });
-                names_place && words.all(has)
+            let is_wanted = |mode: &&str| {
+                let is_named = |words: &String| {
+                    let has = |word: &str| {
+                        let mut name = name.split([' ', ',']).chain([*mode]);
+                        name.any(|it| it == word)
+                    };
+                    let names_place = place.is_none_or(|place| {
+                        let mut words = words.split_whitespace();
+                        words.any(|word| place.split(' ').any(|it| it == word))
+                    });
+                    names_place && words.split_whitespace().all(has)
+                };
+                effort.cases.is_empty() || effort.cases.iter().any(is_named)
             };
-            effort.cases.is_empty() || effort.cases.iter().any(is_named)
-        };
-        named.filter(is_wanted).collect()
+            let modes = MODES.into_iter().filter(is_wanted).collect();
+            Self {
+                name,
+                mib,
+                rate,
+                modes,
+            }
+        });
+        named.filter(|case| !case.modes.is_empty()).collect()
     }
 
     /// The solver of it, which ends when the file is there.
@@ -109,7 +126,7 @@ impl Case {
         let samples = effort.samples.unwrap_or(if effort.quick { 2 } else { 7 });
         let mut records = Vec::new();
         let mut to = 0;
-        for mode in MODES {
+        for &mode in &self.modes {
             let [mut stood, mut pause, mut took, mut rounds, mut other] = [const { Vec::new() }; 5];
             for sample in 0..=samples {
                 if mode == "checkpoint" {

@@ -39,26 +39,32 @@ impl Pause {
         }
     }
 
-    /// Returns once the file is there that the solver may not end without; at once if none is awaited. Rank 0 looks, the others
-    /// wait for its word, so that all of them can be captured meanwhile. Collective.
+    /// Whether the file is there that the solver may not end without; true if none is awaited. Rank 0 looks, the others wait for
+    /// its word, so that all of them can be captured meanwhile. Collective.
+    ///
+    /// # Errors
+    /// Those of a broadcast.
+    pub fn may_end(&self, world: &World) -> Result<bool> {
+        let Some(path) = &self.until else {
+            return Ok(true);
+        };
+        let zero = world.process_at_rank(0);
+        let mut is_there = u8::from(zero.is_self() && path.exists());
+        zero.broadcast_into(&mut is_there)?;
+        if is_there == 0 && zero.is_self() {
+            std::thread::sleep(LOOK);
+        }
+        Ok(is_there != 0)
+    }
+
+    /// Returns once [`Pause::may_end`] is true. Collective.
     ///
     /// # Errors
     /// Those of a broadcast.
     pub fn until_it_may_end(&self, world: &World) -> Result<()> {
-        let Some(path) = &self.until else {
-            return Ok(());
-        };
-        let zero = world.process_at_rank(0);
-        loop {
-            let mut is_there = u8::from(zero.is_self() && path.exists());
-            zero.broadcast_into(&mut is_there)?;
-            if is_there != 0 {
-                return Ok(());
-            }
-            if zero.is_self() {
-                std::thread::sleep(LOOK);
-            }
+        while !self.may_end(world)? {
             libckpt::safepoint();
         }
+        Ok(())
     }
 }

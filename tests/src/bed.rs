@@ -299,8 +299,8 @@ impl Bed {
     /// # Errors
     /// When something is left after a moment; names it.
     pub fn check_clean(&self) -> Result<()> {
-        // The last process of a job may take a moment to be unmapped and reaped. Open MPI's daemon on a node ends after
-        // mpirun, a second for each of the node's processes (odls_base_sigkill_timeout).
+        // The last process of a job may take a moment to be unmapped and reaped. Where a command of the user's starts Open MPI,
+        // its daemon on a node ends after mpirun, a second for each of the node's processes (odls_base_sigkill_timeout).
         let daemons = if self.is_entering() {
             PROCESSES_PER_NODE_MAX
         } else {

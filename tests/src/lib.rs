@@ -5,7 +5,7 @@
 //!
 //! - [`binaries`] finds (or builds) `ckpt` and the examples beside the running test.
 //! - [`bed`] is a place for one job: a directory of its own, a user, and a mark by which every process of the
-//!   job is found again, so that nothing is left behind. [`solver`] and [`matrix`] say what to run there.
+//!   job is found again, so that nothing is left behind. [`solver`] and [`matrix`] say what to run there, [`relay`] what writes files.
 //! - [`job`] starts a job and waits for its end within a hard time limit; [`output`] is what it printed.
 //! - [`events`] reads the event log while it grows; [`phase`] tells which phase of a job a moment fell in.
 //! - [`process`] kills, stops and counts processes.
@@ -27,6 +27,7 @@ pub mod nodes;
 pub mod output;
 pub mod phase;
 pub mod process;
+pub mod relay;
 pub mod skip;
 pub mod slurm;
 

@@ -11,83 +11,27 @@ use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
+use tests::relay::{self, RANKS, Written};
 use tests::solver::Solver;
 use tests::ways::Ways;
 
-const RANKS: usize = 3;
-
-/// Numbers that all ranks read, fewer than they take steps, in a file of the test's own.
-fn input(bed: &Bed) -> Result<PathBuf> {
-    let path = bed.join("numbers");
-    let numbers: Vec<_> = (0..701_u64)
-        .map(|number| (number * number * 7919).to_string())
-        .collect();
-    fs::write(&path, numbers.join("\n") + "\n")?;
-    Ok(path)
-}
+/// Where ranks write to.
+const LINES: &str = "lines";
 
 /// A relay that reads and writes in the bed.
 fn relay(bed: &Bed, write: &str, steps: usize) -> Result<Solver> {
     let arguments = format!("--progress --pause-us 500 --steps {steps} --write {write}");
-    let mut relay = Solver::new("relay", RANKS, &arguments);
-    for (option, path) in [("--input", input(bed)?), ("--output", bed.join("lines"))] {
-        relay.arguments.push(option.to_owned());
-        relay.arguments.push(path.display().to_string());
-    }
-    Ok(relay)
-}
-
-/// What the ranks have written.
-fn written(bed: &Bed) -> Result<Vec<String>> {
-    let read = |rank| {
-        let path = output(bed, rank);
-        fs::read_to_string(&path).with_context(|| path.display().to_string())
-    };
-    (0..RANKS).map(read).collect()
-}
-
-fn output(bed: &Bed, rank: usize) -> PathBuf {
-    bed.join(&format!("lines.{rank}"))
+    relay::relay(bed, &bed.join(LINES), &arguments)
 }
 
 /// What the ranks write when nobody disturbs them, and the result. How they write makes no difference.
-fn undisturbed(steps: usize) -> Result<(Vec<String>, String)> {
-    let bed = Bed::new()?;
-    let relay = relay(&bed, "buffered", steps)?;
-    let result = bed.run(&relay, "--every off")?.expect_code(0)?.result()?;
-    let written = written(&bed)?;
-    for lines in &written {
-        let numbers = lines
-            .lines()
-            .filter_map(|line| line.split(' ').next()?.parse::<usize>().ok());
-        ensure!(numbers.eq(1..=steps), "not the steps in their order");
-    }
-    Ok((written, result))
+fn undisturbed(steps: usize) -> Result<Written> {
+    relay::undisturbed(&format!("--steps {steps}"))
 }
 
 /// The files and the result are as if nothing had happened.
-fn check(bed: &Bed, outcome: &Outcome, expected: &(Vec<String>, String)) -> Result<()> {
-    let found = written(bed)?;
-    for (rank, (found, expected)) in found.iter().zip(&expected.0).enumerate() {
-        let differs = found
-            .lines()
-            .zip(expected.lines())
-            .position(|(a, b)| a != b);
-        ensure!(
-            found == expected,
-            "rank {rank} has written {} lines instead of {}, the first that differs: {differs:?}\n{}",
-            found.lines().count(),
-            expected.lines().count(),
-            outcome.story()
-        );
-    }
-    ensure!(outcome.result()? == expected.1, "{}", outcome.story());
-    let told = outcome.stderr_text();
-    ensure!(
-        !told.contains("opened files"),
-        "the library's own descriptors are reported: {told}"
-    );
-    Ok(())
+fn check(bed: &Bed, outcome: &Outcome, expected: &Written) -> Result<()> {
+    relay::check(&bed.join(LINES), outcome, expected)
 }
 
 /// All these words are in what the job told its user.
@@ -116,7 +60,7 @@ fn outlives_kills(
     write: &str,
     ways: &Ways,
     steps: usize,
-    expected: &(Vec<String>, String),
+    expected: &Written,
     seed: u64,
 ) -> Result<()> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -251,7 +195,7 @@ fn a_file_that_is_missing_or_shorter_refuses_the_restart_and_nothing_is_lost() -
         Ok(())
     };
     // The last rank's, so that others have found theirs.
-    let lines = output(&bed, RANKS - 1);
+    let lines = relay::file(&bed.join(LINES), RANKS - 1);
     away(&lines)?;
     refused(&[
         "rank 2",
@@ -280,7 +224,7 @@ fn a_rank_that_is_lost_with_its_files_ends_the_job_with_the_reason() -> Result<(
     let bed = Bed::new()?;
     let mut job = bed.start(&relay(&bed, "each", 100_000)?, "--every 25ms")?;
     job.wait_events("checkpoints", 2, |event| event.is("committed"))?;
-    fs::rename(output(&bed, 0), bed.join("aside"))?;
+    fs::rename(relay::file(&bed.join(LINES), 0), bed.join("aside"))?;
     // Checkpoints are refused from now on, as they could not be gone on from.
     job.wait_event("a refusal", |event| {
         event.is("aborted")

@@ -5,20 +5,23 @@
 //! debug assertions): it removes the file that names the step, which is how the test knows that it was hit.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::bed::{Bed, PATIENCE, undisturbed};
-use tests::job::Job;
+use tests::job::{Job, Outcome};
 use tests::nodes::cluster::with_each_mpi;
 use tests::nodes::mpi::Mpi;
+use tests::relay;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::{may_handle_faults, migrate};
 
 /// The variable with the file's name.
 const DOOM: &str = "CKPT_TEST_DOOM";
+
+const OPTIONS: &str = "--every 200ms --max-restarts 50";
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +84,12 @@ const BROKEN: &[&str] = &[
     "sent in time",
 ];
 
-/// A rank that is large enough to be copied in rounds.
-fn solver(ranks: usize) -> Solver {
-    let arguments = "--mib-per-rank 16 --changing 0.02 --steps 900 --pause-us 4000 --progress";
-    Solver::new("heat", ranks, arguments)
+/// Ranks that are large enough to be copied in rounds, and write lines.
+const RELAY: &str = "--mib 16 --steps 900 --pause-us 4000 --write each";
+
+/// A relay that writes its lines into the bed.
+fn solver(bed: &Bed) -> Result<Solver> {
+    relay::relay(bed, &bed.join("lines"), RELAY)
 }
 
 /// Moves rank 1 from the process that it is started in to another, and has one of the two end at a step. Gives whether it had moved.
@@ -137,7 +142,7 @@ fn killed_at_each(
     mode: &str,
     steps: &[(&str, Side, Ends)],
     to: usize,
-    expected: &str,
+    check: &dyn Fn(&Outcome) -> Result<()>,
 ) -> Result<()> {
     job.wait_event("the start", |event| event.is("go"))?;
     let begin = Instant::now();
@@ -155,20 +160,25 @@ fn killed_at_each(
         "{}",
         outcome.story()
     );
-    ensure!(outcome.result()? == expected, "{}", outcome.story());
+    check(&outcome)?;
     let verified = bed.json("verify", &[])?;
     ensure!(verified["sound"] == true, "{verified}");
     Ok(())
 }
 
+/// A bed whose processes look for their step in the file that is given.
+fn doomed(bed: Bed) -> (Bed, PathBuf) {
+    let doom = bed.join("doom");
+    let words = vec!["env".to_owned(), format!("{DOOM}={}", doom.display())];
+    (bed.entering(words), doom)
+}
+
 #[test]
 fn a_source_and_a_target_are_killed_at_each_step_of_a_move() -> Result<()> {
-    let solver = solver(3);
-    let expected = undisturbed(&solver)?;
+    let expected = relay::undisturbed(RELAY)?;
     for mode in ["stop", "precopy", "postcopy", "checkpoint"] {
         let mut steps = STEPS.to_vec();
         match mode {
-            "stop" => steps.extend(GIVEN_UP),
             "precopy" => steps.extend(ROUNDS),
             "postcopy" if !may_handle_faults() => {
                 skip(
@@ -181,18 +191,31 @@ fn a_source_and_a_target_are_killed_at_each_step_of_a_move() -> Result<()> {
             _ => {}
         }
         let bed = Bed::new()?;
-        let doom = bed.join("doom");
-        let bed = bed.entering(vec!["env".to_owned(), format!("{DOOM}={}", doom.display())]);
-        let job = bed.start(&solver, "--every 200ms --max-restarts 50")?;
-        killed_at_each(&bed, job, &doom, mode, &steps, 2, &expected)?;
+        let (bed, doom) = doomed(bed);
+        let job = bed.start(&solver(&bed)?, OPTIONS)?;
+        let check = |outcome: &Outcome| relay::check(&bed.join("lines"), outcome, &expected);
+        killed_at_each(&bed, job, &doom, mode, &steps, 2, &check)?;
     }
     Ok(())
 }
 
 #[test]
-fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Result<()> {
-    let solver = solver(3);
+fn a_source_and_a_target_are_killed_when_a_move_is_given_up() -> Result<()> {
+    // One that names no safepoint.
+    let solver = Solver::new("pinned", 3, "nothing 300 10");
     let expected = undisturbed(&solver)?;
+    let (bed, doom) = doomed(Bed::new()?);
+    let job = bed.start(&solver, OPTIONS)?;
+    let check = |outcome: &Outcome| {
+        ensure!(outcome.result()? == expected, "{}", outcome.story());
+        Ok(())
+    };
+    killed_at_each(&bed, job, &doom, "stop", GIVEN_UP, 2, &check)
+}
+
+#[test]
+fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Result<()> {
+    let expected = relay::undisturbed(RELAY)?;
     let most_important = |step: &&(&str, Side, Ends)| {
         let names = [
             "Line",
@@ -206,8 +229,16 @@ fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Resul
         names.contains(&step.0)
     };
     let steps: Vec<_> = STEPS.iter().filter(most_important).copied().collect();
-    let behind: Vec<_> = steps[3..].iter().chain(FOLLOWING).copied().collect();
-    for (mode, steps) in [("stop", steps), ("postcopy", behind)] {
+    let first: Vec<_> = steps[..3].iter().chain(ROUNDS).copied().collect();
+    let last = steps[2..].to_vec();
+    let behind: Vec<_> = last.iter().chain(FOLLOWING).copied().collect();
+    let all = [
+        ("stop", steps),
+        ("precopy", first),
+        ("checkpoint", last),
+        ("postcopy", behind),
+    ];
+    for (mode, steps) in all {
         if mode == "postcopy" && !may_handle_faults() {
             skip(
                 "kills during a postcopy between nodes",
@@ -218,15 +249,17 @@ fn a_source_and_a_target_on_other_nodes_are_killed_at_steps_of_a_move() -> Resul
         with_each_mpi("moves that are killed", 3, |cluster, mpi| {
             let hosts = cluster.nodes().hostfile(&[1, 2, 3], 1)?;
             let hosts = hosts.display().to_string();
-            let mut options = vec!["--hostfile", &hosts, "--every", "200ms"];
-            options.extend(["--max-restarts", "50"]);
+            let mut options = vec!["--hostfile", &hosts];
+            options.extend(OPTIONS.split(' '));
             if mpi == Mpi::OpenMpi {
                 options.extend(["--launch-args", "-x CKPT_TEST_DOOM"]);
             }
             let doom = cluster.join("doom");
             let words = ["env".to_owned(), format!("{DOOM}={}", doom.display())];
-            let job = cluster.start_under(&words, &solver, &options)?;
-            killed_at_each(cluster, job, &doom, mode, &steps, 2, &expected)
+            let job = cluster.start_under(&words, &solver(cluster)?, &options)?;
+            let check =
+                |outcome: &Outcome| relay::check(&cluster.join("lines"), outcome, &expected);
+            killed_at_each(cluster, job, &doom, mode, &steps, 2, &check)
         })?;
     }
     Ok(())

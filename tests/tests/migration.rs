@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use tests::bed::{Bed, PATIENCE, undisturbed};
 use tests::job::{Job, Outcome};
 use tests::phase::Target;
+use tests::relay;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
@@ -527,38 +528,18 @@ fn gone_on_from(mode: &str) -> Result<()> {
 
 /// A relay of which each rank writes lines, in a way of its own.
 fn relay(bed: &Bed, write: &str) -> Result<Solver> {
-    let input = bed.join("numbers");
-    let numbers: Vec<_> = (0..701_u64)
-        .map(|number| (number * 7919).to_string())
-        .collect();
-    fs::write(&input, numbers.join("\n") + "\n")?;
     let arguments = format!("--pause-us 1500 --steps 1500 --write {write}");
-    let mut relay = Solver::new("relay", 3, &arguments);
-    for (option, path) in [("--input", input), ("--output", bed.join("lines"))] {
-        relay.arguments.push(option.to_owned());
-        relay.arguments.push(path.display().to_string());
-    }
-    Ok(relay)
-}
-
-fn lines_of(bed: &Bed) -> Result<Vec<String>> {
-    let read = |rank| {
-        let path = bed.join(&format!("lines.{rank}"));
-        fs::read_to_string(&path).with_context(|| path.display().to_string())
-    };
-    (0..3).map(read).collect()
+    relay::relay(bed, &bed.join("lines"), &arguments)
 }
 
 #[test]
 fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
+    let expected = relay::undisturbed("--steps 1500")?;
     for (seed, write, kills) in [
         (31, "buffered", false),
         (32, "each", true),
         (33, "reopened", true),
     ] {
-        let calm = Bed::new()?;
-        let solver = relay(&calm, write)?;
-        let expected = calm.run(&solver, "--every off")?.expect_code(0)?.result()?;
         let bed = Bed::new()?;
         let solver = relay(&bed, write)?;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -574,18 +555,7 @@ fn files_go_with_their_ranks_and_each_line_is_written_once() -> Result<()> {
         }
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         println!("relay, {write}: seed {seed}, {moved} moves");
-        ensure!(
-            outcome.result()? == expected,
-            "{write}: {}",
-            outcome.story()
-        );
-        for (rank, (found, expected)) in lines_of(&bed)?.iter().zip(lines_of(&calm)?).enumerate() {
-            ensure!(
-                *found == expected,
-                "{write}: lines of rank {rank}\n{}",
-                outcome.story()
-            );
-        }
+        relay::check(&bed.join("lines"), &outcome, &expected).context(write)?;
     }
     Ok(())
 }

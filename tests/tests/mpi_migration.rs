@@ -1,6 +1,5 @@
 //! Ranks that move over MPI, on one node and between nodes: the same bits as undisturbed, whatever is killed meanwhile.
 
-use std::fs;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tests::job::Outcome;
 use tests::nodes::cluster::{Cluster, with_each_mpi};
 use tests::nodes::mpi::Mpi;
 use tests::process;
+use tests::relay;
 use tests::skip::skip;
 use tests::solver::Solver;
 use tests::wander::journey::{Journey, Kind, Place};
@@ -186,32 +186,12 @@ fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result
 
 /// A relay of which each rank writes lines into a file of its own.
 fn relay(bed: &Bed, lines: &std::path::Path) -> Result<Solver> {
-    let input = bed.join("numbers");
-    let numbers: Vec<_> = (0..701_u64)
-        .map(|number| (number * 7919).to_string())
-        .collect();
-    fs::write(&input, numbers.join("\n") + "\n")?;
-    let mut relay = Solver::new("relay", 3, "--pause-us 1500 --steps 1500 --write each");
-    for (option, path) in [("--input", input), ("--output", lines.to_owned())] {
-        relay.arguments.push(option.to_owned());
-        relay.arguments.push(path.display().to_string());
-    }
-    Ok(relay)
-}
-
-fn lines_of(lines: &std::path::Path) -> Result<Vec<String>> {
-    let read = |rank| {
-        let path = lines.with_extension(format!("{rank}"));
-        fs::read_to_string(&path).with_context(|| path.display().to_string())
-    };
-    (0..3).map(read).collect()
+    relay::relay(bed, lines, "--pause-us 1500 --steps 1500 --write each")
 }
 
 #[test]
 fn files_go_with_their_ranks_between_nodes_and_each_line_is_written_once() -> Result<()> {
-    let calm = Bed::new()?;
-    let solver = relay(&calm, &calm.join("lines"))?;
-    let expected = calm.run(&solver, "--every off")?.expect_code(0)?.result()?;
+    let expected = relay::undisturbed("--steps 1500")?;
     with_each_mpi("files between nodes", 3, |cluster, mpi| {
         let lines = cluster.join("lines");
         let solver = relay(cluster, &lines)?;
@@ -228,13 +208,7 @@ fn files_go_with_their_ranks_between_nodes_and_each_line_is_written_once() -> Re
         moved += move_about(cluster, &solver, &mut random, wandering, &never)?;
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         println!("relay with {mpi}: {moved} moves");
-        ensure!(outcome.result()? == expected, "{}", outcome.story());
-        ensure!(
-            lines_of(&lines)? == lines_of(&calm.join("lines"))?,
-            "lines are missing or doubled\n{}",
-            outcome.story()
-        );
-        Ok(())
+        relay::check(&lines, &outcome, &expected)
     })
 }
 

@@ -50,6 +50,7 @@ fn main(world: World) -> Result<(), String> {
     loop {
         std::thread::sleep(TURN);
         libckpt::yield_now();
+        libckpt::safepoint();
         if let Some(pause) = last
             .elapsed()
             .checked_sub(TURN)
