@@ -61,6 +61,20 @@ impl Regions {
             end_guard: end..layout.slot_bytes(),
         }
     }
+
+    /// The parts that an image may hold pages of, by offset: the header, and the stack with the heap behind it.
+    pub fn of_images(&self) -> [Range<u64>; 2] {
+        [0..HEADER_BYTES, self.stack.start..self.heap.end]
+    }
+
+    /// The offsets of a run of pages (counted from the slot's start), if an image may hold all of them. A run may cross from the
+    /// stack into the heap. `None` for one whose end is before its start, too.
+    pub fn image_bytes(&self, pages: &Range<u64>) -> Option<Range<u64>> {
+        let start = pages.start.checked_mul(PAGE_BYTES as u64)?;
+        let end = pages.end.checked_mul(PAGE_BYTES as u64)?;
+        let fits = |part: &Range<u64>| part.start <= start && end <= part.end;
+        (start <= end && self.of_images().iter().any(fits)).then_some(start..end)
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +106,41 @@ mod tests {
             (1 << 30, STACK_BYTES_MIN + 4096),
         ] {
             assert_regions_fill_the_slot(&SlotLayout::new(1, slot_bytes, stack_bytes).unwrap());
+        }
+    }
+
+    #[test]
+    fn images_hold_pages_of_header_stack_and_heap_and_no_others() {
+        let layout = SlotLayout::new(1, SLOT_BYTES_MIN, STACK_BYTES_MIN + 4096).unwrap();
+        let regions = Regions::of(&layout);
+        let page = |offset: u64| offset / PAGE_BYTES as u64;
+        let (header_end, stack) = (page(HEADER_BYTES), page(regions.stack.start));
+        let (heap, heap_end) = (page(regions.heap.start), page(regions.heap.end));
+        for pages in [
+            0..header_end,
+            stack..heap_end,
+            heap - 2..heap + 1,
+            heap_end..heap_end,
+        ] {
+            let bytes = pages.start * PAGE_BYTES as u64..pages.end * PAGE_BYTES as u64;
+            assert_eq!(regions.image_bytes(&pages), Some(bytes));
+        }
+        let backwards = Range {
+            start: heap + 1,
+            end: heap,
+        };
+        for pages in [
+            header_end - 1..header_end + 1,
+            header_end..stack,
+            0..heap,
+            stack - 1..stack,
+            heap_end - 1..heap_end + 1,
+            backwards,
+            u64::MAX - 1..u64::MAX,
+            // Its end is 2^64 bytes and one page.
+            0..(1 << 52) + 1,
+        ] {
+            assert_eq!(regions.image_bytes(&pages), None, "{pages:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::context::in_process;
 use crate::header::{self, SlotHeader, State};
 use crate::heap::Heap;
 use crate::hosted;
-use crate::layout::{HEADER_BYTES, PAGE_BYTES, Regions};
+use crate::layout::{PAGE_BYTES, Regions};
 use crate::slot::{Mapping, Slot, SlotError};
 
 /// Why an image can't be restored.
@@ -252,26 +252,15 @@ impl RestoringSlot {
         Ok(slot)
     }
 
-    /// The offsets of a run of pages, if images hold them. A run may cross from the stack into the heap.
+    /// The offsets of a run of pages, if images hold them.
     fn byte_range(&self, first: u64, count: usize) -> Result<Range<u64>, RestoreError> {
-        let header = 0..HEADER_BYTES;
-        let memory = self.regions.stack.start..self.regions.heap.end;
-        let start = first.checked_mul(PAGE_BYTES as u64);
-        let range = start.and_then(|start| {
-            let bytes = (count as u64).checked_mul(PAGE_BYTES as u64)?;
-            Some(start..start.checked_add(bytes)?)
-        });
-        range
-            .filter(|range| {
-                [&header, &memory]
-                    .into_iter()
-                    .any(|region| region.start <= range.start && range.end <= region.end)
-            })
-            .ok_or(RestoreError::OutOfRange {
-                rank: self.rank,
-                first,
-                last: first.saturating_add((count as u64).saturating_sub(1)),
-            })
+        let end = first.checked_add(count as u64);
+        let range = end.and_then(|end| self.regions.image_bytes(&(first..end)));
+        range.ok_or(RestoreError::OutOfRange {
+            rank: self.rank,
+            first,
+            last: first.saturating_add((count as u64).saturating_sub(1)),
+        })
     }
 
     /// Takes a page for good.

@@ -32,7 +32,7 @@ pub use self::pages::Pages;
 use self::staging::Staging;
 use crate::heap;
 use crate::hosted;
-use crate::layout::{HEADER_BYTES, PAGE_BYTES};
+use crate::layout::{PAGE_BYTES, Regions};
 use crate::restore::RestoringSlot;
 use crate::uffd::{Message, Uffd};
 
@@ -111,9 +111,10 @@ pub struct Incoming {
     rank: Rank,
     /// First address of the slot.
     base: usize,
+    regions: Regions,
     uffd: Uffd,
     /// Under the userfaultfd, by address.
-    registered: Vec<Range<usize>>,
+    registered: [Range<usize>; 2],
     /// Units of huge pages, by number of their first page.
     huge: Range<u64>,
     /// Where the stack's pages are.
@@ -141,10 +142,7 @@ impl Incoming {
         let (uffd, takes_over) = opened?;
         let (base, regions) = (slot.base(), slot.regions());
         let at = |offset: u64| base + offset as usize;
-        let registered = vec![
-            base..at(HEADER_BYTES),
-            at(regions.stack.start)..at(regions.heap.end),
-        ];
+        let registered = regions.of_images().map(|part| at(part.start)..at(part.end));
         for range in &registered {
             uffd.register_missing(range)?;
         }
@@ -157,6 +155,7 @@ impl Incoming {
         Ok(Self {
             rank: slot.rank(),
             base,
+            regions: regions.clone(),
             uffd,
             registered,
             huge: page(parts.huge.start)..page(parts.huge.end) / UNIT_PAGES * UNIT_PAGES,
@@ -177,17 +176,7 @@ impl Incoming {
     /// [`IncomingError::OutOfRange`], [`IncomingError::NoHeader`].
     pub fn expect(&mut self, image: &[Range<u64>]) -> Result<(), IncomingError> {
         for range in image {
-            let start = range.start.checked_mul(PAGE_BYTES as u64);
-            let end = range.end.checked_mul(PAGE_BYTES as u64);
-            let bytes = start.zip(end).and_then(|(start, end)| {
-                let base = self.base as u64;
-                Some(base.checked_add(start)?..base.checked_add(end)?)
-            });
-            let fits = |bytes: &Range<u64>| {
-                (self.registered.iter())
-                    .any(|it| it.start as u64 <= bytes.start && bytes.end <= it.end as u64)
-            };
-            if !bytes.is_some_and(|bytes| bytes.start <= bytes.end && fits(&bytes)) {
+            if self.regions.image_bytes(range).is_none() {
                 return Err(IncomingError::OutOfRange {
                     rank: self.rank,
                     first: range.start,
