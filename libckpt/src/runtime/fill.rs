@@ -1,14 +1,14 @@
 //! From a rank's image in the store to its slot: its chunks are checked and decompressed straight into their places, by several
 //! threads of the library.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use libckpt_rank::library_thread;
 use libckpt_rank::restore::RestoringSlot;
 use store::{RankImage, Scratch};
 
 use super::pipeline::Digest;
+use super::threads::{Work, do_together};
 
 /// One waits for the disk while the other decompresses.
 pub(super) const THREADS_PER_PROCESSOR: usize = 2;
@@ -16,12 +16,10 @@ pub(super) const THREADS_PER_PROCESSOR: usize = 2;
 /// Chunks that a thread takes at once; it reads them together where they follow each other.
 const CHUNKS_AT_ONCE: usize = 8;
 
-/// A rank's image and the slot that it is put into, by any number of threads.
+/// A rank's image and the slot that it is put into.
 pub(super) struct Filling {
     file: RankImage,
     slot: RestoringSlot,
-    /// The chunk that nobody has taken.
-    next: AtomicUsize,
     digests: Option<Mutex<Vec<(u64, Digest)>>>,
     /// Set where the image is not wanted after all.
     stop: Arc<AtomicBool>,
@@ -40,23 +38,7 @@ pub(super) struct Filled {
 /// # Errors
 /// A chunk can't be read or is damaged, a page is none of the rank's memory, or it was stopped.
 pub(super) fn fill(filling: Filling, threads: usize, name: &str) -> Result<Filled, String> {
-    let filling = Arc::new(filling);
-    // Fewer threads will do as well.
-    let helpers: Vec<_> = (1..threads)
-        .map_while(|_| {
-            let filling = filling.clone();
-            library_thread(name, move || filling.place_chunks()).ok()
-        })
-        .collect();
-    let mut placed = filling.place_chunks();
-    for helper in helpers {
-        let by_helper = helper
-            .join()
-            .unwrap_or_else(|_| Err("a thread that read it panicked".to_owned()));
-        placed = placed.and(by_helper);
-    }
-    placed?;
-    let filling = Arc::into_inner(filling).ok_or("a thread still reads it")?;
+    let filling = do_together(filling, threads, name)?;
     Ok(Filled {
         file: filling.file,
         slot: filling.slot,
@@ -72,7 +54,6 @@ impl Filling {
         Self {
             file,
             slot,
-            next: AtomicUsize::new(0),
             digests: digests.then(Mutex::default),
             stop: Arc::default(),
         }
@@ -82,29 +63,6 @@ impl Filling {
     pub(super) fn until(mut self, stop: Arc<AtomicBool>) -> Self {
         self.stop = stop;
         self
-    }
-
-    /// Takes chunks and puts them into place until there are none.
-    fn place_chunks(&self) -> Result<(), String> {
-        let mut scratch = Scratch::default();
-        loop {
-            let first = self.next.fetch_add(CHUNKS_AT_ONCE, Ordering::Relaxed);
-            let end = (first + CHUNKS_AT_ONCE).min(self.file.part_count());
-            if first >= end {
-                return Ok(());
-            }
-            if self.stop.load(Ordering::SeqCst) {
-                return Err("it was given up".to_owned());
-            }
-            let mut next = first;
-            while next < end {
-                let together = self.file.read_together(next..end, &mut scratch).max(1);
-                for chunk in next..next + together {
-                    self.place(chunk, &mut scratch)?;
-                }
-                next += together;
-            }
-        }
     }
 
     fn place(&self, chunk: usize, scratch: &mut Scratch) -> Result<(), String> {
@@ -142,6 +100,32 @@ impl Filling {
         // A list is whole at any moment.
         let mut all = digests.lock().unwrap_or_else(PoisonError::into_inner);
         all.append(&mut found);
+        Ok(())
+    }
+}
+
+impl Work for Filling {
+    type Scratch = Scratch;
+
+    fn pieces(&self) -> usize {
+        self.file.part_count().div_ceil(CHUNKS_AT_ONCE)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Puts some chunks that follow each other into place.
+    fn do_piece(&self, piece: usize, scratch: &mut Scratch) -> Result<(), String> {
+        let mut next = piece * CHUNKS_AT_ONCE;
+        let end = (next + CHUNKS_AT_ONCE).min(self.file.part_count());
+        while next < end {
+            let together = self.file.read_together(next..end, scratch).max(1);
+            for chunk in next..next + together {
+                self.place(chunk, scratch)?;
+            }
+            next += together;
+        }
         Ok(())
     }
 }

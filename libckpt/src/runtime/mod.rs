@@ -8,6 +8,7 @@
 //! - `restore`: images and tables out of a checkpoint.
 //! - `schedule`: the loop that runs the ranks.
 //! - `snapshot`: the cut, and storing what it captured.
+//! - `threads`: work that several threads do together, piece by piece.
 //! - `ending`: how a rank ends.
 //! - `output`: whose output a line is.
 
@@ -23,6 +24,7 @@ mod processors;
 mod restore;
 mod schedule;
 mod snapshot;
+mod threads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -11,7 +11,7 @@ use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::fetch::CameFiles;
 use super::line::{Answer, Ear, Frames, Heard, Saying, Source, Word, say};
 use super::parcel::{Files, PARCEL_BYTES_MAX};
+use crate::runtime::threads::{Work, do_together};
 
 /// Pages that a thread copies at once.
 const PIECE_PAGES: u64 = 1024;
@@ -242,35 +243,15 @@ impl Source for Memory {
             .map(|range| range.end.saturating_sub(range.start))
             .sum();
         let threads = usize::try_from(count / PIECE_PAGES).unwrap_or(usize::MAX);
-        let copying = Arc::new(Copying {
+        let copying = Copying {
             pieces: pieces(pages),
-            next: AtomicUsize::new(0),
-            failed: Mutex::new(None),
             slot,
             source: self.source,
             address: self.address,
             stop: self.stop.clone(),
-        });
-        let mut helpers = Vec::new();
-        for _ in 1..self.threads.min(threads) {
-            let copying = copying.clone();
-            // Fewer threads will do as well.
-            if let Ok(helper) = library_thread("ckpt-move", move || copying.copy()) {
-                helpers.push(helper);
-            }
-        }
-        copying.copy();
-        for helper in helpers {
-            helper
-                .join()
-                .map_err(|_| "a thread that copied it panicked".to_owned())?;
-        }
-        let copying = Arc::into_inner(copying).ok_or("a thread still copies it")?;
-        let failed = copying.failed.into_inner();
-        match failed.unwrap_or_else(PoisonError::into_inner) {
-            Some(reason) => Err(reason),
-            None => Ok((copying.slot, PageSet::new())),
-        }
+        };
+        let copied = do_together(copying, self.threads.min(threads), "ckpt-move")?;
+        Ok((copied.slot, PageSet::new()))
     }
 
     fn fill_first(&mut self, incoming: &mut Incoming) -> Result<(), IncomingError> {
@@ -340,46 +321,38 @@ fn pieces(pages: &[Range<u64>]) -> Vec<(u64, u64)> {
     pieces
 }
 
+/// Pages that are copied, and where to.
 struct Copying {
+    /// First pages of pieces, and how many each has.
     pieces: Vec<(u64, u64)>,
-    /// The piece that nobody has taken.
-    next: AtomicUsize,
-    failed: Mutex<Option<String>>,
     slot: RestoringSlot,
     source: OtherProcess,
     address: u64,
     stop: Arc<AtomicBool>,
 }
 
-impl Copying {
-    /// Takes pieces and copies them until there are none.
-    fn copy(&self) {
-        if let Err(reason) = self.try_copy() {
-            self.stop.store(true, Ordering::SeqCst);
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.get_or_insert(reason);
-        }
+impl Work for Copying {
+    type Scratch = ();
+
+    fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
-    fn try_copy(&self) -> Result<(), String> {
-        loop {
-            let taken = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(first, count)) = self.pieces.get(taken) else {
-                return Ok(());
-            };
-            if self.stop.load(Ordering::SeqCst) {
-                return Err("it was given up".to_owned());
-            }
-            let count = usize::try_from(count).map_err(|error| error.to_string())?;
-            let into = self
-                .slot
-                .window(first, count)
-                .map_err(|error| error.to_string())?;
-            let address = self.address + first * PAGE_BYTES as u64;
-            self.source
-                .read(address, into)
-                .map_err(|error| error.to_string())?;
-        }
+    fn is_given_up(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn do_piece(&self, piece: usize, (): &mut ()) -> Result<(), String> {
+        let (first, count) = self.pieces[piece];
+        let count = usize::try_from(count).map_err(|error| error.to_string())?;
+        let into = self
+            .slot
+            .window(first, count)
+            .map_err(|error| error.to_string())?;
+        let address = self.address + first * PAGE_BYTES as u64;
+        self.source
+            .read(address, into)
+            .map_err(|error| error.to_string())
     }
 }
 
