@@ -125,6 +125,23 @@ fn ranges(pages: &BTreeMap<u64, Vec<u8>>) -> Vec<Range<u64>> {
     ranges
 }
 
+/// Reads pages of an image. Others are not to be asked for.
+fn read(pages: &BTreeMap<u64, Vec<u8>>, first: u64, into: &mut [u8]) -> Result<(), String> {
+    for (page, into) in (first..).zip(into.chunks_exact_mut(PAGE_BYTES)) {
+        let bytes = pages.get(&page).ok_or(format!("page {page} is read"))?;
+        into.copy_from_slice(bytes);
+    }
+    Ok(())
+}
+
+/// Fills what is filled before a rank runs.
+fn fill_first(incoming: &mut Incoming, pages: &BTreeMap<u64, Vec<u8>>) {
+    for range in incoming.first() {
+        let read = &mut |first, into: &mut [u8]| read(pages, first, into);
+        incoming.fill_pages(&range, read).unwrap();
+    }
+}
+
 /// The page that is being read, if that takes long.
 static READ: AtomicU64 = AtomicU64::new(0);
 
@@ -136,23 +153,19 @@ fn serve(
     pause_ms: i32,
 ) -> Result<u64, IncomingError> {
     let mut slow = ChaCha8Rng::from_rng(&mut random);
-    let mut read = |first: u64, into: &mut [u8]| {
+    let mut read_slowly = |first: u64, into: &mut [u8]| {
         if slow.random_bool(0.2) {
             // Meanwhile others go on, and may give back what is read.
             READ.store(first, Ordering::Relaxed);
             thread::sleep(Duration::from_micros(slow.random_range(0..2000)));
         }
-        for (page, into) in (first..).zip(into.chunks_exact_mut(PAGE_BYTES)) {
-            let bytes = pages.get(&page).ok_or(format!("page {page} is read"))?;
-            into.copy_from_slice(bytes);
-        }
-        Ok(())
+        read(pages, first, into)
     };
     let (mut waited, mut next) = (0, 0);
     while let Some(page) = incoming.next_missing(next) {
         while let Some(page) = incoming.next_fault()? {
             waited += 1;
-            next = incoming.fill_around(page, &mut read)?;
+            next = incoming.fill_around(page, &mut read_slowly)?;
         }
         if random.random_bool(0.1) {
             // As from a connection: what has been sent comes, wanted or not.
@@ -165,7 +178,7 @@ fn serve(
             incoming.fill(page, &bytes)?;
             next = end;
         } else if incoming.next_missing(page) == Some(page) {
-            next = incoming.fill_around(page, &mut read)?;
+            next = incoming.fill_around(page, &mut read_slowly)?;
         }
         wait(&incoming, random.random_range(0..=pause_ms));
     }
@@ -527,15 +540,7 @@ fn came_lazily(arguments: &[String]) {
     let slot = RestoringSlot::create(layout(1), Rank(0)).unwrap();
     let mut incoming = incoming(&slot);
     incoming.expect(&ranges(&pages)).unwrap();
-    let mut read = |first: u64, into: &mut [u8]| {
-        for (page, into) in (first..).zip(into.chunks_exact_mut(PAGE_BYTES)) {
-            into.copy_from_slice(&pages[&page]);
-        }
-        Ok(())
-    };
-    for range in incoming.first() {
-        incoming.fill_pages(&range, &mut read).unwrap();
-    }
+    fill_first(&mut incoming, &pages);
     let random = ChaCha8Rng::seed_from_u64(arguments[1].parse().unwrap());
     let server = library_thread("serves", move || serve(incoming, &pages, random, 20));
     let mut slot = slot.finish(|_| ()).unwrap();
@@ -562,22 +567,15 @@ fn incomplete(arguments: &[String]) {
     let slot = RestoringSlot::create(layout(1), Rank(0)).unwrap();
     let mut incoming = incoming(&slot);
     incoming.expect(&ranges(&pages)).unwrap();
-    let mut read = |first: u64, into: &mut [u8]| {
-        for (page, into) in (first..).zip(into.chunks_exact_mut(PAGE_BYTES)) {
-            into.copy_from_slice(&pages[&page]);
-        }
-        Ok(())
-    };
-    for range in incoming.first() {
-        incoming.fill_pages(&range, &mut read).unwrap();
-    }
+    fill_first(&mut incoming, &pages);
     assert!(incoming.missing() > 0);
     let slot = slot.finish(|_| ()).unwrap();
     let error = slot.image().unwrap_err();
     assert!(matches!(error, CaptureError::Incoming { rank: Rank(0) }));
     let mut next = 0;
     while let Some(page) = incoming.next_missing(next) {
-        next = incoming.fill_around(page, &mut read).unwrap();
+        let read = &mut |first, into: &mut [u8]| read(&pages, first, into);
+        next = incoming.fill_around(page, read).unwrap();
     }
     drop(incoming);
     let pages_here: u64 = (slot.image().unwrap().iter())
