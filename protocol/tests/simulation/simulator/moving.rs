@@ -8,11 +8,11 @@ use protocol::ids::{Epoch, Move, Process, Rank};
 use protocol::migration::{MoveMode, MoveNeeds, MoveReport, MoverOutput as Output};
 use rand::RngExt;
 
-use super::Checked;
 use super::process::{Context, Control, Hosted, Queued};
 use super::rank::{Address, Packet, RankState};
 use super::store::ImageMap;
 use super::trouble::Slip;
+use super::{Checked, violated};
 
 /// A step of a move that takes time.
 #[derive(Clone, Debug)]
@@ -30,10 +30,20 @@ pub enum Errand {
     },
     /// The frozen rank has come.
     Come(Box<Parcel>),
-    /// The last page has come. The rank may not run yet.
-    Complete(Move),
+    /// The last page is read out of the source's memory. The rank may not run yet.
+    LastPage { id: Move, rank: Rank, from: Process },
     /// The ranks' thread has the time to hear what others of its process have told the coordinator.
     News,
+}
+
+impl Errand {
+    /// How many times longer than others it takes.
+    pub fn length(&self) -> u32 {
+        match self {
+            Self::LastPage { .. } => 8,
+            _ => 1,
+        }
+    }
 }
 
 /// What a thread of the target has told the coordinator by itself, and the machine does not know.
@@ -47,6 +57,7 @@ pub enum News {
 #[derive(Clone, Debug)]
 pub struct Parcel {
     id: Move,
+    from: Process,
     state: RankState,
     mode: MoveMode,
     /// What its cuts have found, with the maps of what they build on; without, the next image is a whole one.
@@ -93,28 +104,57 @@ impl Hosted {
                     self.mover.failed(id, "a checksum differs");
                 } else {
                     // The rest of the pages may be there before the rank runs.
-                    if parcel.mode == MoveMode::Postcopy {
-                        context.errands.push((self.me, Errand::Complete(id)));
+                    let follows = parcel.mode == MoveMode::Postcopy;
+                    if follows {
+                        let (rank, from) = (parcel.state.me, parcel.from);
+                        let last = Errand::LastPage { id, rank, from };
+                        context.errands.push((self.me, last));
                     }
                     let report = MoveReport::Received { id };
                     if context.rng.random_bool(0.5) {
                         self.told.insert(id);
                         self.tell_first(report, News::Come(parcel), context);
                     } else {
-                        self.hear_of(News::Come(parcel));
+                        self.hear_of(News::Come(parcel), context);
+                    }
+                    if follows && context.options.slip == Some(Slip::CompleteTooEarly) {
+                        self.complete(id, context);
                     }
                 }
             }
-            Errand::Complete(id) => {
-                let news = News::Complete(id);
-                match self.told.contains(&id) {
-                    true => self.tell_first(MoveReport::Complete { id }, news, context),
-                    false => self.hear_of(news),
+            Errand::LastPage { id, rank, from } => {
+                if self.following.remove(&id) {
+                    self.read_last_page(rank, from, context)?;
+                }
+                if context.options.slip != Some(Slip::CompleteTooEarly) {
+                    self.complete(id, context);
                 }
             }
-            Errand::News => self.take_news(),
+            Errand::News => self.take_news(context),
         }
         self.settle(context)
+    }
+
+    /// The source is needed until the last page has come from it. Where it is lost, the job goes on from a checkpoint.
+    fn read_last_page(&self, rank: Rank, from: Process, context: &Context) -> Checked {
+        let source = context.others.get(&(self.incarnation, from));
+        let has = |it: &Hosted| it.ranks.contains_key(&rank) || it.ghosts.contains_key(&rank);
+        match source.is_none_or(has) {
+            true => Ok(()),
+            false => violated(format!(
+                "{from} has forgotten {rank}, of which {} has not read all",
+                self.me
+            )),
+        }
+    }
+
+    /// Tells that the last page has come.
+    fn complete(&mut self, id: Move, context: &mut Context) {
+        let news = News::Complete(id);
+        match self.told.contains(&id) {
+            true => self.tell_first(MoveReport::Complete { id }, news, context),
+            false => self.hear_of(news, context),
+        }
     }
 
     /// A thread of the target tells the coordinator by itself, and the machine hears of it later.
@@ -128,13 +168,13 @@ impl Hosted {
     }
 
     /// Tells the machine what has been told to the coordinator.
-    pub(super) fn take_news(&mut self) {
+    pub(super) fn take_news(&mut self, context: &Context) {
         while let Some(news) = self.news.pop_front() {
-            self.hear_of(news);
+            self.hear_of(news, context);
         }
     }
 
-    fn hear_of(&mut self, news: News) {
+    fn hear_of(&mut self, news: News, context: &Context) {
         match news {
             News::Come(parcel) => {
                 let id = parcel.id;
@@ -143,7 +183,9 @@ impl Hosted {
                 }
             }
             News::Complete(id) if self.arrived.contains_key(&id) => {
-                self.complete_before.insert(id);
+                if context.options.slip != Some(Slip::EarlyCompleteForgotten) {
+                    self.complete_before.insert(id);
+                }
             }
             News::Complete(id) => self.mover.complete(id),
         }
@@ -172,6 +214,7 @@ impl Hosted {
         });
         Parcel {
             id,
+            from: self.me,
             state,
             mode,
             base,
@@ -192,7 +235,12 @@ impl Hosted {
                 link.control.push_back(Control::Move(control));
             }
             Output::Examine { id, .. } => context.errands.push((self.me, Errand::Examined(id))),
-            Output::Prepare { id, .. } => context.errands.push((self.me, Errand::Prepared(id))),
+            Output::Prepare { id, mode, .. } => {
+                if mode == MoveMode::Postcopy {
+                    self.following.insert(id);
+                }
+                context.errands.push((self.me, Errand::Prepared(id)));
+            }
             Output::Transfer { id, rank, to, mode } => {
                 let freeze = Errand::Freeze { id, rank, to, mode };
                 context.errands.push((self.me, freeze));
@@ -200,6 +248,7 @@ impl Hosted {
             Output::Resume { rank, .. } => self.resume(rank)?,
             Output::Discard { id, .. } => {
                 self.arrived.remove(&id);
+                self.following.remove(&id);
                 self.complete_before.remove(&id);
             }
             Output::Run { id, rank } => self.run_moved(id, rank, context)?,
@@ -242,7 +291,7 @@ impl Hosted {
 
     fn run_moved(&mut self, id: Move, rank: Rank, context: &mut Context) -> Checked {
         let Some(parcel) = self.arrived.remove(&id) else {
-            return super::violated(format!("{rank} is to run here and has not come"));
+            return violated(format!("{rank} is to run here and has not come"));
         };
         let mut state = parcel.state;
         state.home = Address {

@@ -108,6 +108,8 @@ pub struct Hosted {
     pub(super) arrived: BTreeMap<Move, Parcel>,
     /// Moves of which a thread tells the coordinator, and not the machine, what has come.
     pub(super) told: BTreeSet<Move>,
+    /// Moves whose pages may follow to here, until the last one has been read.
+    pub(super) following: BTreeSet<Move>,
     /// What it has told and the machine does not know.
     pub(super) news: VecDeque<News>,
     /// Ranks that have come to the last page and do not run yet.
@@ -143,6 +145,7 @@ impl Hosted {
             arrived: BTreeMap::new(),
             told: BTreeSet::new(),
             news: VecDeque::new(),
+            following: BTreeSet::new(),
             complete_before: BTreeSet::new(),
             taken_out: BTreeMap::new(),
             draining: Vec::new(),
@@ -224,7 +227,7 @@ impl Hosted {
             // It may be the answer to what a thread has told.
             let hasty = context.options.slip == Some(Slip::NewsTakenLate);
             if matches!(directive, Directive::Move(_)) && !hasty {
-                self.take_news();
+                self.take_news(context);
                 self.settle(context)?;
             }
             self.obey(directive)?;

@@ -47,6 +47,10 @@ pub enum Slip {
     QueuedStayBehind,
     /// A thread of the target has told the coordinator that a rank has come, and the machine hears the answer before it hears that.
     NewsTakenLate,
+    /// The target says that the last page has come when the rank has, so that the source forgets what is still to be read.
+    CompleteTooEarly,
+    /// Nobody tells the target's machine of a last page that came before its rank ran.
+    EarlyCompleteForgotten,
 }
 
 impl Mistake {
@@ -66,6 +70,8 @@ impl Mistake {
             Slip::NotDrained,
             Slip::QueuedStayBehind,
             Slip::NewsTakenLate,
+            Slip::CompleteTooEarly,
+            Slip::EarlyCompleteForgotten,
         ];
         let machines = Fault::ALL.into_iter().map(Self::Machine);
         machines.chain(slips.into_iter().map(Self::Around))

@@ -51,6 +51,20 @@ impl World {
         })
     }
 
+    /// The coordinator has no move under way: so no process has, but one that has not heard what its own threads have told.
+    fn is_over_everywhere(&self) -> Checked {
+        let incarnation = self.command.as_ref().and_then(|it| it.incarnation);
+        let of_it = self.hosted.iter().filter(|it| Some(it.0.0) == incarnation);
+        for ((_, process), hosted) in of_it {
+            if hosted.mover.is_moving() && hosted.news.is_empty() {
+                return violated(format!(
+                    "the last move is over, and {process} has a part in one"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Somebody may want a rank moved.
     pub(super) fn want_moves(&mut self) -> Checked {
         if self.options.moves == 0.0 || !self.rng.random_bool(self.options.moves) {
@@ -130,6 +144,9 @@ impl World {
                 let moves_on = underway.iter().any(|other| other.rank == done.rank);
                 if done.from != done.to && !moves_on && !self.is_run(done.rank, done.to) {
                     return violated(format!("{} was moved and is run by nobody", done.rank));
+                }
+                if underway.is_empty() {
+                    self.is_over_everywhere()?;
                 }
             }
             Err(reason) => {

@@ -469,7 +469,7 @@ impl World {
             self.after(delay, Event::Written(incarnation, process, epoch));
         }
         for (process, errand) in errands {
-            let delay = self.options.move_delay.draw(&mut self.rng);
+            let delay = self.options.move_delay.draw(&mut self.rng) * errand.length();
             self.after(delay, Event::Errand(incarnation, process, errand));
         }
         if self.options.moves > 0.0 {
