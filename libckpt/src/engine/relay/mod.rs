@@ -126,5 +126,4 @@ impl Core {
 }
 
 #[cfg(test)]
-#[path = "relay_tests.rs"]
 mod tests;
