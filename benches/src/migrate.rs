@@ -77,11 +77,11 @@ impl Case {
         };
         let all = sizes.iter().flat_map(|&mib| RATES.map(|rate| (mib, rate)));
         let named = all.map(|(mib, rate)| {
-            let place = place.map_or(String::new(), |place| format!(", {place}"));
+            let there = place.map_or(String::new(), |place| format!(", {place}"));
             let name = match rate {
-                0 => format!("{mib} MiB, idle{place}"),
-                100 => format!("{mib} MiB, all pages/s{place}"),
-                _ => format!("{mib} MiB, {rate}% of pages/s{place}"),
+                0 => format!("{mib} MiB, idle{there}"),
+                100 => format!("{mib} MiB, all pages/s{there}"),
+                _ => format!("{mib} MiB, {rate}% of pages/s{there}"),
             };
             let is_wanted = |mode: &&str| {
                 let is_named = |words: &String| {
