@@ -1,7 +1,7 @@
 //! Half a round trip of a message between two ranks before they have moved, after ten moves of each, when they are where they
 //! were started, and after one more of each, when each is where the other was.
 //!
-//! Jobs of two processes. Ranks change places: one comes to the other's process, and that one goes to the first's. In turn with
+//! Jobs of two processes, on shared memory and over each MPI on this node. Ranks change places: one comes to the other's process, and that one goes to the first's. In turn with
 //! each such job runs one whose ranks stay, looked at in the same three turns: how far its later turns are from its first is what
 //! the machine does by itself. Every figure is the median of the windows of a turn; a ratio is of one job's turns.
 
@@ -9,11 +9,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use tests::bed::{Bed, PATIENCE};
+use tests::binaries::Binaries;
 use tests::job::Job;
+use tests::nodes::cluster::Cluster;
+use tests::nodes::mpi::Mpi;
 use tests::solver::Solver;
 
 use crate::record::Record;
 use crate::{Effort, jobs};
+
+const SOLVER: &str = "bench-latency";
 
 const SIZES: [&str; 2] = ["8B", "64KiB"];
 
@@ -25,13 +30,48 @@ const WARM_UP: usize = 10;
 const CHANGES: [usize; 3] = [0, 10, 1];
 
 pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
-    let folder = jobs::build(&["-p", "benches", "--bins", "-p", "ckpt-launcher"])?;
+    let mut records = Vec::new();
+    for place in [None, Some(Mpi::OpenMpi), Some(Mpi::Mpich)] {
+        let name = place.map_or("shared memory".to_owned(), |mpi| {
+            mpi.to_string().to_lowercase()
+        });
+        let is_named = |words: &String| words.split(' ').all(|word| name.contains(word));
+        if !effort.cases.is_empty() && !effort.cases.iter().any(is_named) {
+            continue;
+        }
+        let missing = |mpi: Mpi| tests::nodes::missing().or_else(|| mpi.missing());
+        if let Some(why) = place.and_then(missing) {
+            eprintln!("SKIPPED {name}: {why}");
+            continue;
+        }
+        records.extend(at(place, &name, effort)?);
+    }
+    Ok(records)
+}
+
+/// Jobs on shared memory, or over an MPI.
+fn at(place: Option<Mpi>, name: &str, effort: &Effort) -> Result<Vec<Record>> {
+    let mut folder = jobs::build(&[
+        "-p",
+        "benches",
+        "-p",
+        "tests",
+        "-p",
+        "ckpt-launcher",
+        "--bins",
+    ])?;
+    if let Some(mpi) = place {
+        folder = jobs::build_with(
+            mpi,
+            &["-p", "benches", "--features", "mpi", "--bin", SOLVER],
+        )?;
+    }
     let samples = effort.samples.unwrap_or(if effort.quick { 3 } else { 15 });
     // By whether ranks move, and size: the figures of each job's turns.
     let mut figures = [(); 2].map(|()| [const { Vec::new() }; SIZES.len()]);
     for _ in 0..samples {
         for (moves, figures) in figures.iter_mut().enumerate() {
-            let of_job = run(&folder, effort, moves == 1)?;
+            let of_job = run(place, &folder, effort, moves == 1)?;
             for (index, figures) in figures.iter_mut().enumerate() {
                 figures.push(of_job.each_ref().map(|turn| turn[index]));
             }
@@ -40,7 +80,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for (moves, figures) in ["ranks that stay", "ranks that move"].iter().zip(&figures) {
         for (size, jobs) in SIZES.iter().zip(figures) {
-            let case = format!("{size}, {moves}");
+            let case = format!("{size}, {name}, {moves}");
             let us = |turn: usize| jobs.iter().map(|job| job[turn]).collect::<Vec<_>>();
             let ratio = |turn: usize| {
                 jobs.iter()
@@ -54,21 +94,40 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
             records.push(Record::new(&case, "elsewhere_ratio", &ratio(2)));
         }
     }
+    effort.note(&records)?;
     Ok(records)
 }
 
+type Turns = [[f64; SIZES.len()]; CHANGES.len()];
+
 /// One job: for each turn the median of each size, in microseconds.
-fn run(folder: &Path, effort: &Effort, moves: bool) -> Result<[[f64; SIZES.len()]; CHANGES.len()]> {
-    let mut bed = Bed::new()?;
-    let mut binaries = bed.binaries().clone();
-    folder.clone_into(&mut binaries.examples);
-    bed = bed.with_binaries(binaries);
-    let end = bed.join("end");
-    let mut solver = Solver::new("bench-latency", 2, "");
-    solver.arguments.push(end.display().to_string());
+fn run(place: Option<Mpi>, folder: &Path, effort: &Effort, moves: bool) -> Result<Turns> {
+    let with_solvers = |binaries: &Binaries| Binaries {
+        examples: folder.to_owned(),
+        ..binaries.clone()
+    };
     let options = format!("--every off {}", effort.launcher);
-    let mut job = bed.start_free(&solver, &options)?;
-    let mut turns = [[0.0; SIZES.len()]; CHANGES.len()];
+    match place {
+        None => {
+            let bed = Bed::new()?;
+            let binaries = with_solvers(bed.binaries());
+            turns(&bed.with_binaries(binaries), &options, moves)
+        }
+        Some(mpi) => {
+            let cluster = Cluster::up(0)?.with_mpirun(mpi)?;
+            let binaries = with_solvers(cluster.binaries());
+            let cluster = cluster.with_binaries(binaries);
+            turns(&cluster, &format!("--launch mpirun {options}"), moves)
+        }
+    }
+}
+
+fn turns(bed: &Bed, options: &str, moves: bool) -> Result<Turns> {
+    let end = bed.join("end");
+    let mut solver = Solver::new(SOLVER, 2, "");
+    solver.arguments.push(end.display().to_string());
+    let mut job = bed.start_free(&solver, options)?;
+    let mut turns = Turns::default();
     let mut at = 0;
     for (turn, changes) in turns.iter_mut().zip(CHANGES) {
         for _ in 0..if moves { changes } else { 0 } {
