@@ -36,6 +36,23 @@ pub fn build_with(mpi: Mpi, arguments: &[&str]) -> Result<PathBuf> {
     Ok(target.join(profile))
 }
 
+/// Builds what jobs of a solver take that is one of the benchmarks' programs, on shared memory or with links by an MPI. Returns the
+/// folder that it is in.
+///
+/// # Errors
+/// When something does not build.
+pub fn build_solver(mpi: Option<Mpi>, solver: &str) -> Result<PathBuf> {
+    let all = ["benches", "tests", "ckpt-launcher"].map(|name| ["-p", name]);
+    let folder = build(&[all.as_flattened(), &["--bins"]].concat())?;
+    let with_mpi = |mpi| {
+        build_with(
+            mpi,
+            &["-p", "benches", "--features", "mpi", "--bin", solver],
+        )
+    };
+    mpi.map_or(Ok(folder), with_mpi)
+}
+
 fn folder() -> Result<PathBuf> {
     let program = std::env::current_exe().context("where is this program?")?;
     let folder = program.parent().context("a program lies in a folder")?;

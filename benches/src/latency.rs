@@ -51,21 +51,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Record>> {
 
 /// Jobs on shared memory, or over an MPI.
 fn at(place: Option<Mpi>, name: &str, effort: &Effort) -> Result<Vec<Record>> {
-    let mut folder = jobs::build(&[
-        "-p",
-        "benches",
-        "-p",
-        "tests",
-        "-p",
-        "ckpt-launcher",
-        "--bins",
-    ])?;
-    if let Some(mpi) = place {
-        folder = jobs::build_with(
-            mpi,
-            &["-p", "benches", "--features", "mpi", "--bin", SOLVER],
-        )?;
-    }
+    let folder = jobs::build_solver(place, SOLVER)?;
     let samples = effort.samples.unwrap_or(if effort.quick { 3 } else { 15 });
     // By whether ranks move, and size: the figures of each job's turns.
     let mut figures = [(); 2].map(|()| [const { Vec::new() }; SIZES.len()]);

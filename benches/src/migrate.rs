@@ -23,21 +23,13 @@ use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
 use tests::process;
 use tests::solver::Solver;
+use tests::wander::MODES;
 
 use crate::checkpoint::while_stopped;
 use crate::pipeline::limits::Copies;
 use crate::record::Record;
 use crate::tcp::Link;
 use crate::{Effort, jobs};
-
-const MODES: [&str; 6] = [
-    "stop",
-    "precopy",
-    "postcopy",
-    "checkpoint",
-    "safepoint",
-    "auto",
-];
 
 /// After a move it is waited so long for what its rank tells.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
@@ -97,7 +89,7 @@ impl Case {
                 };
                 effort.cases.is_empty() || effort.cases.iter().any(is_named)
             };
-            let modes = MODES.into_iter().filter(is_wanted).collect();
+            let modes = MODES.iter().copied().filter(is_wanted).collect();
             Self {
                 name,
                 mib,
@@ -174,7 +166,7 @@ fn memory(effort: &Effort) -> Result<Vec<Record>> {
     if cases.is_empty() {
         return Ok(Vec::new());
     }
-    let folder = jobs::build(&["-p", "benches", "--bins", "-p", "ckpt-launcher"])?;
+    let folder = jobs::build_solver(None, SOLVER)?;
     let mut records = Vec::new();
     for case in cases {
         let mut bed = Bed::new()?;
@@ -208,19 +200,7 @@ fn between_nodes(mpi: Mpi, effort: &Effort) -> Result<Vec<Record>> {
         eprintln!("SKIPPED between nodes over {mpi}: {why}");
         return Ok(Vec::new());
     }
-    jobs::build(&[
-        "-p",
-        "benches",
-        "-p",
-        "tests",
-        "-p",
-        "ckpt-launcher",
-        "--bins",
-    ])?;
-    let folder = jobs::build_with(
-        mpi,
-        &["-p", "benches", "--features", "mpi", "--bin", SOLVER],
-    )?;
+    let folder = jobs::build_solver(Some(mpi), SOLVER)?;
     let mut records = Vec::new();
     for case in cases {
         let cluster = Cluster::up(3)?.with_mpirun(mpi)?;
