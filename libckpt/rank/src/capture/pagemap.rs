@@ -106,6 +106,9 @@ struct Found(Vec<Range<usize>>);
 
 impl Found {
     fn push(&mut self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
         match self.0.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.0.push(range),
@@ -134,6 +137,9 @@ pub(super) fn scan_tracked(
     };
     let scan = Scan {
         flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        inverted: PAGE_IS_PFNZERO,
+        all_of: PAGE_IS_PFNZERO,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         return_mask: PAGE_IS_WRITTEN,
     };
     scan.run(pagemap.as_raw_fd(), range, |range, categories| {
@@ -143,15 +149,28 @@ pub(super) fn scan_tracked(
 }
 
 /// By the ioctl. Where it fails half-way, `found` keeps what it had before.
+///
+/// It is asked for what does not exist: it passes over a page that it does not tell in a quarter of the time, and most exist.
 fn scan(pagemap: RawFd, range: Range<usize>, found: &mut Found) -> io::Result<()> {
     let before = found.0.len();
     let last_end = found.0.last().map(|last| last.end);
     let scan = Scan {
         flags: 0,
-        return_mask: PAGE_IS_PRESENT,
+        inverted: PAGE_IS_PRESENT,
+        all_of: 0,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+        return_mask: PAGE_IS_SWAPPED,
     };
-    let outcome = scan.run(pagemap, range, |range, _| found.push(range));
-    if outcome.is_err() {
+    let mut exists_from = range.start;
+    let outcome = scan.run(pagemap, range.clone(), |absent, categories| {
+        if categories & PAGE_IS_SWAPPED == 0 {
+            found.push(exists_from..absent.start);
+            exists_from = absent.end;
+        }
+    });
+    if outcome.is_ok() {
+        found.push(exists_from..range.end);
+    } else {
         found.0.truncate(before);
         if let (Some(last), Some(end)) = (found.0.last_mut(), last_end) {
             last.end = end;
@@ -160,9 +179,13 @@ fn scan(pagemap: RawFd, range: Range<usize>, found: &mut Found) -> io::Result<()
     outcome
 }
 
-/// A scan for pages that exist and are not the shared page of zeros.
+/// A scan for pages by their categories, each taken for its contrary where it is among the inverted ones: a page has to have all of
+/// some and any of others. See `PAGEMAP_SCAN` in pagemap.rst.
 struct Scan {
     flags: u64,
+    inverted: u64,
+    all_of: u64,
+    any_of: u64,
     return_mask: u64,
 }
 
@@ -185,9 +208,9 @@ impl Scan {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: REGIONS as u64,
                 max_pages: 0,
-                category_inverted: PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_PFNZERO,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                category_inverted: self.inverted,
+                category_mask: self.all_of,
+                category_anyof_mask: self.any_of,
                 return_mask: self.return_mask,
             };
             // SAFETY: the argument and the array that it names live through the call and are as long as told.
@@ -284,6 +307,25 @@ mod tests {
         let mut by_file = Found::default();
         read(pagemap().unwrap(), range.clone(), &mut by_file).unwrap();
         assert_eq!(present(std::slice::from_ref(&range)), by_file.0);
+    }
+
+    #[test]
+    fn huge_pages_and_holes_between_them_are_told_apart() {
+        const HUGE: usize = 512;
+        let range = map(4 * HUGE);
+        // SAFETY: the mapping of this test.
+        unsafe { libc::madvise(range.start as *mut _, range.len(), libc::MADV_HUGEPAGE) };
+        // Some of its pages may be small ones, where no huge one is to be had.
+        let whole = |start: usize| (0..HUGE).for_each(|page| touch(&range, start + page));
+        let first = range.start.next_multiple_of(HUGE * PAGE_BYTES);
+        let first = (first - range.start) / PAGE_BYTES;
+        whole(first);
+        whole(first + 2 * HUGE);
+        let found = present(std::slice::from_ref(&range));
+        let expected = [first..first + HUGE, first + 2 * HUGE..first + 3 * HUGE];
+        assert_eq!(pages(&range, &found), expected);
+        let all = present(&[range.start..range.start, range.clone()]);
+        assert_eq!(pages(&range, &all), expected);
     }
 
     #[test]
