@@ -640,17 +640,16 @@ pub(super) fn scan_tracked(
 ) -> io::Result<()> {
     let before = (existing.len(), written.len());
     for range in live {
-        let scanned = pagemap::scan_tracked(range.clone(), |range, found| {
-            let range = pages(slot, &range);
-            if found.written {
-                written.push(range.clone());
+        match pagemap::scan_tracked(range.clone()) {
+            Ok(found) => {
+                existing.extend(found.existing.iter().map(|range| pages(slot, range)));
+                written.extend(found.written.iter().map(|range| pages(slot, range)));
             }
-            existing.push(range);
-        });
-        if let Err(error) = scanned {
-            existing.truncate(before.0);
-            written.truncate(before.1);
-            return Err(error);
+            Err(error) => {
+                existing.truncate(before.0);
+                written.truncate(before.1);
+                return Err(error);
+            }
         }
     }
     Ok(())

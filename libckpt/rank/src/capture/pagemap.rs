@@ -116,35 +116,37 @@ impl Found {
     }
 }
 
-/// What a scan of tracked memory tells about pages that exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TrackedPages {
-    /// They were written since the scan before (or since the range was registered).
-    pub(super) written: bool,
+/// What a scan of tracked memory tells.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Tracked {
+    /// The pages that exist, in order.
+    pub(super) existing: Vec<Range<usize>>,
+    /// Those of them that were written since the scan before, or since the range was registered.
+    pub(super) written: Vec<Range<usize>>,
 }
 
-/// The pages of a tracked range that exist, in order, and whether they were written since the scan before;
-/// all are protected anew. Untouched pages are not told, and count as written once they are.
+/// The pages of a tracked range that exist, and which of them were written since the scan before; these are protected anew, as the
+/// others are. Untouched pages are not told, and count as written once they are. Nobody writes to the range meanwhile.
 ///
 /// # Errors
 /// `EPERM` where part of the range is not tracked: then nothing is known, and it has to be registered anew.
-pub(super) fn scan_tracked(
-    range: Range<usize>,
-    mut each: impl FnMut(Range<usize>, TrackedPages),
-) -> io::Result<()> {
+pub(super) fn scan_tracked(range: Range<usize>) -> io::Result<Tracked> {
     let Some(pagemap) = pagemap() else {
         return Err(io::ErrorKind::Unsupported.into());
     };
+    let (mut existing, mut written) = (Found::default(), Found::default());
+    scan(pagemap.as_raw_fd(), range.clone(), &mut existing)?;
     let scan = Scan {
         flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
         inverted: PAGE_IS_PFNZERO,
-        all_of: PAGE_IS_PFNZERO,
+        all_of: PAGE_IS_PFNZERO | PAGE_IS_WRITTEN,
         any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         return_mask: PAGE_IS_WRITTEN,
     };
-    scan.run(pagemap.as_raw_fd(), range, |range, categories| {
-        let written = categories & PAGE_IS_WRITTEN != 0;
-        each(range, TrackedPages { written });
+    scan.run(pagemap.as_raw_fd(), range, |range, _| written.push(range))?;
+    Ok(Tracked {
+        existing: existing.0,
+        written: written.0,
     })
 }
 

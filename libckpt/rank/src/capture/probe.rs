@@ -20,9 +20,8 @@ pub(super) fn probe(asynchronous: &Uffd) -> io::Result<()> {
 fn probe_tracking(page: &ProbePage) -> io::Result<()> {
     page.write();
     let written = || -> io::Result<bool> {
-        let mut written = false;
-        pagemap::scan_tracked(page.0.clone(), |_, found| written |= found.written)?;
-        Ok(written)
+        let found = pagemap::scan_tracked(page.0.clone())?;
+        Ok(!found.written.is_empty())
     };
     let is = |expected: bool, what: &str| match written() {
         Ok(found) if found == expected => Ok(()),
