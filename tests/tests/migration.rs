@@ -528,7 +528,7 @@ fn gone_on_from(mode: &str) -> Result<()> {
 
 /// A relay of which each rank writes lines, in a way of its own.
 fn relay(bed: &Bed, write: &str) -> Result<Solver> {
-    let arguments = format!("--pause-us 1500 --steps 1500 --write {write}");
+    let arguments = format!("--pause-us 1500 --steps 1500 --write {write} --progress");
     relay::relay(bed, &bed.join("lines"), &arguments)
 }
 
@@ -565,7 +565,8 @@ fn a_file_that_is_gone_refuses_the_move() -> Result<()> {
     let bed = Bed::new()?;
     let solver = relay(&bed, "each")?;
     let mut job = bed.start(&solver, "--every off")?;
-    wait_for_go(&mut job)?;
+    // By then each rank has opened its file.
+    job.wait_lines("a step", 1, |line| line == "step 1")?;
     migrate(&bed, 1, 0)?.expect_code(0)?;
     let (path, aside) = (bed.join("lines.1"), bed.join("aside"));
     fs::rename(&path, &aside)?;

@@ -186,7 +186,7 @@ fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result
 
 /// A relay of which each rank writes lines into a file of its own.
 fn relay(bed: &Bed, lines: &std::path::Path) -> Result<Solver> {
-    relay::relay(bed, lines, "--pause-us 1500 --steps 1500 --write each")
+    relay::relay(bed, lines, "--pause-us 1500 --steps 1500 --write each --progress")
 }
 
 #[test]
@@ -218,7 +218,8 @@ fn a_file_that_the_other_node_does_not_see_refuses_the_move_before_it_starts() -
         let lines = cluster.local("lines");
         let solver = relay(cluster, &lines)?.on(2);
         let mut job = cluster.start_on(&[1, 2], 1, &solver, "--launch mpirun --every off")?;
-        job.wait_event("the start", |event| event.is("go"))?;
+        // By then each rank has opened its file: what is opened after the begin of a move refuses it as well, but later.
+        job.wait_lines("a step", 1, |line| line == "step 1")?;
         let refused = migrate(cluster, 2, "0", "stop")?.expect_code(69)?;
         let reason = refused.stdout_text();
         ensure!(
