@@ -186,7 +186,11 @@ fn a_rank_that_is_tied_to_its_process_is_refused_by_name_and_goes_on() -> Result
 
 /// A relay of which each rank writes lines into a file of its own.
 fn relay(bed: &Bed, lines: &std::path::Path) -> Result<Solver> {
-    relay::relay(bed, lines, "--pause-us 1500 --steps 1500 --write each --progress")
+    relay::relay(
+        bed,
+        lines,
+        "--pause-us 1500 --steps 1500 --write each --progress",
+    )
 }
 
 #[test]
