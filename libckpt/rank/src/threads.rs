@@ -3,7 +3,7 @@
 //! An image holds one stack, the rank's. Any other thread that a program started has a stack that is
 //! not captured, so a capture is refused while one lives (design 3).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::context::{self, in_process};
 
-/// Thread ids of the library's threads, the main thread included.
-static LIBRARY_THREADS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// The library's threads by id, the main thread included. Of one that has done its work, when it was started: until it has ended, which
+/// takes a while where processors are short, it is the library's still, and then its id may be another's.
+static LIBRARY_THREADS: Mutex<BTreeMap<i32, Option<u64>>> = Mutex::new(BTreeMap::new());
 
 /// Between two looks for threads that may be about to end.
 const LOOK_WAIT: Duration = Duration::from_micros(500);
@@ -45,7 +46,8 @@ pub fn library_thread<T: Send + 'static>(
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let _registered = register_library_thread();
+                let mut own = register_library_thread();
+                own.until_it_ends = true;
                 drop(registered);
                 f()
             })?;
@@ -107,8 +109,11 @@ pub fn register_library_thread() -> LibraryThread {
     context::mark_process();
     // SAFETY: gettid has no preconditions.
     let tid = unsafe { libc::gettid() };
-    registered().insert(tid);
-    LibraryThread { tid }
+    registered().insert(tid, None);
+    LibraryThread {
+        tid,
+        until_it_ends: false,
+    }
 }
 
 /// Makes all threads that this process has now the library's own: those that a communication library has started for
@@ -120,7 +125,8 @@ pub fn adopt_threads() -> io::Result<()> {
     let threads = fs::read_dir("/proc/self/task")?;
     for thread in threads {
         let name = thread?.file_name();
-        registered().extend(name.to_str().and_then(|tid| tid.parse::<i32>().ok()));
+        let tid = name.to_str().and_then(|tid| tid.parse().ok());
+        registered().extend(tid.map(|tid| (tid, None)));
     }
     Ok(())
 }
@@ -129,15 +135,24 @@ pub fn adopt_threads() -> io::Result<()> {
 #[derive(Debug)]
 pub struct LibraryThread {
     tid: i32,
+    /// It ends with the guard, and is the library's to the last.
+    until_it_ends: bool,
 }
 
 impl Drop for LibraryThread {
     fn drop(&mut self) {
-        registered().remove(&self.tid);
+        let ending = match self.until_it_ends {
+            true => Stat::of(self.tid),
+            false => None,
+        };
+        match ending {
+            Some(stat) => registered().insert(self.tid, Some(stat.started)),
+            None => registered().remove(&self.tid),
+        };
     }
 }
 
-fn registered() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
+fn registered() -> std::sync::MutexGuard<'static, BTreeMap<i32, Option<u64>>> {
     LIBRARY_THREADS
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -146,52 +161,76 @@ fn registered() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {
 /// The names of all live threads that are not the library's.
 ///
 /// A scope may return a moment before its threads have ended, and a thread of the library starts a
-/// moment before it is registered; so a thread that is found is looked for again, for a tenth of a second.
+/// moment before it is registered; so a thread that is found is looked for again, for a tenth of a second, and as long as
+/// one of the library's is starting.
 pub(crate) fn foreign_threads() -> io::Result<Vec<String>> {
-    let mut found = list_foreign_threads()?;
-    for _ in 1..LOOKS {
-        if found.is_empty() {
-            break;
+    let mut looks = 1;
+    loop {
+        let starting = are_starting();
+        let found = list_foreign_threads()?;
+        if found.is_empty() || looks >= LOOKS && !starting {
+            return Ok(found);
         }
+        looks += 1;
         thread::sleep(LOOK_WAIT);
-        found = list_foreign_threads()?;
     }
-    Ok(found)
 }
 
 fn list_foreign_threads() -> io::Result<Vec<String>> {
+    // Those that have ended are forgotten, before another thread has their ids.
+    registered().retain(|&tid, ending| {
+        ending.is_none_or(|started| Stat::of(tid).is_some_and(|stat| stat.started == started))
+    });
     let mut names = Vec::new();
     for entry in fs::read_dir("/proc/self/task")? {
         let entry = entry?;
         let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()) else {
             continue;
         };
-        if registered().contains(&tid) {
+        if registered().contains_key(&tid) {
             continue;
         }
         // It may end between being listed and being read; then it is no obstacle.
-        if let Ok(stat) = fs::read(entry.path().join("stat")) {
-            let (name, exiting) = name_and_exiting(&String::from_utf8_lossy(&stat));
-            if !exiting {
-                names.push(name);
-            }
+        if let Some(stat) = Stat::of(tid)
+            && !stat.exiting
+        {
+            names.push(stat.name);
         }
     }
     Ok(names)
 }
 
-/// A thread's name, and whether it is on its way out (joined already, maybe), from its `stat` file
-/// (proc_pid_stat(5)): the second field, in parentheses, and the ninth.
-fn name_and_exiting(stat: &str) -> (String, bool) {
-    let name = stat
-        .split_once('(')
-        .and_then(|(_, rest)| rest.rsplit_once(')'));
-    let Some((name, rest)) = name else {
-        return (stat.trim().to_owned(), false);
-    };
-    let flags = rest.split_whitespace().nth(6);
-    let flags: u64 = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0);
-    (name.to_owned(), flags & EXITING != 0)
+/// What the system tells of a thread.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    /// It is on its way out, joined already, maybe.
+    exiting: bool,
+    /// When it was started, in ticks of the system's clock.
+    started: u64,
+}
+
+impl Stat {
+    /// Of a thread of this process; none if there is no such thread.
+    fn of(tid: i32) -> Option<Self> {
+        let stat = fs::read(format!("/proc/self/task/{tid}/stat")).ok()?;
+        Some(Self::read(&String::from_utf8_lossy(&stat)))
+    }
+
+    /// Of its file (proc_pid_stat(5)): the second field, in parentheses, the ninth and the twenty-second.
+    fn read(stat: &str) -> Self {
+        let name = stat
+            .split_once('(')
+            .and_then(|(_, rest)| rest.rsplit_once(')'));
+        let (name, rest) = name.unwrap_or((stat.trim(), ""));
+        let mut fields = rest.split_whitespace().skip(6);
+        let mut number = |skipped| fields.nth(skipped)?.parse::<u64>().ok();
+        Self {
+            name: name.to_owned(),
+            exiting: number(0).unwrap_or(0) & EXITING != 0,
+            started: number(12).unwrap_or(0),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -223,11 +262,61 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_is_the_librarys_until_it_has_ended() {
+        /// What the thread does last of all, after its work.
+        struct Lingers(std::cell::RefCell<Option<mpsc::Receiver<()>>>);
+
+        impl Drop for Lingers {
+            fn drop(&mut self) {
+                if let Some(wait) = self.0.take() {
+                    let _: Result<(), _> = wait.recv();
+                }
+            }
+        }
+
+        thread_local! {
+            static LINGERS: Lingers = const { Lingers(std::cell::RefCell::new(None)) };
+        }
+
+        let (go, wait) = mpsc::channel::<()>();
+        let thread = library_thread("lingers", move || {
+            LINGERS.with(|lingers| *lingers.0.borrow_mut() = Some(wait));
+            // SAFETY: gettid has no preconditions.
+            unsafe { libc::gettid() }
+        });
+        let thread = thread.unwrap();
+        let ending = || registered().values().flatten().next().is_some();
+        while !ending() {
+            thread::yield_now();
+        }
+        for _ in 0..10 {
+            let foreign = list_foreign_threads().unwrap();
+            assert!(!foreign.iter().any(|name| name == "lingers"), "{foreign:?}");
+        }
+        drop(go);
+        let tid = thread.join().unwrap();
+        while Stat::of(tid).is_some() {
+            thread::yield_now();
+        }
+        list_foreign_threads().unwrap();
+        assert!(!registered().contains_key(&tid));
+    }
+
+    #[test]
     fn a_name_may_hold_anything_and_flags_tell_who_is_leaving() {
-        let live = "77 (a) (b) R 1 5875 5534 0 -1 4194368 89 0";
-        assert_eq!(name_and_exiting(live), ("a) (b".to_owned(), false));
-        let leaving = "77 (worker) R 1 5875 5534 0 -1 4194372 89 0";
-        assert_eq!(name_and_exiting(leaving), ("worker".to_owned(), true));
-        assert_eq!(name_and_exiting(""), (String::new(), false));
+        let rest = "1 5875 5534 0 -1 FLAGS 89 0 0 0 3 4 0 0 20 -5 1 0 90210 1234 5";
+        let stat = |name: &str, flags| {
+            let rest = rest.replace("FLAGS", flags);
+            Stat::read(&format!("77 ({name}) R {rest}"))
+        };
+        let expected = |name: &str, exiting| Stat {
+            name: name.to_owned(),
+            exiting,
+            started: 90210,
+        };
+        assert_eq!(stat("a) (b", "4194368"), expected("a) (b", false));
+        assert_eq!(stat("worker", "4194372"), expected("worker", true));
+        let none = Stat::read("");
+        assert_eq!((none.exiting, none.started), (false, 0));
     }
 }
