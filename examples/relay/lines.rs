@@ -49,6 +49,8 @@ impl Lines {
             Way::Each => Self::Each(file),
             Way::Reopened => {
                 drop(file);
+                // From here on the library knows that the rank appends to it, also in a checkpoint before the first line.
+                File::options().append(true).open(path)?;
                 Self::Reopened(path.to_owned())
             }
         })
