@@ -1,15 +1,14 @@
 //! Half a round trip of a message between two ranks before they have moved, after ten moves of each, when they are where they
 //! were started, and after one more of each, when each is where the other was.
 //!
-//! Jobs of two processes, on shared memory and over each MPI on this node. Ranks change places: one comes to the other's process, and that one goes to the first's. In turn with
-//! each such job runs one whose ranks stay, looked at in the same three turns: how far its later turns are from its first is what
+//! Jobs of two processes, on shared memory and over each MPI on this node. Ranks change places: one comes to the other's process,
+//! and that one goes to the first's. In turn with each such job runs one whose ranks stay, looked at in the same three turns: how far its later turns are from its first is what
 //! the machine does by itself. Every figure is the median of the windows of a turn; a ratio is of one job's turns.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use tests::bed::{Bed, PATIENCE};
-use tests::binaries::Binaries;
 use tests::job::Job;
 use tests::nodes::cluster::Cluster;
 use tests::nodes::mpi::Mpi;
@@ -88,20 +87,16 @@ type Turns = [[f64; SIZES.len()]; CHANGES.len()];
 
 /// One job: for each turn the median of each size, in microseconds.
 fn run(place: Option<Mpi>, folder: &Path, effort: &Effort, moves: bool) -> Result<Turns> {
-    let with_solvers = |binaries: &Binaries| Binaries {
-        examples: folder.to_owned(),
-        ..binaries.clone()
-    };
     let options = format!("--every off {}", effort.launcher);
     match place {
         None => {
             let bed = Bed::new()?;
-            let binaries = with_solvers(bed.binaries());
+            let binaries = bed.binaries().with_examples(folder);
             turns(&bed.with_binaries(binaries), &options, moves)
         }
         Some(mpi) => {
             let cluster = Cluster::up(0)?.with_mpirun(mpi)?;
-            let binaries = with_solvers(cluster.binaries());
+            let binaries = cluster.binaries().with_examples(folder);
             let cluster = cluster.with_binaries(binaries);
             turns(&cluster, &format!("--launch mpirun {options}"), moves)
         }

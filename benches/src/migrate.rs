@@ -169,10 +169,9 @@ fn memory(effort: &Effort) -> Result<Vec<Record>> {
     let folder = jobs::build_solver(None, SOLVER)?;
     let mut records = Vec::new();
     for case in cases {
-        let mut bed = Bed::new()?;
-        let mut binaries = bed.binaries().clone();
-        folder.clone_into(&mut binaries.examples);
-        bed = bed.with_binaries(binaries);
+        let bed = Bed::new()?;
+        let binaries = bed.binaries().with_examples(&folder);
+        let bed = bed.with_binaries(binaries);
         let end = bed.join("end");
         let options = format!("--every off {}", effort.launcher);
         let mut job = bed.start_free(&case.solver(&end), &options)?;
@@ -204,8 +203,7 @@ fn between_nodes(mpi: Mpi, effort: &Effort) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for case in cases {
         let cluster = Cluster::up(3)?.with_mpirun(mpi)?;
-        let mut binaries = cluster.binaries().clone();
-        folder.clone_into(&mut binaries.examples);
+        let binaries = cluster.binaries().with_examples(&folder);
         let cluster = cluster.with_binaries(binaries);
         let end = cluster.join("end");
         let hosts = cluster.nodes().hostfile(&NODES, 1)?;

@@ -23,6 +23,15 @@ pub struct Binaries {
 }
 
 impl Binaries {
+    /// The same with the solvers of another folder.
+    #[must_use]
+    pub fn with_examples(&self, folder: &Path) -> Self {
+        Self {
+            examples: folder.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// The programs of the same profile as the running one. The first call of a process builds them.
     ///
     /// # Errors

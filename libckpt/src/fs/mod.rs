@@ -40,7 +40,8 @@
 //!   the checkpoint: such data belongs into memory. A file that became shorter after the checkpoint refuses the restart.
 //! - *A file that was opened first after the checkpoint remains as it is*, and is opened again by the rank when it comes
 //!   there. [`File::create`] begins it anew; [`OpenOptions::append`] appends to lines that are there already, and
-//!   [`File::create_new`] finds that it exists. So a log is created, or opened before the first checkpoint.
+//!   [`File::create_new`] finds that it exists. So a log is created, or opened before the first checkpoint. One that is created,
+//!   closed, and opened again for each line is opened for appending once before the next communication call.
 //! - *A file must be found under its path* as long as it is open: what is removed or renamed while it is open refuses
 //!   checkpoints, until it is closed. On several nodes the path must lead to the same file on all of them.
 //! - Only regular files. Pipes, terminals and devices have no offset to go back to; use [`std::fs`] for them.
