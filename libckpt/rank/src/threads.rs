@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::context::{self, in_process};
 
-/// The library's threads by id, the main thread included. Of one that has done its work, when it was started: until it has ended, which
-/// takes a while where processors are short, it is the library's still, and then its id may be another's.
+/// The library's threads by id, the main thread included. Of one that nobody takes back, when it was started: one that
+/// has done its work (until it has ended, which takes a while where processors are short, it is the library's still) and
+/// one that was adopted. When it has ended its id may be another's.
 static LIBRARY_THREADS: Mutex<BTreeMap<i32, Option<u64>>> = Mutex::new(BTreeMap::new());
 
 /// Between two looks for threads that may be about to end.
@@ -122,11 +123,17 @@ pub fn register_library_thread() -> LibraryThread {
 /// # Errors
 /// When the threads can't be listed.
 pub fn adopt_threads() -> io::Result<()> {
-    let threads = fs::read_dir("/proc/self/task")?;
-    for thread in threads {
+    // Held all the while: none that is listed is forgotten before it is put in.
+    let mut registered = registered();
+    for thread in fs::read_dir("/proc/self/task")? {
         let name = thread?.file_name();
-        let tid = name.to_str().and_then(|tid| tid.parse().ok());
-        registered().extend(tid.map(|tid| (tid, None)));
+        let Some(tid) = name.to_str().and_then(|tid| tid.parse().ok()) else {
+            continue;
+        };
+        if let Some(stat) = Stat::of(tid) {
+            // One that is known already is known better.
+            registered.entry(tid).or_insert(Some(stat.started));
+        }
     }
     Ok(())
 }
@@ -237,11 +244,26 @@ impl Stat {
 mod tests {
     use super::*;
 
+    /// Whoever adopts threads adopts those of another test, too.
+    static ADOPTS: Mutex<()> = Mutex::new(());
+
+    fn adopts() -> std::sync::MutexGuard<'static, ()> {
+        ADOPTS
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     #[test]
     fn threads_that_are_there_when_adopted_are_the_librarys() {
-        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let _adopts = adopts();
+        let (go, wait) = mpsc::channel::<()>();
         let name = "not-a-rank's";
-        let waits = move || wait.recv().is_err();
+        let (says, tid) = mpsc::channel();
+        let waits = move || {
+            // SAFETY: gettid has no preconditions.
+            says.send(unsafe { libc::gettid() }).unwrap();
+            wait.recv().is_err()
+        };
         thread::scope(|scope| {
             let thread = thread::Builder::new()
                 .name(name.to_owned())
@@ -259,6 +281,13 @@ mod tests {
             drop(go);
             assert!(thread.join().unwrap());
         });
+        // Until it has ended: then its id may be that of a thread of a rank.
+        let tid = tid.recv().unwrap();
+        while Stat::of(tid).is_some() {
+            thread::yield_now();
+        }
+        list_foreign_threads().unwrap();
+        assert!(!registered().contains_key(&tid));
     }
 
     #[test]
@@ -278,23 +307,29 @@ mod tests {
             static LINGERS: Lingers = const { Lingers(std::cell::RefCell::new(None)) };
         }
 
+        let _adopts = adopts();
         let (go, wait) = mpsc::channel::<()>();
+        let (says, tid) = mpsc::channel();
         let thread = library_thread("lingers", move || {
             LINGERS.with(|lingers| *lingers.0.borrow_mut() = Some(wait));
             // SAFETY: gettid has no preconditions.
-            unsafe { libc::gettid() }
+            says.send(unsafe { libc::gettid() }).unwrap();
         });
         let thread = thread.unwrap();
-        let ending = || registered().values().flatten().next().is_some();
-        while !ending() {
+        let tid = tid.recv().unwrap();
+        let started = || registered().get(&tid).copied();
+        assert!(started().is_some());
+        while started() == Some(None) {
             thread::yield_now();
         }
+        // It has done its work. That it is adopted, too, changes nothing.
+        adopt_threads().unwrap();
         for _ in 0..10 {
             let foreign = list_foreign_threads().unwrap();
             assert!(!foreign.iter().any(|name| name == "lingers"), "{foreign:?}");
         }
         drop(go);
-        let tid = thread.join().unwrap();
+        thread.join().unwrap();
         while Stat::of(tid).is_some() {
             thread::yield_now();
         }
