@@ -96,11 +96,9 @@ pub fn set_urgency(urgency: Urgency) {
         Urgency::Background => 5,
         Urgency::Spare => 10,
     };
+    let thread = own_id().unsigned_abs();
     // SAFETY: no pointers. Lowering the priority is always allowed.
-    unsafe {
-        let thread = libc::gettid();
-        libc::setpriority(libc::PRIO_PROCESS, thread.unsigned_abs(), nice);
-    }
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
 }
 
 /// Makes the calling thread one of the library's, until the guard is dropped. For threads that
@@ -108,8 +106,7 @@ pub fn set_urgency(urgency: Urgency) {
 #[must_use]
 pub fn register_library_thread() -> LibraryThread {
     context::mark_process();
-    // SAFETY: gettid has no preconditions.
-    let tid = unsafe { libc::gettid() };
+    let tid = own_id();
     registered().insert(tid, None);
     LibraryThread {
         tid,
@@ -125,11 +122,7 @@ pub fn register_library_thread() -> LibraryThread {
 pub fn adopt_threads() -> io::Result<()> {
     // Held all the while: none that is listed is forgotten before it is put in.
     let mut registered = registered();
-    for thread in fs::read_dir("/proc/self/task")? {
-        let name = thread?.file_name();
-        let Some(tid) = name.to_str().and_then(|tid| tid.parse().ok()) else {
-            continue;
-        };
+    for tid in thread_ids()? {
         if let Some(stat) = Stat::of(tid) {
             // One that is known already is known better.
             registered.entry(tid).or_insert(Some(stat.started));
@@ -189,11 +182,7 @@ fn list_foreign_threads() -> io::Result<Vec<String>> {
         ending.is_none_or(|started| Stat::of(tid).is_some_and(|stat| stat.started == started))
     });
     let mut names = Vec::new();
-    for entry in fs::read_dir("/proc/self/task")? {
-        let entry = entry?;
-        let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()) else {
-            continue;
-        };
+    for tid in thread_ids()? {
         if registered().contains_key(&tid) {
             continue;
         }
@@ -205,6 +194,26 @@ fn list_foreign_threads() -> io::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// The ids of all threads that this process has.
+fn thread_ids() -> io::Result<Vec<i32>> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir("/proc/self/task")? {
+        ids.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|id| id.parse::<i32>().ok()),
+        );
+    }
+    Ok(ids)
+}
+
+/// The id of the calling thread.
+fn own_id() -> i32 {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::gettid() }
 }
 
 /// What the system tells of a thread.
@@ -253,6 +262,15 @@ mod tests {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// The thread has been told to end.
+    fn ends_and_is_forgotten(tid: i32) {
+        while Stat::of(tid).is_some() {
+            thread::yield_now();
+        }
+        list_foreign_threads().unwrap();
+        assert!(!registered().contains_key(&tid));
+    }
+
     #[test]
     fn threads_that_are_there_when_adopted_are_the_librarys() {
         let _adopts = adopts();
@@ -260,8 +278,7 @@ mod tests {
         let name = "not-a-rank's";
         let (says, tid) = mpsc::channel();
         let waits = move || {
-            // SAFETY: gettid has no preconditions.
-            says.send(unsafe { libc::gettid() }).unwrap();
+            says.send(own_id()).unwrap();
             wait.recv().is_err()
         };
         thread::scope(|scope| {
@@ -282,12 +299,7 @@ mod tests {
             assert!(thread.join().unwrap());
         });
         // Until it has ended: then its id may be that of a thread of a rank.
-        let tid = tid.recv().unwrap();
-        while Stat::of(tid).is_some() {
-            thread::yield_now();
-        }
-        list_foreign_threads().unwrap();
-        assert!(!registered().contains_key(&tid));
+        ends_and_is_forgotten(tid.recv().unwrap());
     }
 
     #[test]
@@ -312,8 +324,7 @@ mod tests {
         let (says, tid) = mpsc::channel();
         let thread = library_thread("lingers", move || {
             LINGERS.with(|lingers| *lingers.0.borrow_mut() = Some(wait));
-            // SAFETY: gettid has no preconditions.
-            says.send(unsafe { libc::gettid() }).unwrap();
+            says.send(own_id()).unwrap();
         });
         let thread = thread.unwrap();
         let tid = tid.recv().unwrap();
@@ -330,11 +341,7 @@ mod tests {
         }
         drop(go);
         thread.join().unwrap();
-        while Stat::of(tid).is_some() {
-            thread::yield_now();
-        }
-        list_foreign_threads().unwrap();
-        assert!(!registered().contains_key(&tid));
+        ends_and_is_forgotten(tid);
     }
 
     #[test]
