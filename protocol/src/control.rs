@@ -10,7 +10,7 @@ use crate::interval::Ground;
 use crate::migration::{MoveDirective, MoveMode, MoveReport, Standing, Step};
 
 /// The version of these messages. A peer with another version is refused.
-pub const CONTROL_VERSION: u32 = 7;
+pub const CONTROL_VERSION: u32 = 8;
 
 /// The largest frame that is accepted, in bytes. A longer length is refused before anything is allocated.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -397,6 +397,14 @@ pub enum Report {
         mode: MoveMode,
         /// How many rounds were copied while it ran.
         rounds: u32,
+    },
+    /// This process can't go on without another one, which has ended or can't be reached. It does nothing more, and waits for its end:
+    /// the coordinator finds out what became of the other.
+    Stranded {
+        /// Which, where it is known.
+        peer: Option<Process>,
+        /// What failed, where, why.
+        reason: String,
     },
 }
 

@@ -200,6 +200,31 @@ fn a_spare_node_takes_the_place_of_one_that_is_cut_off() -> Result<()> {
 }
 
 #[test]
+fn connections_that_break_between_nodes_that_live_cost_a_restart_there() -> Result<()> {
+    let expected = undisturbed(&heat())?;
+    // Open MPI connects again and goes on.
+    let Some(cluster) = Cluster::up_or_skip("broken connections", 3, Mpi::Mpich)? else {
+        return Ok(());
+    };
+    let mut job = cluster.start_on(&[1, 2, 3], 2, &heat(), "--every 200ms")?;
+    wait_committed(&mut job, 1)?;
+    let broken_us = now_us();
+    cluster.nodes().break_connections(2, 3)?;
+    wait_committed(&mut job, 2)?;
+    let outcome = job.wait(PATIENCE)?.expect_code(0)?;
+    print_time("connections broken", Mpi::Mpich, &outcome, broken_us)?;
+    ensure!(outcome.result()? == expected, "{}", outcome.story());
+    // Who noticed is named with what it could not reach, no node is left out, and nobody reads of an internal error.
+    let lost = outcome.events.iter().find(|event| event.is("lost"));
+    let reason = lost.and_then(|event| event.fields["reason"].as_str());
+    let named = reason.is_some_and(|reason| reason.starts_with("can't go on without process "));
+    ensure!(named, "{reason:?}\n{}", outcome.story());
+    ensure!(last_nodes(&outcome)?.len() == 3, "{}", outcome.story());
+    ensure!(!outcome.stderr_text().contains("internal error"));
+    check_store(&cluster)
+}
+
+#[test]
 fn a_node_that_came_back_is_used_again_after_a_later_failure() -> Result<()> {
     let expected = undisturbed(&heat())?;
     with_each_mpi("a node that came back", 3, |cluster, _| {

@@ -8,7 +8,7 @@ use protocol::control::{
 use protocol::coordinator::{Part, RequestId};
 use protocol::ids::Process;
 use protocol::migration::Ask;
-use protocol::recovery::{End, Phase};
+use protocol::recovery::{End, Loss, Phase};
 
 use super::job::Job;
 use super::moves::Trip;
@@ -356,14 +356,20 @@ impl Job<'_> {
                 self.handle_rank_moved(id, trip);
             }
             Report::Warning { text } => self.teller.warn(text),
-            Report::Note { text } => {
-                tracing::info!(%process, %text, "note");
-                self.teller.tell(&Event::Note {
-                    process: process.0,
-                    text,
-                });
+            Report::Note { text } => self.note(process, text),
+            Report::Stranded { peer, reason } => {
+                self.recovery.handle_stranded(now, process, peer, &reason);
+                self.note(process, Loss::Stranded(peer, reason).to_string());
             }
         }
+    }
+
+    fn note(&mut self, process: Process, text: String) {
+        tracing::info!(%process, %text, "note");
+        self.teller.tell(&Event::Note {
+            process: process.0,
+            text,
+        });
     }
 
     /// A process and where it is, for messages.

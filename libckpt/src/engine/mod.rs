@@ -33,28 +33,44 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libckpt_rank::context;
-use libckpt_transport::Transport;
+use libckpt_transport::{Transport, TransportError};
 use protocol::control::LinkCount;
-use protocol::ids::{Epoch, Rank};
+use protocol::ids::{Epoch, Process, Rank};
 
 pub(crate) use self::core::Core;
 pub(crate) use self::ops::*;
 pub use self::ops::{safepoint, wtime, yield_now};
 pub(crate) use self::request::{Envelope, RequestId};
 
-/// Something that must not be. The process ends: going on could corrupt the job.
+/// Why the process can't go on.
 #[derive(Debug)]
-pub(crate) struct Fatal(String);
+pub(crate) enum Fatal {
+    /// Something that must not be. The process ends: going on could corrupt the job.
+    Impossible(String),
+    /// A link failed, as it does when the process at its other end is gone: which, where it is known, and what failed.
+    Link(Option<Process>, String),
+}
 
 impl Fatal {
     pub(crate) fn new(what: impl fmt::Display) -> Self {
-        Self(what.to_string())
+        Self::Impossible(what.to_string())
+    }
+}
+
+impl From<TransportError> for Fatal {
+    fn from(error: TransportError) -> Self {
+        match error {
+            TransportError::Mpi { peer, .. } => Self::Link(peer, error.to_string()),
+            _ => Self::new(error),
+        }
     }
 }
 
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Impossible(what) | Self::Link(_, what) => f.write_str(what),
+        }
     }
 }
 

@@ -390,8 +390,7 @@ impl Engine {
         }
         self.core.numbered.next += 1;
         self.transport
-            .bulk_send(peer, number, BulkFrom::Rank(from))
-            .map_err(Fatal::new)?;
+            .bulk_send(peer, number, BulkFrom::Rank(from))?;
         self.core.numbered.sending.push(Sending {
             peer,
             number,
@@ -416,8 +415,7 @@ impl Engine {
         }
         self.core.numbered.next += 1;
         self.transport
-            .bulk_send(peer, number, BulkFrom::Own(std::mem::take(payload)))
-            .map_err(Fatal::new)?;
+            .bulk_send(peer, number, BulkFrom::Own(std::mem::take(payload)))?;
         self.core.numbered.sending.push(Sending {
             peer,
             number,
@@ -452,9 +450,7 @@ impl Engine {
         let_go: bool,
     ) -> Result<(), Fatal> {
         let (peer, number) = (place.process(), place.address());
-        self.transport
-            .bulk_receive(peer, number, into)
-            .map_err(Fatal::new)?;
+        self.transport.bulk_receive(peer, number, into)?;
         self.core.numbered.coming.push(Coming {
             peer,
             number,

@@ -388,7 +388,7 @@ impl Engine {
                 self.transport.try_send(peer, &[header.as_bytes(), bytes])
             }
         };
-        match sent.map_err(Fatal::new)? {
+        match sent? {
             true => {
                 self.core.participant.data_sent(peer);
                 Ok(())

@@ -60,8 +60,7 @@ impl Engine {
         let mut result = Ok(());
         let taken = self
             .transport
-            .poll(&mut |peer, packet| result = core.handle_packet(peer, packet))
-            .map_err(Fatal::new)?;
+            .poll(&mut |peer, packet| result = core.handle_packet(peer, packet))?;
         result?;
         Ok(taken)
     }
@@ -190,11 +189,7 @@ impl Engine {
         let stamp = self.core.stamp();
         while let Some(control) = self.core.outbound[peer.index()].control.front().copied() {
             let header = Header::of_control(control, stamp);
-            if !self
-                .transport
-                .try_send(peer, &[header.as_bytes()])
-                .map_err(Fatal::new)?
-            {
+            if !self.transport.try_send(peer, &[header.as_bytes()])? {
                 return Ok(());
             }
             self.core.outbound[peer.index()].control.pop_front();
@@ -219,11 +214,7 @@ impl Engine {
         }
         while let Some(label) = self.core.outbound[peer.index()].pulls.front().copied() {
             let header = Header::new(Kind::Pull, &label, stamp);
-            if !self
-                .transport
-                .try_send(peer, &[header.as_bytes()])
-                .map_err(Fatal::new)?
-            {
+            if !self.transport.try_send(peer, &[header.as_bytes()])? {
                 return Ok(());
             }
             self.core.outbound[peer.index()].pulls.pop_front();
@@ -250,7 +241,7 @@ impl Engine {
         with_parts(&queued.packet, core.stamp(), place, |parts| {
             transport.try_send(peer, parts)
         })
-        .map_err(Fatal::new)
+        .map_err(Fatal::from)
     }
 
     /// Puts an announcement on its link, if there is room.
@@ -263,7 +254,7 @@ impl Engine {
         let header = Header::new(Kind::Announce, label, self.core.stamp());
         self.transport
             .try_send(peer, &[header.as_bytes(), place.as_bytes()])
-            .map_err(Fatal::new)
+            .map_err(Fatal::from)
     }
 
     /// Sends pieces of the messages that a process has asked for.
@@ -288,11 +279,7 @@ impl Engine {
             let at = offset as usize;
             let piece = &bytes[at..bytes.len().min(at + piece_bytes)];
             let header = Header::new(Kind::Fragment, &label, stamp).with_number(offset);
-            if !self
-                .transport
-                .try_send(peer, &[header.as_bytes(), piece])
-                .map_err(Fatal::new)?
-            {
+            if !self.transport.try_send(peer, &[header.as_bytes(), piece])? {
                 return Ok(());
             }
             let end = at + piece.len();

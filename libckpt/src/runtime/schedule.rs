@@ -275,17 +275,41 @@ impl Scheduler {
         }
     }
 
-    /// Ends the process because going on could corrupt the job.
+    /// Ends the process because it can't go on.
     fn die(&self, fatal: &Fatal) -> ! {
-        eprintln!("libckpt: internal error, please report it: {fatal}");
-        if let Some((control, _)) = &self.control {
-            control.report(Report::Warning {
-                text: fatal.to_string(),
-            });
-            control.flush();
+        match (fatal, &self.control) {
+            (Fatal::Link(peer, what), Some((control, inbox))) => {
+                control.report(Report::Stranded {
+                    peer: *peer,
+                    reason: what.clone(),
+                });
+                wait_for_the_end(inbox)
+            }
+            (Fatal::Link(..), None) => eprintln!("libckpt: {fatal}"),
+            (Fatal::Impossible(_), control) => {
+                eprintln!("libckpt: internal error, please report it: {fatal}");
+                if let Some((control, _)) = control {
+                    control.report(Report::Warning {
+                        text: fatal.to_string(),
+                    });
+                    control.flush();
+                }
+            }
         }
         end_now(exit::LIBRARY)
     }
+}
+
+/// Does nothing more until the coordinator ends this process, which it does by the thread that reads, or is gone. That thread
+/// answers for it meanwhile.
+fn wait_for_the_end(inbox: &Receiver<Directive>) -> ! {
+    for directive in inbox {
+        // All ranks of the job have ended: what failed was a link that nobody needs any more.
+        if matches!(directive, Directive::End | Directive::Leave) {
+            end_now(0);
+        }
+    }
+    end_now(exit::LIBRARY)
 }
 
 fn say_why(rank: Rank, message: &str) {

@@ -244,12 +244,12 @@ pub enum TransportError {
         number: u64,
     },
     /// The MPI library reports an error.
-    #[error("{call} on the link between {me} and {peer} failed: {reason}")]
+    #[error("{call} {} failed: {reason}", place(*me, *peer))]
     Mpi {
         /// The process that saw it.
         me: Process,
-        /// The process at the other end.
-        peer: Process,
+        /// The process at the other end, where it is known.
+        peer: Option<Process>,
         /// The MPI function.
         call: &'static str,
         /// What the MPI library says.
@@ -269,6 +269,13 @@ pub enum TransportError {
         /// How many bytes the link had carried, frames included.
         position: u64,
     },
+}
+
+fn place(me: Process, peer: Option<Process>) -> String {
+    match peer {
+        Some(peer) => format!("on the link between {me} and {peer}"),
+        None => format!("on a link of {me}"),
+    }
 }
 
 /// Why the memory of another process could not be read.

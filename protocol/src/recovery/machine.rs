@@ -225,6 +225,21 @@ impl Recovery {
         self.watch.broken(process, reason);
     }
 
+    /// A process can't go on: it can't reach `peer`, or it is not known whom. It does nothing more. Mostly that one has ended, which
+    /// shows soon; whoever has told this counts as lost only if `peer` gives a sign of life that it was asked for after this.
+    pub fn handle_stranded(
+        &mut self,
+        now: Duration,
+        process: Process,
+        peer: Option<Process>,
+        reason: &str,
+    ) {
+        self.watch.stranded(process, peer, reason);
+        if self.is_up() {
+            self.ping(now);
+        }
+    }
+
     /// The launcher of the processes has ended; `words` tell how, and what it said. Once all have connected, this proves
     /// nothing: neither that they have ended, nor that they did what they should.
     pub fn handle_launcher_exited(&mut self, words: &str) {
@@ -414,8 +429,7 @@ impl Recovery {
             self.watch.forgive(now);
         }
         if now >= self.next_ping {
-            self.next_ping = now + self.config.ping_every;
-            self.outputs.push_back(Output::Ping);
+            self.ping(now);
         }
         let overdue = self.watch.overdue(
             now,
@@ -425,6 +439,12 @@ impl Recovery {
         if let Some((process, loss)) = overdue {
             self.lose(process, loss);
         }
+    }
+
+    fn ping(&mut self, now: Duration) {
+        self.next_ping = now + self.config.ping_every;
+        self.watch.ping();
+        self.outputs.push_back(Output::Ping);
     }
 
     fn judge_exit(&mut self, process: Process, exited: Exit) {

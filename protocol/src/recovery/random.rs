@@ -24,6 +24,10 @@ enum Step {
     /// A live process ends: by a signal, or with this code.
     Exited(u32, Option<i32>),
     Disconnected(u32),
+    /// A process can't reach another, or does not know whom.
+    Stranded(u32, Option<u32>),
+    /// A process has answered so many pings.
+    Alive(u32, u64),
     RankFailed(u32),
     Committed,
     Settled,
@@ -49,6 +53,9 @@ fn step() -> impl Strategy<Value = Step> {
         ])
         .prop_map(|(process, code)| Step::Exited(process, code)),
         1 => process().prop_map(Step::Disconnected),
+        2 => (process(), prop::option::of(process()))
+            .prop_map(|(process, peer)| Step::Stranded(process, peer)),
+        4 => (process(), 0u64..20).prop_map(|(process, number)| Step::Alive(process, number)),
         1 => process().prop_map(Step::RankFailed),
         3 => Just(Step::Committed),
         8 => Just(Step::Settled),
@@ -197,6 +204,14 @@ impl Run {
             }
             Step::Disconnected(process) if self.alive.contains(&process) => {
                 self.machine.handle_disconnected(now, Process(process));
+            }
+            Step::Stranded(process, peer) if self.alive.contains(&process) => {
+                let peer = peer.map(Process);
+                self.machine
+                    .handle_stranded(now, Process(process), peer, "endpoint timeout");
+            }
+            Step::Alive(process, number) if self.alive.contains(&process) => {
+                self.machine.handle_alive(now, Process(process), number);
             }
             Step::RankFailed(process) if self.alive.contains(&process) => {
                 let message = "diverged".to_owned();

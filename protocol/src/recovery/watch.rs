@@ -40,6 +40,8 @@ pub enum Loss {
     NotLaunched(String),
     /// It could not restore its ranks, though their files verify.
     CannotRestore(String),
+    /// It can't go on without another process, and nothing became of that one: why.
+    Stranded(Option<Process>, String),
 }
 
 impl fmt::Display for Loss {
@@ -58,6 +60,10 @@ impl fmt::Display for Loss {
             Self::Unreachable(reason) => write!(f, "can't be reached any more: {reason}"),
             Self::NotLaunched(words) => write!(f, "was not started: {words}"),
             Self::CannotRestore(reason) => write!(f, "can't restore: {reason}"),
+            Self::Stranded(Some(peer), reason) => {
+                write!(f, "can't go on without {peer}: {reason}")
+            }
+            Self::Stranded(None, reason) => write!(f, "can't go on: {reason}"),
         }
     }
 }
@@ -102,6 +108,16 @@ enum Voice {
     Closed(Duration),
 }
 
+/// What a process has told that can't go on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Stranded {
+    /// Whom it can't reach, where it knows.
+    peer: Option<Process>,
+    reason: String,
+    /// How many pings had gone out then.
+    pings: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Member {
     /// It does nothing more, for certain.
@@ -113,8 +129,18 @@ struct Member {
     /// It was silent for too long, or its connection broke: why, if that.
     silent: bool,
     broken: Option<String>,
-    /// The newest of its signs of life.
+    /// The newest of its signs of life: it has answered so many pings.
     number: u64,
+    /// Pings that went out before it connected.
+    missed: u64,
+    stranded: Option<Stranded>,
+}
+
+impl Member {
+    /// The newest ping that it has answered.
+    fn answered(&self) -> u64 {
+        self.missed + self.number
+    }
 }
 
 /// The processes of one start.
@@ -125,6 +151,8 @@ pub(super) struct Watch {
     members: Vec<Member>,
     /// The launcher that started them has not ended.
     launcher: bool,
+    /// How often all that were connected were asked for a sign of life.
+    pings: u64,
 }
 
 /// How long a child may outlive its connection before it counts as lost. Its end, which says more,
@@ -145,12 +173,15 @@ impl Watch {
             silent: false,
             broken: None,
             number: 0,
+            missed: 0,
+            stranded: None,
         };
         Self {
             started,
             proof,
             members: vec![member; processes as usize],
             launcher: proof != Proof::Child && processes > 0,
+            pings: 0,
         }
     }
 
@@ -164,10 +195,33 @@ impl Watch {
     }
 
     pub(super) fn heard(&mut self, process: Process, now: Duration) {
-        if let Some(member) = self.member(process)
-            && !matches!(member.voice, Voice::Closed(_))
-        {
+        let pings = self.pings;
+        if let Some(member) = self.member(process) {
+            match member.voice {
+                Voice::Awaited => member.missed = pings,
+                Voice::Heard(_) => {}
+                Voice::Closed(_) => return,
+            }
             member.voice = Voice::Heard(now);
+        }
+    }
+
+    /// All that are connected are asked for a sign of life.
+    pub(super) fn ping(&mut self) {
+        self.pings += 1;
+    }
+
+    /// A process can't go on, because it can't reach another one. That one may have ended, and be what was lost: its end may show
+    /// later than that others noticed. So this one counts as lost only once the other has answered a ping that went out after this,
+    /// or nothing that becomes of it is a loss; the next ping should go out at once.
+    pub(super) fn stranded(&mut self, process: Process, peer: Option<Process>, reason: &str) {
+        let pings = self.pings;
+        if let Some(member) = self.member(process) {
+            member.stranded.get_or_insert_with(|| Stranded {
+                peer,
+                reason: reason.to_owned(),
+                pings,
+            });
         }
     }
 
@@ -308,52 +362,99 @@ impl Watch {
         }
     }
 
-    fn deadline(&self, member: &Member, start: Duration, heartbeat: Duration) -> Option<Duration> {
+    /// The oldest of the newest pings that those of the job have answered.
+    fn all_answered(&self) -> u64 {
+        let members = self.members.iter().filter(|member| !member.released);
+        members.map(Member::answered).min().unwrap_or(0)
+    }
+
+    /// Whether it is certain that a process that can't go on is not so because another one has ended.
+    fn is_alone_to_blame(&self, stranded: &Stranded, all_answered: u64) -> bool {
+        let peer = stranded.peer.map(|peer| self.members.get(peer.index()));
+        let answered = match peer {
+            Some(Some(peer)) if !peer.released => peer.answered(),
+            Some(_) => return true,
+            None => all_answered,
+        };
+        answered > stranded.pings
+    }
+
+    fn deadline(&self, member: &Member, rules: &Rules) -> Option<Duration> {
         match (self.proof, member.voice) {
             _ if member.released => None,
             (Proof::Lease { .. }, Voice::Closed(at)) => Some(at + GATHER),
             _ if member.ended => None,
             (_, Voice::Heard(at)) if member.broken.is_some() => Some(at),
-            (_, Voice::Awaited) => Some(self.started + start),
-            (_, Voice::Heard(at)) => Some(at + heartbeat),
+            (_, Voice::Awaited) => Some(self.started + rules.start),
+            (_, Voice::Heard(at)) => {
+                let stranded = member.stranded.as_ref();
+                let lost =
+                    stranded.is_some_and(|it| self.is_alone_to_blame(it, rules.all_answered));
+                Some(if lost { at } else { at + rules.heartbeat })
+            }
             (_, Voice::Closed(at)) => Some(at + CLOSED_GRACE),
+        }
+    }
+
+    fn rules(&self, start: Duration, heartbeat: Duration) -> Rules {
+        Rules {
+            start,
+            heartbeat,
+            all_answered: self.all_answered(),
         }
     }
 
     /// When somebody will be overdue if nothing is heard until then.
     pub(super) fn next_deadline(&self, start: Duration, heartbeat: Duration) -> Option<Duration> {
-        self.members
-            .iter()
-            .filter_map(|member| self.deadline(member, start, heartbeat))
+        let rules = self.rules(start, heartbeat);
+        let members = self.members.iter();
+        members
+            .filter_map(|member| self.deadline(member, &rules))
             .min()
     }
 
-    /// The first process that is overdue, and why. All that are silent are noted as such.
+    /// Who has been overdue for the longest, and why: where several processes went, the first of them is what was lost, however late
+    /// this is asked. All that are silent are noted as such.
     pub(super) fn overdue(
         &mut self,
         now: Duration,
         start: Duration,
         heartbeat: Duration,
     ) -> Option<(Process, Loss)> {
-        let mut first = None;
+        let rules = self.rules(start, heartbeat);
+        let mut first: Option<(Duration, Process, Loss)> = None;
         for index in 0..self.members.len() {
-            let deadline = self.deadline(&self.members[index], start, heartbeat);
-            if deadline.is_none_or(|deadline| now < deadline) {
+            let deadline = self.deadline(&self.members[index], &rules);
+            let Some(deadline) = deadline.filter(|deadline| now >= *deadline) else {
                 continue;
-            }
+            };
             let started = self.started;
             let member = &mut self.members[index];
-            let loss = match (member.voice, &member.broken) {
-                (Voice::Awaited, _) => Loss::NeverConnected(now.saturating_sub(started)),
-                (Voice::Closed(_), _) => Loss::Disconnected,
-                (Voice::Heard(_), Some(reason)) => Loss::Unreachable(reason.clone()),
-                (Voice::Heard(at), None) => {
+            let loss = match (member.voice, &member.broken, &member.stranded) {
+                (Voice::Awaited, ..) => Loss::NeverConnected(now.saturating_sub(started)),
+                (Voice::Closed(_), ..) => Loss::Disconnected,
+                (Voice::Heard(_), Some(reason), _) => Loss::Unreachable(reason.clone()),
+                (Voice::Heard(at), None, Some(it)) if now < at + heartbeat => {
+                    Loss::Stranded(it.peer, it.reason.clone())
+                }
+                (Voice::Heard(at), None, _) => {
                     member.silent = true;
                     Loss::Silent(now.saturating_sub(at))
                 }
             };
-            first = first.or_else(|| Some((Process(u32::try_from(index).ok()?), loss)));
+            let process = Process(u32::try_from(index).ok()?);
+            if first.as_ref().is_none_or(|first| deadline < first.0) {
+                first = Some((deadline, process, loss));
+            }
         }
-        first
+        first.map(|(_, process, loss)| (process, loss))
     }
+}
+
+/// By what it is judged whether a process is overdue.
+struct Rules {
+    start: Duration,
+    heartbeat: Duration,
+    /// A ping that all have answered.
+    all_answered: u64,
 }

@@ -70,6 +70,8 @@ fn no_seed_loses_doubles_or_orphans_a_message_or_harms_a_checkpoint() {
             "checkpoints after a process was released",
             sum.commits_after_releases,
         ),
+        ("losses that other processes noticed", sum.witnessed),
+        ("links between processes that lived", sum.links_cut),
         ("losses while a rank was examined", sum.move_kills[0]),
         ("losses while a target was prepared", sum.move_kills[1]),
         ("losses while a rank was sent", sum.move_kills[2]),
@@ -89,7 +91,7 @@ fn a_seed_is_the_same_run_every_time() {
 }
 /// A seed at which each mistake was found. When the way runs are drawn changes, these become other runs:
 /// the test says so, and `--mistake NAME` of the example finds new ones.
-const FOUND: [(Mistake, u64); 33] = [
+const FOUND: [(Mistake, u64); 34] = [
     (Mistake::Machine(Fault::MarkerAfterNextPacket), 0),
     (Mistake::Machine(Fault::RecordAfterMarker), 0),
     (Mistake::Machine(Fault::FirstPacketUnrecorded), 12),
@@ -123,6 +125,7 @@ const FOUND: [(Mistake, u64); 33] = [
     (Mistake::Around(Slip::NewsTakenLate), 72),
     (Mistake::Around(Slip::CompleteTooEarly), 117),
     (Mistake::Around(Slip::EarlyCompleteForgotten), 25),
+    (Mistake::Around(Slip::WitnessLost), 28),
 ];
 
 #[test]

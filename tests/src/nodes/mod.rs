@@ -25,7 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use network::{Address, Network};
 use node::Node;
@@ -172,6 +172,18 @@ impl Nodes {
     /// When the system refuses.
     pub fn heal(&self, number: usize) -> Result<()> {
         self.network.set_link(number, "up")
+    }
+
+    /// Connections between two nodes break at both ends, and new ones may be made, as when a device between them forgets all that it
+    /// had let through. Gives how many there were.
+    ///
+    /// # Errors
+    /// When there were none, or the system refuses.
+    pub fn break_connections(&self, one: usize, other: usize) -> Result<usize> {
+        let line = format!("ss -HtnK dst {}", Address::node(other));
+        let broken = self.node(one).tell(&line)?.lines().count();
+        ensure!(broken > 0, "no connection between {one} and {other}");
+        Ok(broken)
     }
 
     /// The words that cut a node's link; with `up` at their end they heal it.

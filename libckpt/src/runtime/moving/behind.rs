@@ -9,22 +9,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libckpt_rank::PAGE_BYTES;
 use libckpt_rank::incoming::{Incoming, IncomingError};
-use protocol::control::{Report, exit};
+use protocol::control::Report;
 use protocol::ids::{Move, Process, Rank};
 use protocol::migration::MoveReport;
 
 use super::doom::{self, Step};
 use super::line::Source;
 use super::{News, Tell};
-use crate::runtime::control::{Control, ENDING};
+use crate::runtime::control::Control;
 
-/// How long a process whose rank can't have its pages waits for the word that the job ends anyway, or for its own end: the coordinator
-/// sees the end of the source as well.
-const HEAR_WITHIN: Duration = Duration::from_secs(1);
+/// How often a thread that has nothing to bring looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The thread that brings the pages. Dropped, it ends, whatever has come.
@@ -76,7 +74,7 @@ pub(super) struct Behind<S> {
 }
 
 impl<S: Source> Behind<S> {
-    /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process ends.
+    /// Brings it, and tells. The rank may run meanwhile; if a page can't be had then, the process can't go on.
     pub(super) fn bring(mut self, tell: &Tell, control: &Control) {
         let id = self.id;
         doom::reach(Step::Following, control);
@@ -89,34 +87,23 @@ impl<S: Source> Behind<S> {
             }
             // It does not come here after all.
             Ok(false) => {}
-            Err(error) => {
-                // The source may be gone because the job ends, and this process has not heard yet.
-                let failed = Instant::now();
-                while failed.elapsed() < HEAR_WITHIN {
-                    if self.stop.load(Ordering::SeqCst) || ENDING.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    std::thread::sleep(LOOK_EVERY);
-                }
-                self.die(&error, control);
-            }
+            Err(error) => self.wait_in_vain(&error, control),
         }
     }
 
-    /// A rank waits for a page that never comes.
-    fn die(&self, error: &IncomingError, control: &Control) -> ! {
-        let (rank, from) = (self.rank, self.from);
+    /// A rank waits for a page that never comes, mostly because its source has ended. The coordinator finds out, and ends this process
+    /// or has it give up the rank.
+    fn wait_in_vain(&self, error: &IncomingError, control: &Control) {
         let mib = (self.incoming.missing() * PAGE_BYTES as u64) >> 20;
-        let text = format!(
-            "{rank} can't go on, nor can its process: {mib} MiB of its memory had not come from {from} when that could not be had any more: {error}; \
-             the job goes on from its newest checkpoint"
-        );
-        ENDING.store(true, Ordering::SeqCst);
-        // Past the standard library's lock, which a rank may hold.
-        let line = format!("libckpt: {text}\n");
-        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
-        control.report(Report::Warning { text });
-        control.flush();
-        libckpt_rank::process::end_now(exit::LIBRARY)
+        control.report(Report::Stranded {
+            peer: Some(self.from),
+            reason: format!(
+                "{mib} MiB of the memory of {} had not come from there when that could not be had any more: {error}",
+                self.rank
+            ),
+        });
+        while !self.stop.load(Ordering::SeqCst) {
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 }

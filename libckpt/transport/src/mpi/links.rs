@@ -237,7 +237,7 @@ impl MpiTransport {
     }
 
     #[cold]
-    fn failed(&self, peer: Process, failed: Failed) -> TransportError {
+    fn failed(&self, peer: Option<Process>, failed: Failed) -> TransportError {
         TransportError::Mpi {
             me: self.world.me(),
             peer,
@@ -458,7 +458,7 @@ impl Transport for MpiTransport {
         }
         let sent = self
             .try_to_send(peer, parts)
-            .map_err(|failed| self.failed(peer, failed))?;
+            .map_err(|failed| self.failed(Some(peer), failed))?;
         if !sent && !self.blocked.contains(&peer.index()) {
             self.blocked.push(peer.index());
         }
@@ -469,7 +469,7 @@ impl Transport for MpiTransport {
         self.failure
             .take()
             .map_or_else(|| self.take_packet(take), Err)
-            .map_err(|failed| self.failed(self.world.me(), failed))
+            .map_err(|failed| self.failed(None, failed))
     }
 
     fn bulk_read(&mut self, from: BulkSource, _into: &mut [u8]) -> Result<(), BulkError> {
@@ -493,7 +493,7 @@ impl Transport for MpiTransport {
         let tag = self.tag_of(number);
         self.bulk
             .send(peer, number, from, tag, self.world.bulk)
-            .map_err(|failed| self.failed(peer, failed))
+            .map_err(|failed| self.failed(Some(peer), failed))
     }
 
     fn bulk_receive(
@@ -506,7 +506,7 @@ impl Transport for MpiTransport {
         let tag = self.tag_of(number);
         self.bulk
             .receive(peer, number, into, tag, self.world.bulk)
-            .map_err(|failed| self.failed(peer, failed))
+            .map_err(|failed| self.failed(Some(peer), failed))
     }
 
     fn bulk_done(&mut self) -> Option<BulkDone> {

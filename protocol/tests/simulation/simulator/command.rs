@@ -12,7 +12,7 @@ use protocol::frame::{self, Decoder};
 use protocol::ids::{Epoch, Incarnation, Process};
 use protocol::interval::{Bounds, Estimator};
 use protocol::migration::{self, Ask, MoveMode, Moves, MovesOutput};
-use protocol::recovery::{self, Choice, End, Exit, Recovery};
+use protocol::recovery::{self, Choice, End, Exit, Loss, Recovery};
 
 use super::trouble::{Options, Slip};
 
@@ -37,6 +37,8 @@ pub enum Deed {
     MarkBad(Epoch, String),
     /// A process is out of the job.
     Released(Process),
+    /// A process counts as lost.
+    Lost(Process, Loss),
     /// A move is over, or will not be.
     Moved(Result<protocol::migration::Done, String>),
     /// The command is over.
@@ -165,6 +167,14 @@ impl Command {
             Report::Ready { .. } => self.recovery.handle_ready(now, process),
             Report::RestoreFailed { reason, .. } => {
                 self.recovery.handle_restore_failed(process, &reason);
+            }
+            Report::Alive { number, .. } => self.recovery.handle_alive(now, process, number),
+            Report::Stranded { reason, .. } if self.slip == Some(Slip::WitnessLost) => {
+                self.recovery.handle_unreachable(process, &reason);
+                self.recovery.handle_timeout(now);
+            }
+            Report::Stranded { peer, reason } => {
+                self.recovery.handle_stranded(now, process, peer, &reason);
             }
             Report::Move(report) => {
                 if let Some(moves) = &mut self.moves {
@@ -416,7 +426,8 @@ impl Command {
             To::Ping => self.tell_all(&Directive::Ping { heard: 0 }),
             To::Verify { epoch } => self.deeds.push(Deed::Begin(Task::Verify(epoch))),
             To::MarkBad { epoch, reason } => self.deeds.push(Deed::MarkBad(epoch, reason)),
-            To::Lost { .. } => {
+            To::Lost { process, loss } => {
+                self.deeds.push(Deed::Lost(process, loss));
                 if let Some(estimator) = &mut self.estimator {
                     estimator.handle_failure(now);
                 }

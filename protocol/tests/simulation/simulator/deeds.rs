@@ -81,6 +81,7 @@ impl World {
                 }
             }
             Deed::Released(process) => self.released(process)?,
+            Deed::Lost(process, loss) => self.lost_process(process, &loss)?,
             Deed::Moved(outcome) => self.moved(&outcome)?,
             Deed::Ended(end) => self.ended(end)?,
         }

@@ -14,6 +14,7 @@
 //! - `check`: what must hold for every published checkpoint.
 //! - `command`: one run of `ckpt`, which drives the coordinator, the moves and the recovery.
 //! - `unrest`: who wants ranks moved, and what must hold of moves.
+//! - `witness`: who can't reach a process that is gone, and what must hold of that.
 //! - `trouble`: how sizes, delays and the amount of trouble are drawn.
 //! - `world`: events in the order of time.
 //! - `deeds`: what the command wants done, and trouble: kills of processes and of `ckpt`, hangs, failed and
@@ -30,6 +31,7 @@ pub mod script;
 pub mod store;
 pub mod trouble;
 mod unrest;
+mod witness;
 pub mod world;
 
 pub use trouble::Mistake;

@@ -89,6 +89,10 @@ pub struct Hosted {
     pub running: bool,
     /// It does nothing any more, but lives (`SIGSTOP`).
     pub hung: bool,
+    /// It can't reach another process and does nothing more, but its control thread answers: whether that one is gone.
+    pub stranded: Option<bool>,
+    /// Pings that it has answered.
+    pub answered: u64,
     pub staged: BTreeMap<Epoch, Staged>,
     pub mailbox: VecDeque<Directive>,
     pub ranks: BTreeMap<Rank, RankState>,
@@ -131,6 +135,8 @@ impl Hosted {
             processes: 0,
             running: false,
             hung: false,
+            stranded: None,
+            answered: 0,
             staged: BTreeMap::new(),
             mailbox: VecDeque::new(),
             ranks: BTreeMap::new(),

@@ -51,6 +51,8 @@ pub enum Slip {
     CompleteTooEarly,
     /// Nobody tells the target's machine of a last page that came before its rank ran.
     EarlyCompleteForgotten,
+    /// Whoever tells that it can't reach another process counts as lost at once.
+    WitnessLost,
 }
 
 impl Mistake {
@@ -72,6 +74,7 @@ impl Mistake {
             Slip::NewsTakenLate,
             Slip::CompleteTooEarly,
             Slip::EarlyCompleteForgotten,
+            Slip::WitnessLost,
         ];
         let machines = Fault::ALL.into_iter().map(Self::Machine);
         machines.chain(slips.into_iter().map(Self::Around))

@@ -76,6 +76,10 @@ pub struct Report {
     pub released_kills: u64,
     /// Commits of checkpoints after a process was released in the same start.
     pub commits_after_releases: u64,
+    /// Losses of processes that others could not reach any more, and told so.
+    pub witnessed: u64,
+    /// Losses of processes that could not reach others, which lived.
+    pub links_cut: u64,
     pub events: u64,
 }
 
@@ -115,6 +119,8 @@ impl Report {
         self.releases += other.releases;
         self.released_kills += other.released_kills;
         self.commits_after_releases += other.commits_after_releases;
+        self.witnessed += other.witnessed;
+        self.links_cut += other.links_cut;
         self.events += other.events;
     }
 }
@@ -136,6 +142,8 @@ pub(super) enum Event {
     Exited(u64, Incarnation, Process, Exit),
     /// A process notices that its coordinator is gone.
     Orphaned(Incarnation, Process),
+    /// A process notices that a link of it is broken: to whom, where it sees that, and whether that one is gone.
+    Stranded(Incarnation, Process, Option<Process>, bool),
     Tick(u64),
     Task(u64, Task),
     NewCommand,
@@ -166,6 +174,9 @@ pub struct World {
     pub(super) moves_left: u32,
     /// Draws who is drained and when, apart from all else; none in runs with a mistake, and in some others.
     pub(super) drains: Option<ChaCha8Rng>,
+    /// Draws who notices that a process is gone, and which links break, apart from all else; nobody does in some runs, and in
+    /// those with another mistake.
+    pub(super) witnesses: Option<ChaCha8Rng>,
     /// Files with a flipped bit, which nobody notices until they are read.
     pub(super) flipped: BTreeSet<FileId>,
     /// Files that somebody has removed.
@@ -187,6 +198,9 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
     let options = Options::draw(&mut rng, seed, mistake);
     let mut apart = ChaCha8Rng::seed_from_u64(seed.rotate_left(32) ^ 0xd2a1);
     let drains = mistake.is_none() && options.moves > 0.0 && apart.random_bool(0.5);
+    let mut beside = ChaCha8Rng::seed_from_u64(seed.rotate_left(32) ^ 0x117c);
+    let may_notice = mistake.is_none_or(|it| it == Mistake::Around(Slip::WitnessLost));
+    let witnesses = may_notice && beside.random_bool(0.5);
     let script = Script::draw(&mut rng, options.ranks, options.messages, options.announced);
     let mut world = World {
         now: Duration::ZERO,
@@ -194,6 +208,7 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
         troubles_left: options.troubles,
         moves_left: options.moves_most,
         drains: drains.then_some(apart),
+        witnesses: witnesses.then_some(beside),
         options,
         script,
         store: Store::default(),
@@ -229,6 +244,7 @@ pub fn simulate(seed: u64, mistake: Option<Mistake>) -> Checked<Report> {
         world.trouble()?;
         world.want_moves()?;
         world.want_drains()?;
+        world.break_links();
     }
     Ok(world.report)
 }
@@ -287,7 +303,7 @@ impl World {
         self.at(at, Event::ToProcess(incarnation, process, bytes));
     }
 
-    fn say(&mut self, incarnation: Incarnation, process: Process, word: &Word) {
+    pub(super) fn say(&mut self, incarnation: Incarnation, process: Process, word: &Word) {
         let mut bytes = Vec::new();
         frame::encode(word, &mut bytes).expect("reports are short");
         let at = self.arrival(incarnation, process, false);
@@ -334,6 +350,9 @@ impl World {
             }
             Event::Orphaned(incarnation, process) => {
                 self.hosted.remove(&(incarnation, process));
+            }
+            Event::Stranded(incarnation, process, peer, gone) => {
+                self.strand(incarnation, process, peer, gone);
             }
             Event::Tick(id) => {
                 if let Some(command) = self.command(id, None) {
@@ -403,6 +422,9 @@ impl World {
                 delay,
                 Event::Exited(self.command_id, incarnation, process, exit),
             );
+            if matches!(exit, Exit::Signal(_)) {
+                self.be_noticed(incarnation, process);
+            }
         }
     }
 
@@ -451,7 +473,7 @@ impl World {
             told_first: 0,
             complete_before: 0,
         };
-        let outcome = match hosted.hung {
+        let outcome = match hosted.hung || hosted.stranded.is_some() {
             false => act(&mut hosted, &mut context),
             true => Ok(()),
         };
@@ -489,9 +511,10 @@ impl World {
         while let Some(directive) = decoder.next().expect("the coordinator sends whole frames") {
             match directive {
                 Directive::Ping { .. } => {
+                    hosted.answered += 1;
                     let alive = Word::Alive {
                         ranks: Vec::new(),
-                        number: 0,
+                        number: hosted.answered,
                         computing: vec![],
                     };
                     self.say(incarnation, process, &alive);
