@@ -8,6 +8,9 @@ use super::watch::{Exit, Fate, Loss, Watch};
 use crate::control::exit;
 use crate::ids::{Epoch, Process, Rank};
 
+/// Pings because of stranded processes follow each other in this part of [`Config::ping_every`] at the soonest.
+const STRANDED_PINGS: u32 = 10;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Choosing,
@@ -48,6 +51,7 @@ pub struct Recovery {
     /// Restarts since the last new checkpoint.
     in_vain: u32,
     terminated: bool,
+    last_ping: Duration,
     next_ping: Duration,
     /// When time was last told, to notice that the coordinator itself was held up.
     last_now: Duration,
@@ -65,6 +69,7 @@ impl Recovery {
             starts: 0,
             in_vain: 0,
             terminated: false,
+            last_ping: now,
             next_ping: now,
             last_now: now,
             outputs: VecDeque::from([Output::Choose]),
@@ -143,6 +148,7 @@ impl Recovery {
     pub fn handle_started(&mut self, now: Duration, processes: u32) {
         if self.state == State::Launching {
             self.watch = Watch::new(processes, self.config.proof, now);
+            self.last_ping = now;
             self.next_ping = now + self.config.ping_every;
             self.last_now = now;
             self.state = State::Starting;
@@ -226,7 +232,8 @@ impl Recovery {
     }
 
     /// A process can't go on: it can't reach `peer`, or it is not known whom. It does nothing more. Mostly that one has ended, which
-    /// shows soon; whoever has told this counts as lost only if `peer` gives a sign of life that it was asked for after this.
+    /// shows soon; whoever has told this counts as lost only once `peer` gives a sign of life that it was asked for after this. It is
+    /// asked soon.
     pub fn handle_stranded(
         &mut self,
         now: Duration,
@@ -235,9 +242,9 @@ impl Recovery {
         reason: &str,
     ) {
         self.watch.stranded(process, peer, reason);
-        if self.is_up() {
-            self.ping(now);
-        }
+        // All that have a link to the same process may tell this one after the other.
+        let soonest = self.last_ping + self.config.ping_every / STRANDED_PINGS;
+        self.next_ping = self.next_ping.min(soonest.max(now));
     }
 
     /// The launcher of the processes has ended; `words` tell how, and what it said. Once all have connected, this proves
@@ -429,7 +436,10 @@ impl Recovery {
             self.watch.forgive(now);
         }
         if now >= self.next_ping {
-            self.ping(now);
+            self.last_ping = now;
+            self.next_ping = now + self.config.ping_every;
+            self.watch.ping();
+            self.outputs.push_back(Output::Ping);
         }
         let overdue = self.watch.overdue(
             now,
@@ -439,12 +449,6 @@ impl Recovery {
         if let Some((process, loss)) = overdue {
             self.lose(process, loss);
         }
-    }
-
-    fn ping(&mut self, now: Duration) {
-        self.next_ping = now + self.config.ping_every;
-        self.watch.ping();
-        self.outputs.push_back(Output::Ping);
     }
 
     fn judge_exit(&mut self, process: Process, exited: Exit) {

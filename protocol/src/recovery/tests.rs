@@ -554,11 +554,13 @@ fn whoever_can_not_reach_another_that_has_ended_is_not_what_was_lost() {
         job.handle_timeout(ms(100));
         assert_eq!(outputs(&mut job), [Output::Ping]);
         job.handle_stranded(ms(101), Process(0), peer, "endpoint timeout");
-        assert_eq!(outputs(&mut job), [Output::Ping], "asked at once");
         job.handle_alive(ms(101), Process(0), 1);
-        job.handle_alive(ms(102), Process(0), 2);
-        // An answer from before: to a ping that went out before that was told.
-        job.handle_alive(ms(103), Process(1), 1);
+        assert_eq!(job.poll_timeout(), Some(ms(110)), "asked soon");
+        job.handle_timeout(ms(110));
+        assert_eq!(outputs(&mut job), [Output::Ping]);
+        job.handle_alive(ms(112), Process(0), 2);
+        // An answer to a ping that went out before that was told.
+        job.handle_alive(ms(113), Process(1), 1);
         job.handle_timeout(ms(150));
         assert_eq!(outputs(&mut job), []);
         job.handle_disconnected(ms(180), Process(1));
@@ -568,6 +570,20 @@ fn whoever_can_not_reach_another_that_has_ended_is_not_what_was_lost() {
         let fates: Vec<Fate> = job.fates().collect();
         assert_eq!(fates, [Fate::There, Fate::Ended(ms(180))]);
     }
+}
+
+#[test]
+fn however_many_can_not_reach_another_pings_do_not_follow_each_other_closely() {
+    let mut job = elsewhere();
+    job.handle_timeout(ms(100));
+    outputs(&mut job);
+    let mut pings = 0;
+    for now in 101..=140 {
+        job.handle_stranded(ms(now), Process(0), Some(Process(1)), "endpoint timeout");
+        job.handle_timeout(ms(now));
+        pings += outputs(&mut job).len();
+    }
+    assert_eq!(pings, 4);
 }
 
 #[test]
@@ -591,12 +607,13 @@ fn whoever_can_not_reach_another_that_lives_is_lost_once_that_one_has_answered()
         job.handle_timeout(ms(100));
         job.handle_stranded(ms(101), Process(0), peer, "connection reset");
         job.handle_alive(ms(102), Process(1), 1);
-        job.handle_alive(ms(102), Process(0), 2);
-        job.handle_timeout(ms(102));
-        assert_eq!(named(&mut job), None, "that was asked for before");
-        job.handle_alive(ms(103), Process(1), 2);
-        assert!(job.poll_timeout() <= Some(ms(103)));
-        job.handle_timeout(ms(103));
+        job.handle_timeout(ms(110));
+        job.handle_alive(ms(111), Process(0), 2);
+        job.handle_timeout(ms(111));
+        assert_eq!(named(&mut job), None, "what was told was asked for before");
+        job.handle_alive(ms(112), Process(1), 2);
+        assert!(job.poll_timeout() <= Some(ms(112)));
+        job.handle_timeout(ms(112));
         let loss = Loss::Stranded(peer, "connection reset".to_owned());
         assert_eq!(named(&mut job), Some((Process(0), loss)));
         assert_eq!(job.phase(), Phase::Clearing);
@@ -626,7 +643,8 @@ fn pings_from_before_a_process_had_connected_are_not_asked_of_it() {
     job.handle_timeout(ms(100));
     job.handle_timeout(ms(200));
     job.handle_connected(ms(200), Process(1));
-    job.handle_stranded(ms(210), Process(0), Some(Process(1)), "connection reset");
+    job.handle_stranded(ms(205), Process(0), Some(Process(1)), "connection reset");
+    job.handle_timeout(ms(210));
     job.handle_alive(ms(211), Process(0), 3);
     job.handle_timeout(ms(211));
     assert_eq!(named(&mut job), None);

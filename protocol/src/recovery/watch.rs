@@ -213,7 +213,7 @@ impl Watch {
 
     /// A process can't go on, because it can't reach another one. That one may have ended, and be what was lost: its end may show
     /// later than that others noticed. So this one counts as lost only once the other has answered a ping that went out after this,
-    /// or nothing that becomes of it is a loss; the next ping should go out at once.
+    /// or nothing that becomes of it is a loss.
     pub(super) fn stranded(&mut self, process: Process, peer: Option<Process>, reason: &str) {
         let pings = self.pings;
         if let Some(member) = self.member(process) {
