@@ -370,13 +370,11 @@ impl Watch {
 
     /// Whether it is certain that a process that can't go on is not so because another one has ended.
     fn is_alone_to_blame(&self, stranded: &Stranded, all_answered: u64) -> bool {
-        let peer = stranded.peer.map(|peer| self.members.get(peer.index()));
-        let answered = match peer {
-            Some(Some(peer)) if !peer.released => peer.answered(),
-            Some(_) => return true,
-            None => all_answered,
+        let Some(peer) = stranded.peer else {
+            return all_answered > stranded.pings;
         };
-        answered > stranded.pings
+        let peer = self.members.get(peer.index());
+        peer.is_none_or(|peer| peer.released || peer.answered() > stranded.pings)
     }
 
     fn deadline(&self, member: &Member, rules: &Rules) -> Option<Duration> {
