@@ -11,6 +11,7 @@
 //! - [`capture`]: from a suspended slot to pages in staging memory.
 //! - [`restore`]: from pages to a slot that goes on where it was.
 //! - [`incoming`]: pages that come while the rank runs.
+//! - `touch`: memory that is there before it is needed.
 //! - `uffd`: page faults that are handled here.
 //! - [`inspect`]: what an image can't hold, found and told.
 //! - [`buffer`]: a rank's memory, named by address, for operations that outlive a borrow.
@@ -41,6 +42,7 @@ pub mod restore;
 pub mod slot;
 pub mod startup;
 pub mod threads;
+mod touch;
 mod uffd;
 
 pub use allocator::Allocator;

@@ -13,6 +13,7 @@ use crate::heap::Heap;
 use crate::hosted;
 use crate::layout::{PAGE_BYTES, Regions};
 use crate::slot::{Mapping, Slot, SlotError};
+use crate::touch::touch;
 
 /// Why an image can't be restored.
 #[derive(Debug, thiserror::Error)]
@@ -148,23 +149,17 @@ impl RestoringSlot {
         }
     }
 
-    /// Has the memory of pages there before it is filled, which takes the system longer than filling it. What the system does not
-    /// do now it does then. Page by page it is as zeros, or as it was filled.
-    pub fn make_room(&self, pages: &[Range<u64>]) {
+    /// Has the memory of pages there before it is filled, which takes the system longer than filling it; each is as zeros, or
+    /// as it was filled. Ranges of pages that no rank has are passed over.
+    pub fn make_room(&mut self, pages: &[Range<u64>]) {
         for range in pages {
             let count = range.end.saturating_sub(range.start) as usize;
             let Ok(bytes) = self.byte_range(range.start, count) else {
                 continue;
             };
             let at = self.mapping.start().wrapping_add(bytes.start as usize);
-            // SAFETY: inside the mapping; it changes no contents (MADV_POPULATE_WRITE of madvise(2), Linux 5.14).
-            unsafe {
-                libc::madvise(
-                    at.cast(),
-                    (bytes.end - bytes.start) as usize,
-                    libc::MADV_POPULATE_WRITE,
-                );
-            }
+            // SAFETY: inside the mapping and outside of its guards, and nobody has a window: this borrow is the only one.
+            unsafe { touch(at, count) };
         }
     }
 

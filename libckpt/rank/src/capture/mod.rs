@@ -37,6 +37,9 @@ pub use follow::{FollowError, Look, Since};
 pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;
 
+#[cfg(test)]
+pub(crate) use pagemap::present;
+
 use crate::header::{SlotHeader, State};
 use crate::incoming::is_incoming;
 use crate::layout::PAGE_BYTES;

@@ -72,7 +72,7 @@ const REGIONS: usize = 512;
 const WORD_EXISTS: u64 = 1 << 63 | 1 << 62;
 
 /// The parts of the ranges (whole pages) that exist, in the same order; neighbours are joined.
-pub(super) fn present(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+pub(crate) fn present(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
     static SCAN_FAILED: AtomicBool = AtomicBool::new(false);
     let mut found = Found::default();
     let Some(pagemap) = pagemap() else {

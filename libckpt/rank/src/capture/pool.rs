@@ -11,6 +11,7 @@ use protocol::page::is_zero;
 
 use crate::context::in_process;
 use crate::layout::PAGE_BYTES;
+use crate::touch::touch;
 
 /// Size of a block in bytes: a huge page. Touching a new one takes far less time than touching its 512 small
 /// pages.
@@ -341,17 +342,10 @@ impl Memory {
             }
         }
         let memory = Self(start as *mut u8);
-        // SAFETY: advice about the mapping just made.
-        let populated = unsafe {
+        // SAFETY: advice about the mapping just made, which nobody else knows of.
+        unsafe {
             libc::madvise(start as *mut _, BLOCK_BYTES, libc::MADV_HUGEPAGE);
-            libc::madvise(start as *mut _, BLOCK_BYTES, libc::MADV_POPULATE_WRITE)
-        };
-        if populated != 0 {
-            let error = io::Error::last_os_error();
-            // A kernel before 5.14 touches the pages when they are written.
-            if error.raw_os_error() != Some(libc::EINVAL) {
-                return Err(error);
-            }
+            touch(memory.0, BLOCK_PAGES);
         }
         Ok(memory)
     }
@@ -385,6 +379,7 @@ fn map(bytes: usize) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::present;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
@@ -409,6 +404,16 @@ mod tests {
         assert_eq!(block.pages(), [101, 105]);
         assert_eq!(block.bytes()[0], 1);
         assert_eq!(block.bytes()[PAGE_BYTES + 77], 3);
+    }
+
+    #[test]
+    fn a_block_is_all_there_before_a_rank_waits_for_it() {
+        let pool = Pool::new(0);
+        let block = pool.take(Need::Rank).unwrap();
+        let memory = block.memory.as_ref().unwrap();
+        let start = memory.0.addr();
+        let all = start..start + BLOCK_BYTES;
+        assert_eq!(present(std::slice::from_ref(&all)), [all]);
     }
 
     #[test]

@@ -613,12 +613,19 @@ fn restored(arguments: &[String]) {
         {
             restoring.place(page, &[0xab; PAGE_BYTES]).unwrap();
         }
+        // What was filled stays.
+        restoring.make_room(held.ranges());
         restoring.clear(surplus.ranges()).unwrap();
         assert!(
             restoring
                 .clear(std::slice::from_ref(&(100_000_000..100_000_001)))
                 .is_err()
         );
+        restoring.again(held.ranges());
+        for page in held.ranges().iter().flat_map(Clone::clone) {
+            let window = restoring.window(page, 1).unwrap();
+            assert!(window.iter().all(|&byte| byte == 0xab), "page {page}");
+        }
         restoring.again(held.ranges());
         for (page, bytes) in &image {
             restoring.place(*page, bytes).unwrap();

@@ -140,6 +140,10 @@ impl<S: Source> Fetch<S> {
         let gone = |error: String| format!("{from} is gone, or has given it up: {error}");
         loop {
             let (word, about) = self.source.hear().map_err(gone)?;
+            // Of a slot whose pages come while its rank runs, none may be touched before.
+            if self.incoming.is_some() != (word == Word::Ahead) {
+                return Err("it is sent in another way than it was asked for".to_owned());
+            }
             match word {
                 Word::Room => self.slot.make_room(&decode_pages(&about)?),
                 Word::Round => {
@@ -150,9 +154,6 @@ impl<S: Source> Fetch<S> {
                     let (slot, pages) = self.store.read(self.rank, &about, self.slot)?;
                     self.slot = slot;
                     self.come.unite(&pages);
-                }
-                Word::Rest | Word::Ahead if self.incoming.is_some() != (word == Word::Ahead) => {
-                    return Err("it is sent in another way than it was asked for".to_owned());
                 }
                 Word::Rest | Word::Ahead => {
                     let parcel = Parcel::decode(&about, self.rank)?;

@@ -503,6 +503,34 @@ fn pages_follow_a_rank_in_the_order_in_which_they_are_needed() {
 }
 
 #[test]
+fn a_rank_that_is_sent_in_another_way_than_it_was_asked_for_is_refused() {
+    let rank = Rank(51);
+    let refused = |incoming: Option<Incoming>, slot: RestoringSlot, saying: Saying| {
+        let source = taker(&sent(&[saying]));
+        let about = (ID, rank, Process(1));
+        let fetch = Fetch::new(about, source, (incoming, slot), Store::none());
+        let error = fetch.fetch(|_| ()).map(drop).unwrap_err();
+        assert!(error.contains("another way"), "{error}");
+    };
+    refused(None, room(rank), ahead(rank, &pages()));
+    // Whoever touches a page of such a slot waits for it, here for ever.
+    let places: PageSet = pages().into_iter().collect();
+    let places = encode_pages(&places).unwrap();
+    for saying in [
+        rest(rank, pages()),
+        round(pages()),
+        Saying::of_test(Word::Room, &places),
+        Saying::of_test(Word::Stored, b"where"),
+    ] {
+        let slot = room(rank);
+        let Some(incoming) = incoming(&slot) else {
+            return;
+        };
+        refused(Some(incoming), slot, saying);
+    }
+}
+
+#[test]
 fn a_source_that_goes_away_before_the_last_page_is_noticed() {
     let rank = Rank(49);
     let slot = room(rank);
