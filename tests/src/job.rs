@@ -243,6 +243,29 @@ impl<'a> Job<'a> {
         }))
     }
 
+    /// Kills a target that has to be there.
+    ///
+    /// # Errors
+    /// When it is not, with the job's story, and as [`Job::kill`].
+    pub fn must_kill(&mut self, target: Target) -> Result<()> {
+        if self.kill(target)?.is_none() {
+            bail!("{target:?} is gone before it was killed\n{}", self.story());
+        }
+        Ok(())
+    }
+
+    /// Kills processes before `ckpt` can see that one of them has ended, as the others would be its own victims then.
+    ///
+    /// # Errors
+    /// As [`Job::must_kill`], and when `ckpt` can't be stopped meanwhile.
+    pub fn kill_at_once(&mut self, processes: &[usize]) -> Result<()> {
+        process::stop(self.pid())?;
+        for process in processes {
+            self.must_kill(Target::Process(*process))?;
+        }
+        self.signal(Signal::SIGCONT)
+    }
+
     /// Sends `ckpt` a signal.
     ///
     /// # Errors

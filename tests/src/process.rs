@@ -1,15 +1,19 @@
 //! Processes of a job, found and killed by way of `/proc`.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// The environment variable that marks every process of a bed's jobs, as they inherit it.
 pub const MARK: &str = "CKPT_TESTS_MARK";
+
+/// A stopped process's threads stop as soon as they leave the kernel, which may take a disk's time.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Microseconds of `CLOCK_MONOTONIC`: the clock of the event log.
 #[must_use]
@@ -30,6 +34,32 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(raw), signal).with_context(|| format!("send {signal} to process {pid}"))
 }
 
+/// Stops a process with `SIGSTOP`, and waits until none of its threads runs.
+///
+/// # Errors
+/// When it is gone, may not be signalled, or goes on.
+pub fn stop(pid: u32) -> Result<()> {
+    send(pid, Signal::SIGSTOP)?;
+    let tasks = format!("/proc/{pid}/task");
+    let start = Instant::now();
+    loop {
+        let mut running = 0;
+        for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
+            let stat = stat_in(&task?.path());
+            running += usize::from(stat.is_some_and(|stat| stat.state != 'T'));
+        }
+        if running == 0 {
+            return Ok(());
+        }
+        ensure!(
+            start.elapsed() < STOP_LIMIT,
+            "{running} threads of {} go on after SIGSTOP",
+            describe(pid)
+        );
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
 /// What `/proc/PID/stat` tells of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -42,7 +72,12 @@ pub struct Stat {
 /// Looks at a process; none if it is gone.
 #[must_use]
 pub fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_in(&Path::new("/proc").join(pid.to_string()))
+}
+
+/// Looks at a process or a thread by its folder.
+fn stat_in(folder: &Path) -> Option<Stat> {
+    let text = fs::read_to_string(folder.join("stat")).ok()?;
     // The name, in parentheses, may hold anything.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
     Some(Stat {

@@ -182,7 +182,7 @@ fn ranks_of_a_drained_process_go_to_idle_ones_and_a_restart_uses_these() -> Resu
     ensure!(gone_to == [3, 4, 3], "the emptiest ones: {drained}");
     bed.json("checkpoint", &[])?;
     // Whoever takes part is a loss as ever. The next start has nobody in process 0 and three that host ranks.
-    ensure!(job.kill(Target::Process(3))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(3))?;
     wait_for_go(&mut job, 2)?;
     ensure!(
         placement(&bed)? == [1, 1, 1, 2, 2, 2, 3, 3],
@@ -197,7 +197,7 @@ fn ranks_of_a_drained_process_go_to_idle_ones_and_a_restart_uses_these() -> Resu
     ensure!(back["out"] == json!([0]), "{back}");
     refused(&bed, "undrain", &["1"], "not drained")?;
     // An idle process that is killed is a loss, too: it takes part.
-    ensure!(job.kill(Target::Process(4))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(4))?;
     wait_for_go(&mut job, 3)?;
     ensure!(
         placement(&bed)? == [0, 0, 0, 1, 1, 1, 2, 2],

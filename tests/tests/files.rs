@@ -70,7 +70,7 @@ fn outlives_kills(
         let checkpoints = random.random_range(1..=4);
         wait_for_checkpoints(&mut job, checkpoints, &mut random)?;
         let victim = Target::Process(random.random_range(0..RANKS));
-        ensure!(job.kill(victim)?.is_some(), "nothing to kill");
+        job.must_kill(victim)?;
         job.wait_events("the next start", kills + 1, |event| event.is("go"))?;
     }
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
@@ -101,7 +101,7 @@ fn a_job_that_has_no_checkpoint_yet_begins_its_files_anew() -> Result<()> {
         let bed = Bed::new()?;
         let mut job = bed.start(&relay(&bed, write, steps)?, "--every off")?;
         job.wait_lines("a step", 200, |line| line.starts_with("step "))?;
-        ensure!(job.kill(Target::Process(1))?.is_some(), "nothing to kill");
+        job.must_kill(Target::Process(1))?;
         let outcome = job.wait(PATIENCE)?.expect_code(0)?;
         assert_eq!(outcome.count("start"), 2, "{}", outcome.story());
         check(&bed, &outcome, &expected)?;
@@ -231,7 +231,7 @@ fn a_rank_that_is_lost_with_its_files_ends_the_job_with_the_reason() -> Result<(
             && event.text("reason").contains("lines.0")
             && event.text("reason").contains("renamed")
     })?;
-    ensure!(job.kill(Target::Process(1))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(1))?;
     let outcome = job.wait(PATIENCE)?.expect_code(69)?;
     check_told(&outcome, &["lines.0", "rank 0"])
 }

@@ -146,10 +146,7 @@ fn killed_during_moves(mode: &str) -> Result<()> {
             // It takes tens of milliseconds, so that the kill comes in the middle of it.
             job.wait_events("the move", begun + 1, |event| event.is("moving"))?;
             std::thread::sleep(delay);
-            ensure!(
-                job.kill(Target::Process(victim))?.is_some(),
-                "nothing to kill"
-            );
+            job.must_kill(Target::Process(victim))?;
             mover.join().expect("it does not panic")
         })?;
         broken += usize::from(outcome.code() != Some(0));
@@ -197,7 +194,7 @@ fn a_source_that_is_lost_before_the_last_page_has_come_costs_a_restart_and_no_bi
             let mover = scope.spawn(|| wander::migrate(&bed, 2, "1", "postcopy"));
             // It runs there already, and its memory takes a fraction of a second to follow.
             while placed()? == 2 && !mover.is_finished() {}
-            ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+            job.must_kill(Target::Process(2))?;
             mover.join().expect("it does not panic")
         })?;
         hits += usize::from(outcome.code() != Some(0));
@@ -381,7 +378,7 @@ fn a_rank_is_moved_at_a_safepoint_and_nowhere_else() -> Result<()> {
         let moved = bed.json("migrate", &["2", "--to", to, "--mode", "safepoint"])?;
         ensure!(moved["mode"] == "safepoint", "{moved}");
     }
-    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(2))?;
     job.wait_events("the next start", 2, |event| event.is("go"))?;
     bed.json("migrate", &["2", "--to", "0", "--mode", "safepoint"])?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
@@ -517,7 +514,7 @@ fn gone_on_from(mode: &str) -> Result<()> {
         bed.json("checkpoint", &[])?;
         bed.json("checkpoint", &[])?;
     }
-    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(0))?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.count("start"), 2, "{}", outcome.story());
     let last = outcome.events.iter().rfind(|event| event.is("start"));

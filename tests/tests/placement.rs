@@ -1,6 +1,6 @@
 //! Many ranks on few processes, and on others after a restart.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use nix::sys::signal::Signal;
 use tests::bed::{Bed, PATIENCE};
 use tests::phase::Target;
@@ -29,7 +29,7 @@ fn storm_of_64_ranks_on_2_processes_outlives_a_kill() -> Result<()> {
     let bed = Bed::new()?;
     let mut job = bed.start(&storm, "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
-    ensure!(job.kill(Target::Process(1))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(1))?;
     assert_eq!(job.wait(PATIENCE)?.expect_code(0)?.result()?, expected);
     Ok(())
 }

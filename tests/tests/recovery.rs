@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -25,7 +25,7 @@ fn heat_with_one_rank_killed_ends_with_the_same_bits() -> Result<()> {
     let bed = Bed::new()?;
     let mut job = bed.start(&heat(4), "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
-    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(2))?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected);
     assert_eq!(outcome.count("restart"), 1, "{}", outcome.story());
@@ -48,7 +48,7 @@ fn a_job_killed_before_its_first_checkpoint_begins_again() -> Result<()> {
     let bed = Bed::new()?;
     let mut job = bed.start(&heat(2), "--every off")?;
     job.wait_lines("the tenth step", 10, |line| line.starts_with("step "))?;
-    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(0))?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected);
     Ok(())
@@ -62,7 +62,7 @@ fn a_job_of_one_rank_takes_checkpoints_and_recovers() -> Result<()> {
     let bed = Bed::new()?;
     let mut job = bed.start(&solver, "--every 100ms")?;
     job.wait_events("two checkpoints", 2, |event| event.is("committed"))?;
-    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
+    job.must_kill(Target::Process(0))?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected);
     Ok(())
@@ -74,8 +74,7 @@ fn two_processes_killed_at_once_are_one_failure() -> Result<()> {
     let bed = Bed::new()?;
     let mut job = bed.start(&heat(3), "--every 100ms")?;
     job.wait_event("a checkpoint", |event| event.is("committed"))?;
-    ensure!(job.kill(Target::Process(0))?.is_some(), "nothing to kill");
-    ensure!(job.kill(Target::Process(2))?.is_some(), "nothing to kill");
+    job.kill_at_once(&[0, 2])?;
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(outcome.result()?, expected);
     assert_eq!(outcome.count("restart"), 1, "{}", outcome.story());
@@ -104,7 +103,7 @@ fn a_lost_coordinator_takes_its_processes_along_and_a_restart_goes_on() -> Resul
     let bed = Bed::new()?;
     let mut job = bed.start(&heat(4), "--every 100ms")?;
     job.wait_events("two checkpoints", 2, |event| event.is("committed"))?;
-    ensure!(job.kill(Target::Coordinator)?.is_some(), "nothing to kill");
+    job.must_kill(Target::Coordinator)?;
     process::wait_until_gone(bed.mark(), ORPHAN_LIMIT)?;
     let killed = job.wait(PATIENCE)?;
     assert_eq!(killed.signal(), Some(9));
@@ -123,7 +122,7 @@ fn a_hung_process_does_not_outlive_a_lost_coordinator() -> Result<()> {
     let mut job = bed.start(&heat(2), "--every off")?;
     job.wait_event("the start", |event| event.is("go"))?;
     process::send(job.pids()?[0], Signal::SIGSTOP)?;
-    ensure!(job.kill(Target::Coordinator)?.is_some(), "nothing to kill");
+    job.must_kill(Target::Coordinator)?;
     process::wait_until_gone(bed.mark(), ORPHAN_LIMIT)?;
     job.wait(PATIENCE)?;
     Ok(())
@@ -165,7 +164,7 @@ fn cg_iterates_the_same(matrix: &Path, ranks: usize) -> Result<()> {
         job.wait_events("the start", starts, |event| event.is("go"))?;
         std::thread::sleep(Duration::from_millis(random.random_range(20..300)));
         let victim = Target::Process(random.random_range(0..ranks));
-        ensure!(job.kill(victim)?.is_some(), "nothing to kill");
+        job.must_kill(victim)?;
     }
     let outcome = job.wait(PATIENCE)?.expect_code(0)?;
     assert_eq!(
