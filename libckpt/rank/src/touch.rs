@@ -3,7 +3,7 @@
 //!
 //! Page by page, by an access to each. `MADV_POPULATE_WRITE` of madvise(2) would do it in one call, but holds the
 //! lock of the whole address space while the system clears memory, milliseconds for a huge page, and whoever maps,
-//! unmaps or protects memory waits behind it: a rank that is about to move, too. Calls for small parts do not help,
+//! unmaps or protects memory waits behind it: a rank that is about to move, too. Calls for small parts help little,
 //! as the next one has the lock before those that wait for it are awake. An access takes the lock of its mapping
 //! alone (Linux 6.4, Documentation/mm/process_addrs.rst). Where a control group has no more memory, either way ends
 //! the process (Linux 4.19).
