@@ -30,24 +30,13 @@ pub(crate) unsafe fn touch(first: *mut u8, pages: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::present;
+    use crate::capture::{map, present};
 
     #[test]
     fn pages_are_there_afterwards_and_hold_what_they_held() {
         const PAGES: usize = 2048;
-        // SAFETY: a new anonymous mapping, left to the end of the test process.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                PAGES * PAGE_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        let first: *mut u8 = at.cast();
+        // Left to the end of the test process.
+        let first = map(PAGES * PAGE_BYTES).unwrap() as *mut u8;
         let part = |from: usize, to: usize| {
             first.addr() + from * PAGE_BYTES..first.addr() + to * PAGE_BYTES
         };

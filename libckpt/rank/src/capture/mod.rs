@@ -38,7 +38,7 @@ pub use pool::{BLOCK_BYTES, BLOCK_PAGES, Block, Pool};
 pub use regions::REGION_PAGES;
 
 #[cfg(test)]
-pub(crate) use pagemap::present;
+pub(crate) use {pagemap::present, pool::map};
 
 use crate::header::{SlotHeader, State};
 use crate::incoming::is_incoming;

@@ -259,20 +259,10 @@ mod tests {
     use super::*;
 
     /// A mapping of so many pages, never touched.
+    /// A new mapping, left to the end of the test process.
     fn map(pages: usize) -> Range<usize> {
-        // SAFETY: a new anonymous mapping, left to the end of the test process.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                pages * PAGE_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        at as usize..at as usize + pages * PAGE_BYTES
+        let start = crate::capture::map(pages * PAGE_BYTES).unwrap();
+        start..start + pages * PAGE_BYTES
     }
 
     fn touch(range: &Range<usize>, page: usize) {

@@ -358,7 +358,8 @@ impl Drop for Memory {
     }
 }
 
-fn map(bytes: usize) -> io::Result<usize> {
+/// Maps memory that nobody has touched; gives its address.
+pub(crate) fn map(bytes: usize) -> io::Result<usize> {
     // SAFETY: a new anonymous mapping.
     let at = unsafe {
         libc::mmap(
